@@ -1,0 +1,123 @@
+"""Matching blurry and sharp images by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hidiff.data.image import list_images
+from hidiff.errors import UserError
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One blurry image and, unless only restoring, its sharp counterpart.
+
+    `lq` and `gt` are file paths, or keys where the images live in an LMDB.
+    """
+
+    name: str
+    lq: str
+    gt: str | None
+
+
+def listing(names: Iterable[str], limit: int = 5) -> str:
+    """The first few names of a long list, and how many more there are."""
+    names = sorted(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def match_names(
+    lq: Iterable[str], gt: Iterable[str], filename_tmpl: str, where: str
+) -> list[tuple[str, str]]:
+    """Pair (lq name, gt name) such that lq = filename_tmpl.format(gt), ordered by gt name.
+
+    Raises:
+        UserError: any name lacks its counterpart.
+    """
+    lq, gt = set(lq), set(gt)
+    wanted = {filename_tmpl.format(name): name for name in gt}
+    no_blurry, no_sharp = set(wanted) - lq, lq - set(wanted)
+    if no_blurry or no_sharp:
+        parts = []
+        if no_blurry:
+            parts.append(f"{len(no_blurry)} sharp without blurry ({listing(no_blurry)})")
+        if no_sharp:
+            parts.append(f"{len(no_sharp)} blurry without sharp ({listing(no_sharp)})")
+        raise UserError(
+            f"{where}: images are paired by name, and {len(no_blurry) + len(no_sharp)} have no "
+            f"counterpart: {'; '.join(parts)}. Complete the folders or remove these images; "
+            "python scripts/check_data.py lists them all"
+        )
+    return sorted(((name, wanted[name]) for name in lq), key=lambda pair: pair[1])
+
+
+def pairs_from_folders(
+    dataroot_lq: str, dataroot_gt: str | None, filename_tmpl: str, where: str
+) -> list[Pair]:
+    """Pairs of the images in two folders; only blurry ones when `dataroot_gt` is None.
+
+    Raises:
+        UserError: a folder is missing or empty, or an image has no counterpart.
+    """
+    lq = list_images(dataroot_lq, f"{where}.dataroot_lq")
+    if dataroot_gt is None:
+        return [Pair(name, str(path), None) for name, path in lq.items()]
+    gt = list_images(dataroot_gt, f"{where}.dataroot_gt")
+    return [
+        Pair(lq_name, str(lq[lq_name]), str(gt[gt_name]))
+        for lq_name, gt_name in match_names(lq, gt, filename_tmpl, where)
+    ]
+
+
+def pairs_from_list(
+    meta_info_file: str,
+    dataroot_lq: str,
+    dataroot_gt: str | None,
+    filename_tmpl: str,
+    where: str,
+) -> list[Pair]:
+    """Pairs named by a text file, one a line, relative to the two data roots.
+
+    A line is `name.png` (optionally followed by a shape such as `(720,1280,3)`), the same name on
+    both sides up to `filename_tmpl`; or `sharp/path.png blurry/path.png` as in RealBlur's lists.
+
+    Raises:
+        UserError: the list is missing or empty, or names a file that does not exist.
+    """
+    path = Path(meta_info_file)
+    if not path.is_file():
+        raise UserError(f"{where}.meta_info_file: {path} does not exist")
+    pairs = []
+    missing = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        fields = line.split("(")[0].split()
+        if not fields:
+            continue
+        if len(fields) > 2:
+            raise UserError(
+                f"{where}.meta_info_file: {path}, line {number}: expected 'name' or "
+                f"'sharp blurry', got '{line.strip()}'; names must not contain spaces"
+            )
+        gt_rel = Path(fields[0])
+        if len(fields) == 2:
+            lq_rel = Path(fields[1])
+        else:
+            lq_rel = gt_rel.with_name(filename_tmpl.format(gt_rel.stem) + gt_rel.suffix)
+        lq = Path(dataroot_lq) / lq_rel
+        gt = None if dataroot_gt is None else Path(dataroot_gt) / gt_rel
+        missing += [str(p) for p in (lq, gt) if p is not None and not p.is_file()]
+        # Only what tells images apart goes into the name: RealBlur repeats file names per scene.
+        name = lq_rel.with_suffix("").as_posix().replace("/", "-")
+        pairs.append(Pair(name, str(lq), None if gt is None else str(gt)))
+    if missing:
+        raise UserError(
+            f"{where}.meta_info_file: {path} names {len(missing)} files that do not exist "
+            f"({listing(missing, 3)}); check dataroot_gt and dataroot_lq"
+        )
+    if not pairs:
+        raise UserError(f"{where}.meta_info_file: {path} names no image")
+    return pairs

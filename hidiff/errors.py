@@ -1,0 +1,32 @@
+"""The one exception class for mistakes that a person can mend."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(ValueError):
+    """Something in the options, the data or the files that the user can put right.
+
+    The message says what was wrong, where, and what to do. The command-line programs print it
+    without a traceback and leave with exit code 2.
+    """
+
+
+@contextmanager
+def friendly_errors() -> Iterator[None]:
+    """Turn a `UserError` (or Ctrl-C) into a message on standard error and an exit code.
+
+    Exit codes: 2 for a `UserError`, 130 for an interrupt. Any other exception is a defect of this
+    project and keeps its traceback.
+    """
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

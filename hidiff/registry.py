@@ -1,0 +1,85 @@
+"""Registries: from a name in an option file to the class or function of that name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from hidiff.errors import UserError
+from hidiff.typecheck import check_call, suggestion
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+class Registry:
+    """Maps the names used in option files to classes or functions.
+
+    Args:
+        kind: what is registered, in the singular, for messages ("network", "loss", …).
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, Callable[..., Any]] = {}
+
+    def register(self, name: str | None = None) -> Callable[[T], T]:
+        """Decorator that files its class or function under `name` (default: its own name)."""
+
+        def decorate(entry: T) -> T:
+            key = name or entry.__name__
+            assert key not in self._entries, f"{self.kind} '{key}' is registered twice"
+            self._entries[key] = entry
+            return entry
+
+        return decorate
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._entries))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def get(self, name: Any, where: str) -> Callable[..., Any]:
+        """The entry of that name.
+
+        Raises:
+            UserError: there is none; `where` is the YAML path to name.
+        """
+        if name not in self._entries:
+            raise UserError(f"{where}: there is no {self.kind} '{name}'{suggestion(name, self)}")
+        return self._entries[name]
+
+    def check(
+        self, section: Mapping[str, Any], where: str, *, supplied: tuple[str, ...] = ()
+    ) -> tuple[Callable[..., Any], dict[str, Any]]:
+        """The entry that a `{type: X, **kwargs}` section names, and its checked arguments.
+
+        Raises:
+            UserError: no such type, or an argument that X does not take or of a wrong type.
+        """
+        if not isinstance(section, Mapping):
+            raise UserError(f"{where}: expected a section with 'type', got {section!r}")
+        if "type" not in section:
+            raise UserError(f"{where}: the option 'type' is missing; known: {', '.join(self)}")
+        entry = self.get(section["type"], f"{where}.type")
+        kwargs = {key: value for key, value in section.items() if key != "type"}
+        checked = check_call(entry, kwargs, where, label=section["type"], supplied=supplied)
+        return entry, checked
+
+    def build(self, section: Mapping[str, Any], where: str, **supplied: Any) -> Any:
+        """Build the object that a `{type: X, **kwargs}` section describes.
+
+        `supplied` are arguments that the program adds itself; the section cannot set them.
+
+        Raises:
+            UserError: see `check`.
+        """
+        entry, kwargs = self.check(section, where, supplied=tuple(supplied))
+        return entry(**kwargs, **supplied)
+
+
+ARCHS = Registry("network")
+MODELS = Registry("model")
+DATASETS = Registry("dataset")
+LOSSES = Registry("loss")
+METRICS = Registry("metric")

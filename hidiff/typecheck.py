@@ -1,0 +1,184 @@
+"""Check and convert values read from YAML against Python type annotations.
+
+Both the option dataclasses and the registries use these functions, so a wrong option is reported
+in the same words wherever it stands.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, Union, get_args, get_origin
+
+from hidiff.errors import UserError
+
+NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    dict: "a section (key: value lines)",
+    list: "a list",
+    tuple: "a list",
+    type(None): "nothing (~)",
+}
+
+
+def describe(value: Any) -> str:
+    """Say in words what was found in the option file."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return f"{str(value).lower()}"
+    if isinstance(value, str):
+        return f"the text '{value}'"
+    if isinstance(value, Mapping):
+        return "a section"
+    if isinstance(value, (list, tuple)):
+        return f"the list {list(value)}"
+    return f"the number {value}" if isinstance(value, (int, float)) else repr(value)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """'; did you mean …?' for a misspelled name, or the list of the known ones."""
+    known = sorted(known)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def _number_from_text(text: str) -> str:
+    """How to write in YAML a number that YAML 1.1 reads as text, such as 2e-4."""
+    try:
+        value = float(text)
+    except ValueError:
+        return ""
+    mantissa, _, exponent = text.lower().partition("e")
+    if exponent:
+        mantissa = mantissa if "." in mantissa else f"{mantissa}.0"
+        sign = exponent if exponent[0] in "+-" else f"+{exponent}"
+        return f"; write {mantissa}e{sign}"
+    return f"; write {value:g} without quotes"
+
+
+def coerce(value: Any, annotation: Any, where: str) -> Any:
+    """Return `value` as `annotation` wants it, or say why it cannot be.
+
+    Whole floats become int (the released files write `4e3`), ints become float, lists become
+    tuples where a tuple is annotated. Nothing else is converted.
+
+    Raises:
+        UserError: the value is of another type; the message starts with `where`, the YAML path.
+    """
+    if annotation is Any or annotation is inspect.Parameter.empty:
+        return value
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return _coerce_union(value, args, where)
+    if origin is Literal:
+        if value in args and not (isinstance(value, bool) and value not in (True, False)):
+            return value
+        raise UserError(
+            f"{where}: {describe(value)} is not one of {', '.join(map(str, args))}"
+            + (suggestion(value, map(str, args)) if isinstance(value, str) else "")
+        )
+    base = origin or annotation
+    if base in (list, tuple, Sequence):
+        return _coerce_sequence(value, base, args, where)
+    if base in (dict, Mapping):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where}: expected {NAMES[dict]}, got {describe(value)}")
+        if not args:
+            return dict(value)
+        return {
+            coerce(key, args[0], where): coerce(item, args[1], f"{where}.{key}")
+            for key, item in value.items()
+        }
+    return _coerce_scalar(value, base, where)
+
+
+def _coerce_scalar(value: Any, kind: type, where: str) -> Any:
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    # bool is a subclass of int, but `dim: true` is a mistake.
+    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    hint = _number_from_text(value) if isinstance(value, str) and kind in (int, float) else ""
+    wanted = NAMES.get(kind, f"a {getattr(kind, '__name__', kind)}")
+    raise UserError(f"{where}: expected {wanted}, got {describe(value)}{hint}")
+
+
+def _coerce_sequence(value: Any, base: type, args: tuple, where: str) -> Any:
+    if not isinstance(value, (list, tuple)):
+        raise UserError(f"{where}: expected a list, got {describe(value)}")
+    if base is tuple and args and args[-1] is not Ellipsis:
+        if len(args) != len(value):
+            raise UserError(f"{where}: expected {len(args)} entries, got {len(value)}")
+        kinds: Sequence[Any] = args
+    else:
+        kinds = [args[0] if args else Any] * len(value)
+    items = [coerce(v, k, f"{where}[{i}]") for i, (v, k) in enumerate(zip(value, kinds))]
+    return items if base is list else tuple(items)
+
+
+def _coerce_union(value: Any, members: tuple, where: str) -> Any:
+    if value is None and type(None) in members:
+        return None
+    candidates = [member for member in members if member is not type(None)]
+    if len(candidates) == 1:
+        return coerce(value, candidates[0], where)
+    for member in candidates:
+        try:
+            return coerce(value, member, where)
+        except UserError:
+            continue
+    wanted = " or ".join(NAMES.get(get_origin(m) or m, str(m)) for m in candidates)
+    raise UserError(f"{where}: expected {wanted}, got {describe(value)}")
+
+
+def check_call(
+    function: Callable[..., Any],
+    kwargs: Mapping[str, Any],
+    where: str,
+    *,
+    label: str | None = None,
+    supplied: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Check keyword arguments from an option section against a signature.
+
+    `supplied` names the parameters that the program gives itself and that the section therefore
+    neither needs nor may set.
+
+    Returns:
+        The keyword arguments, converted to the annotated types.
+
+    Raises:
+        UserError: an argument is unknown, missing or of a wrong type.
+    """
+    label = label or getattr(function, "__name__", str(function))
+    supplied = set(supplied)
+    target = function.__init__ if inspect.isclass(function) else function
+    hints = typing.get_type_hints(target)
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in supplied
+    }
+    for name in kwargs:
+        if name not in parameters:
+            raise UserError(
+                f"{where}.{name}: {label} has no option '{name}'{suggestion(name, parameters)}"
+            )
+    for name, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and name not in kwargs:
+            raise UserError(f"{where}: {label} needs the option '{name}', which is missing")
+    return {
+        name: coerce(value, hints.get(name, Any), f"{where}.{name}")
+        for name, value in kwargs.items()
+    }
