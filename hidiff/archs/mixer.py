@@ -1,0 +1,35 @@
+"""The token/channel mixer that the latent encoders and the `denoising` network share."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Mixer(nn.Module):
+    """MLP-Mixer layer: a residual MLP over tokens, then one over channels.
+
+    Args:
+        width: channels of a token.
+        tokens: number of tokens.
+        patch_expansion: hidden width of the token MLP, relative to `tokens`.
+        channel_expansion: hidden width of the channel MLP, relative to `width`.
+    """
+
+    def __init__(
+        self, width: int, tokens: int, patch_expansion: float, channel_expansion: float
+    ) -> None:
+        super().__init__()
+        token_hidden, channel_hidden = int(tokens * patch_expansion), int(width * channel_expansion)
+        self.patch_mixer = nn.Sequential(
+            nn.Linear(tokens, token_hidden), nn.GELU(), nn.Linear(token_hidden, tokens)
+        )
+        self.channel_mixer = nn.Sequential(
+            nn.Linear(width, channel_hidden), nn.GELU(), nn.Linear(channel_hidden, width)
+        )
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, tokens, width) → (B, tokens, width)."""
+        x = x + self.patch_mixer(self.norm1(x).transpose(1, 2)).transpose(1, 2)
+        return x + self.channel_mixer(self.norm2(x))

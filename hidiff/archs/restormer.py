@@ -1,0 +1,206 @@
+"""Restormer's building blocks (Zamir et al., CVPR 2022), with HI-Diff's modulation by the prior.
+
+Feature maps are (B, C, H, W). Parameter names are those of the released checkpoints.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-5
+NORMALIZE_EPS = 1e-12
+
+
+class _ChannelNormBody(nn.Module):
+    """Holds the affine parameters, so that they are called `norm.body.weight` and `.bias`."""
+
+    def __init__(self, dim: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis, in Restormer's two forms.
+
+    Args:
+        dim: number of channels.
+        layer_norm_type: 'WithBias' is the usual layer norm; 'BiasFree' has no bias and divides by
+            the standard deviation without subtracting the mean.
+    """
+
+    def __init__(self, dim: int, layer_norm_type: str = "WithBias") -> None:
+        super().__init__()
+        if layer_norm_type not in ("WithBias", "BiasFree"):
+            raise ValueError(
+                f"LayerNorm_type '{layer_norm_type}' is unknown; use 'WithBias' or 'BiasFree'"
+            )
+        self.body = _ChannelNormBody(dim, bias=layer_norm_type == "WithBias")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, dim) → (…, dim)."""
+        if self.body.bias is not None:
+            return F.layer_norm(x, x.shape[-1:], self.body.weight, self.body.bias, LAYER_NORM_EPS)
+        variance = x.var(dim=-1, keepdim=True, unbiased=False)
+        return x * torch.rsqrt(variance + LAYER_NORM_EPS) * self.body.weight
+
+
+class LayerNorm2d(LayerNorm):
+    """`LayerNorm` over the channels of a feature map, (B, C, H, W) → (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class PriorModulation(nn.Module):
+    """Base of the branches that the coarsest prior modulates: x · ln1(z3) + ln2(z3).
+
+    Args:
+        dim: channels of the branch.
+        prior_dim: C' of the prior z3 (B, C'), or None for a branch without modulation.
+    """
+
+    def __init__(self, dim: int, prior_dim: int | None) -> None:
+        super().__init__()
+        if prior_dim is not None:
+            self.ln1 = nn.Linear(prior_dim, dim)
+            self.ln2 = nn.Linear(prior_dim, dim)
+
+    def modulate(self, x: Tensor, prior: Tensor | None) -> Tensor:
+        """(B, dim, H, W), (B, C') → (B, dim, H, W); x itself when there is no prior."""
+        if prior is None:
+            return x
+        scale, shift = self.ln1(prior), self.ln2(prior)
+        return x * scale[:, :, None, None] + shift[:, :, None, None]
+
+
+class Attention(PriorModulation):
+    """MDTA: multi-head attention between channels (Restormer, Sec. 3.1).
+
+    Args:
+        dim: channels, a multiple of `num_heads`.
+        num_heads: number of heads.
+        bias: whether the convolutions have a bias.
+        prior_dim: see `PriorModulation`.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, *, bias: bool = False, prior_dim: int | None = None
+    ) -> None:
+        super().__init__(dim, prior_dim)
+        self.num_heads = num_heads
+        self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
+        self.qkv = nn.Conv2d(dim, dim * 3, kernel_size=1, bias=bias)
+        self.qkv_dwconv = nn.Conv2d(
+            dim * 3, dim * 3, kernel_size=3, padding=1, groups=dim * 3, bias=bias
+        )
+        self.project_out = nn.Conv2d(dim, dim, kernel_size=1, bias=bias)
+
+    def forward(self, x: Tensor, prior: Tensor | None = None) -> Tensor:
+        """(B, dim, H, W), optional prior (B, C') → (B, dim, H, W)."""
+        height, width = x.shape[-2:]
+        qkv = self.qkv_dwconv(self.qkv(self.modulate(x, prior)))
+        q, k, v = rearrange(qkv, "b (n h c) y x -> n b h c (y x)", n=3, h=self.num_heads)
+        q = F.normalize(q, dim=-1, eps=NORMALIZE_EPS)
+        k = F.normalize(k, dim=-1, eps=NORMALIZE_EPS)
+        attention = (q @ k.transpose(-2, -1) * self.temperature).softmax(dim=-1)  # (B, h, c, c)
+        out = rearrange(attention @ v, "b h c (y x) -> b (h c) y x", y=height, x=width)
+        return self.project_out(out)
+
+
+class FeedForward(PriorModulation):
+    """GDFN: gated feed-forward network with a depthwise convolution (Restormer, Sec. 3.2).
+
+    Args:
+        dim: channels.
+        ffn_expansion_factor: hidden channels are int(dim · factor).
+        bias: whether the convolutions have a bias.
+        prior_dim: see `PriorModulation`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        ffn_expansion_factor: float,
+        *,
+        bias: bool = False,
+        prior_dim: int | None = None,
+    ) -> None:
+        super().__init__(dim, prior_dim)
+        hidden = int(dim * ffn_expansion_factor)
+        self.project_in = nn.Conv2d(dim, hidden * 2, kernel_size=1, bias=bias)
+        self.dwconv = nn.Conv2d(
+            hidden * 2, hidden * 2, kernel_size=3, padding=1, groups=hidden * 2, bias=bias
+        )
+        self.project_out = nn.Conv2d(hidden, dim, kernel_size=1, bias=bias)
+
+    def forward(self, x: Tensor, prior: Tensor | None = None) -> Tensor:
+        """(B, dim, H, W), optional prior (B, C') → (B, dim, H, W)."""
+        gate, value = self.dwconv(self.project_in(self.modulate(x, prior))).chunk(2, dim=1)
+        return self.project_out(F.gelu(gate) * value)
+
+
+class TransformerBlock(nn.Module):
+    """x + attn(norm1(x)), then x + ffn(norm2(x)); the arguments are those of its parts."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        ffn_expansion_factor: float,
+        *,
+        bias: bool = False,
+        layer_norm_type: str = "WithBias",
+        prior_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm2d(dim, layer_norm_type)
+        self.attn = Attention(dim, num_heads, bias=bias, prior_dim=prior_dim)
+        self.norm2 = LayerNorm2d(dim, layer_norm_type)
+        self.ffn = FeedForward(dim, ffn_expansion_factor, bias=bias, prior_dim=prior_dim)
+
+    def forward(self, x: Tensor, prior: Tensor | None = None) -> Tensor:
+        """(B, dim, H, W), optional prior (B, C') → (B, dim, H, W)."""
+        x = x + self.attn(self.norm1(x), prior)
+        return x + self.ffn(self.norm2(x), prior)
+
+
+class PatchEmbed(nn.Module):
+    """3×3 convolution from image to features."""
+
+    def __init__(self, in_channels: int, dim: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, dim, kernel_size=3, padding=1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) → (B, dim, H, W)."""
+        return self.proj(x)
+
+
+class Downsample(nn.Module):
+    """Half the resolution, twice the channels: (B, C, H, W) → (B, 2C, H/2, W/2)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(dim, dim // 2, kernel_size=3, padding=1, bias=False), nn.PixelUnshuffle(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+class Upsample(nn.Module):
+    """Twice the resolution, half the channels: (B, C, H, W) → (B, C/2, 2H, 2W)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(dim, dim * 2, kernel_size=3, padding=1, bias=False), nn.PixelShuffle(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)

@@ -1,0 +1,274 @@
+"""The deblurring Transformer of HI-Diff: a Restormer guided by the prior (paper Sec. 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from hidiff.archs.restormer import (
+    Downsample,
+    LayerNorm,
+    PatchEmbed,
+    TransformerBlock,
+    Upsample,
+)
+from hidiff.errors import UserError
+from hidiff.registry import ARCHS
+
+
+class HIM(nn.Module):
+    """Hierarchical integration module: cross-attention from pixels to prior tokens (Eq. 1).
+
+    Released behaviour: logits are divided by the square root of the head's width, dim / heads,
+    where Eq. 1 writes the full width.
+
+    Args:
+        dim: channels of the feature map, a multiple of `num_heads`.
+        num_heads: number of heads.
+        prior_dim: C' of the prior tokens.
+        bias: whether `q` and `kv` have a bias (`proj` always has one).
+        layer_norm_type: see `LayerNorm`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        prior_dim: int,
+        *,
+        bias: bool = False,
+        layer_norm_type: str = "WithBias",
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm1 = LayerNorm(dim, layer_norm_type)
+        self.norm2 = LayerNorm(prior_dim, layer_norm_type)
+        self.q = nn.Linear(dim, dim, bias=bias)
+        self.kv = nn.Linear(prior_dim, 2 * dim, bias=bias)
+        self.proj = nn.Linear(dim, dim, bias=True)
+
+    def forward(self, x: Tensor, prior: Tensor) -> Tensor:
+        """x (B, dim, H, W), prior (B, n, C') → (B, dim, H, W)."""
+        height, width = x.shape[-2:]
+        tokens = rearrange(x, "b c y x -> b (y x) c")
+        q = rearrange(self.q(self.norm1(tokens)), "b n (h c) -> b h n c", h=self.num_heads)
+        k, v = rearrange(
+            self.kv(self.norm2(prior)), "b n (s h c) -> s b h n c", s=2, h=self.num_heads
+        )
+        out = F.scaled_dot_product_attention(q, k, v)
+        tokens = tokens + self.proj(rearrange(out, "b h n c -> b n (h c)"))
+        return rearrange(tokens, "b (y x) c -> b c y x", y=height, x=width)
+
+
+class BasicLayer(nn.Module):
+    """One level of the U-shape: HIM, then Restormer blocks.
+
+    Args:
+        dim, num_heads, ffn_expansion_factor, bias, layer_norm_type: see `TransformerBlock`.
+        num_blocks: number of blocks.
+        prior_dim: C' of the prior.
+        group: side of the level's token grid. Above 1 the level begins with HIM over group²
+            tokens; at 1 the single token modulates every block instead.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_blocks: int,
+        num_heads: int,
+        ffn_expansion_factor: float,
+        *,
+        bias: bool,
+        layer_norm_type: str,
+        prior_dim: int,
+        group: int,
+    ) -> None:
+        super().__init__()
+        if group > 1:
+            self.him = HIM(dim, num_heads, prior_dim, bias=bias, layer_norm_type=layer_norm_type)
+        else:
+            self.him = None
+        self.blocks = nn.ModuleList(
+            TransformerBlock(
+                dim,
+                num_heads,
+                ffn_expansion_factor,
+                bias=bias,
+                layer_norm_type=layer_norm_type,
+                prior_dim=prior_dim if group == 1 else None,
+            )
+            for _ in range(num_blocks)
+        )
+
+    def forward(self, x: Tensor, prior: Tensor | None = None) -> Tensor:
+        """x (B, dim, H, W); prior (B, group², C'), (B, C') when group is 1, or None."""
+        if prior is not None and self.him is not None:
+            x, prior = self.him(x, prior), None
+        for block in self.blocks:
+            x = block(x, prior)
+        return x
+
+
+class _Transpose(nn.Module):
+    """(B, n, c) → (B, c, n)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
+def _prior_downsample(tokens_in: int, tokens_out: int, prior_dim: int) -> nn.Sequential:
+    """Fewer prior tokens: a Linear over tokens, then one over channels (Fig. 1(c))."""
+    return nn.Sequential(
+        _Transpose(),
+        nn.Linear(tokens_in, tokens_out),
+        _Transpose(),
+        nn.Linear(prior_dim, prior_dim),
+    )
+
+
+@ARCHS.register("Transformer")
+class Transformer(nn.Module):
+    """Prior-guided Restormer (weights file `net_g`).
+
+    With `prior` None it is plain Restormer: HIM and the modulation are skipped.
+
+    Args:
+        inp_channels: channels of the input image.
+        out_channels: channels of the output image; equal to `inp_channels` unless
+            `dual_pixel_task`.
+        dim: C, channels of the first level; level l has C·2^(l−1).
+        num_blocks: blocks of the four levels; a decoder level has as many as its encoder level.
+        num_refinement_blocks: blocks of the refinement stage at full resolution.
+        heads: attention heads of the four levels.
+        ffn_expansion_factor: see `FeedForward`.
+        bias: whether convolutions and HIM's projections have a bias.
+        LayerNorm_type: 'WithBias' or 'BiasFree'.
+        dual_pixel_task: for dual-pixel defocus images (Restormer): a 1×1 skip convolution of the
+            patch embedding in place of the image residual.
+        embed_dim: E; the prior has C' = 4E channels.
+        group: the prior has N = group² tokens; even and at least 4.
+    """
+
+    def __init__(
+        self,
+        *,
+        inp_channels: int = 3,
+        out_channels: int = 3,
+        dim: int = 48,
+        num_blocks: Sequence[int] = (4, 6, 6, 8),
+        num_refinement_blocks: int = 4,
+        heads: Sequence[int] = (1, 2, 4, 8),
+        ffn_expansion_factor: float = 2.66,
+        bias: bool = False,
+        LayerNorm_type: str = "WithBias",
+        dual_pixel_task: bool = False,
+        embed_dim: int = 48,
+        group: int = 4,
+    ) -> None:
+        super().__init__()
+        _check_widths(dim, num_blocks, heads, group, LayerNorm_type)
+        prior_dim = 4 * embed_dim
+        self.group = group
+        self.prior_dim = prior_dim
+        self.dual_pixel_task = dual_pixel_task
+
+        tokens = group * group
+        self.down_1 = _prior_downsample(tokens, tokens // 4, prior_dim)
+        self.down_2 = _prior_downsample(tokens // 4, 1, prior_dim)
+
+        def level(index: int, channels: int, blocks: int, grid: int) -> BasicLayer:
+            return BasicLayer(
+                channels,
+                blocks,
+                heads[index],
+                ffn_expansion_factor,
+                bias=bias,
+                layer_norm_type=LayerNorm_type,
+                prior_dim=prior_dim,
+                group=grid,
+            )
+
+        self.patch_embed = PatchEmbed(inp_channels, dim, bias=bias)
+        self.encoder_level1 = level(0, dim, num_blocks[0], group)
+        self.down1_2 = Downsample(dim)
+        self.encoder_level2 = level(1, 2 * dim, num_blocks[1], group // 2)
+        self.down2_3 = Downsample(2 * dim)
+        self.encoder_level3 = level(2, 4 * dim, num_blocks[2], group // 2)
+        self.down3_4 = Downsample(4 * dim)
+        self.latent = level(3, 8 * dim, num_blocks[3], 1)
+
+        self.up4_3 = Upsample(8 * dim)
+        self.reduce_chan_level3 = nn.Conv2d(8 * dim, 4 * dim, kernel_size=1, bias=bias)
+        self.decoder_level3 = level(2, 4 * dim, num_blocks[2], group // 2)
+        self.up3_2 = Upsample(4 * dim)
+        self.reduce_chan_level2 = nn.Conv2d(4 * dim, 2 * dim, kernel_size=1, bias=bias)
+        self.decoder_level2 = level(1, 2 * dim, num_blocks[1], group // 2)
+        self.up2_1 = Upsample(2 * dim)
+        self.decoder_level1 = level(0, 2 * dim, num_blocks[0], group)
+        self.refinement = level(0, 2 * dim, num_refinement_blocks, group)
+
+        if dual_pixel_task:
+            self.skip_conv = nn.Conv2d(dim, 2 * dim, kernel_size=1, bias=bias)
+        self.output = nn.Conv2d(2 * dim, out_channels, kernel_size=3, padding=1, bias=bias)
+
+    def forward(self, inp_img: Tensor, prior: Tensor | None = None) -> Tensor:
+        """Restore.
+
+        Args:
+            inp_img: (B, 3, H, W) RGB in [0, 1], H and W multiples of 8.
+            prior: (B, N, C') or None.
+
+        Returns:
+            (B, 3, H, W), about [0, 1], not clamped.
+        """
+        z1 = z2 = z3 = None
+        if prior is not None:
+            z1 = prior  # (B, N, C')
+            z2 = self.down_1(z1)  # (B, N/4, C')
+            z3 = self.down_2(z2).flatten(1)  # (B, C')
+
+        embedded = self.patch_embed(inp_img)
+        level1 = self.encoder_level1(embedded, z1)
+        level2 = self.encoder_level2(self.down1_2(level1), z2)
+        level3 = self.encoder_level3(self.down2_3(level2), z2)
+        x = self.latent(self.down3_4(level3), z3)
+
+        x = self.reduce_chan_level3(torch.cat([self.up4_3(x), level3], dim=1))
+        x = self.decoder_level3(x, z2)
+        x = self.reduce_chan_level2(torch.cat([self.up3_2(x), level2], dim=1))
+        x = self.decoder_level2(x, z2)
+        x = torch.cat([self.up2_1(x), level1], dim=1)
+        x = self.decoder_level1(x, z1)
+        x = self.refinement(x, z1)
+
+        if self.dual_pixel_task:
+            return self.output(x + self.skip_conv(embedded))
+        return self.output(x) + inp_img
+
+
+def _check_widths(
+    dim: int, num_blocks: Sequence[int], heads: Sequence[int], group: int, layer_norm_type: str
+) -> None:
+    """Refuse what the U-shape cannot be built from, in the option file's words."""
+    if len(num_blocks) != 4 or len(heads) != 4:
+        raise UserError(
+            f"num_blocks and heads need four entries, one a level; got {list(num_blocks)} and "
+            f"{list(heads)}"
+        )
+    if layer_norm_type not in ("WithBias", "BiasFree"):
+        raise UserError(f"LayerNorm_type '{layer_norm_type}': use 'WithBias' or 'BiasFree'")
+    if dim % 2:
+        raise UserError(f"dim {dim} must be even: the first downsampling halves it")
+    for index, head in enumerate(heads):
+        channels = dim * 2**index
+        if channels % head:
+            raise UserError(
+                f"heads[{index}] = {head} does not divide the {channels} channels of level "
+                f"{index + 1} (dim {dim})"
+            )
+    if group < 4 or group % 2:
+        raise UserError(f"group {group} must be even and at least 4: levels 2 and 3 halve it")

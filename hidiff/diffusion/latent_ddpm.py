@@ -1,0 +1,167 @@
+"""The diffusion model on prior tokens: noising and the reverse chain (paper Sec. 3.2).
+
+z is (B, N, C'). Time steps are t = 0 … T−1 here; the paper counts from 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hidiff.diffusion.schedule import beta_schedule
+
+DenoiseFn = Callable[[Tensor, Tensor, "Tensor | float"], Tensor]
+
+
+class DiffusionTables(nn.Module):
+    """The coefficients that follow from a β schedule, each of shape (T,).
+
+    Made in float64 and kept as float32 buffers, which are no part of the state dict.
+
+    Args:
+        betas: β_0 … β_{T−1}, float64.
+    """
+
+    def __init__(self, betas: np.ndarray) -> None:
+        super().__init__()
+        alphas = 1.0 - betas
+        alphas_cumprod = np.cumprod(alphas)
+        previous = np.append(1.0, alphas_cumprod[:-1])
+        # β = 1 (schedule 'jsd' ends there) leaves nothing of z_0: the first forms are 1/0 then.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            tables = {
+                "betas": betas,
+                "alphas_cumprod": alphas_cumprod,
+                "sqrt_alphas_cumprod": np.sqrt(alphas_cumprod),
+                "sqrt_one_minus_alphas_cumprod": np.sqrt(1.0 - alphas_cumprod),
+                "sqrt_recip_alphas_cumprod": np.sqrt(1.0 / alphas_cumprod),
+                "sqrt_recipm1_alphas_cumprod": np.sqrt(1.0 / alphas_cumprod - 1.0),
+                "posterior_mean_coef1": betas * np.sqrt(previous) / (1.0 - alphas_cumprod),
+                "posterior_mean_coef2": (1.0 - previous) * np.sqrt(alphas) / (1.0 - alphas_cumprod),
+            }
+        for name, values in tables.items():
+            self.register_buffer(
+                name, torch.from_numpy(values.astype(np.float32)), persistent=False
+            )
+
+    @property
+    def timesteps(self) -> int:
+        """T."""
+        return len(self.betas)
+
+
+def noised(z: Tensor, noise: Tensor, mean_scale: Tensor, std: Tensor) -> Tensor:
+    """mean_scale · z + std · noise."""
+    return mean_scale * z + std * noise
+
+
+class LatentDDPM(nn.Module):
+    """One of the two released diffusion forms, chosen by `apply_ldm`.
+
+    False (GoPro): the denoiser predicts the noise, and z_0 is clamped to [−1, 1].
+    True (RealBlur): the denoiser predicts z_0 itself, and nothing is clamped.
+
+    Args:
+        apply_ldm: see above.
+        schedule: name of the β schedule, see `hidiff.diffusion.schedule.SCHEDULES`.
+        timesteps: T.
+        linear_start, linear_end: β of the first and the last step.
+        noising: how training noises z to z_T. 'textbook' is Eq. 4. Released behaviour (GoPro
+            only): 'released' uses ᾱ_T where √ᾱ_T belongs. None means the released one of the
+            form.
+        reverse_noise: add Eq. 6's last term between reverse steps. Released behaviour: False, the
+            chain is deterministic given its start.
+    """
+
+    def __init__(
+        self,
+        *,
+        apply_ldm: bool = False,
+        schedule: str = "linear",
+        timesteps: int = 8,
+        linear_start: float = 0.1,
+        linear_end: float = 0.99,
+        noising: Literal["released", "textbook"] | None = None,
+        reverse_noise: bool = False,
+    ) -> None:
+        super().__init__()
+        self.predicts_x0 = apply_ldm
+        self.noising = noising or "released"
+        self.reverse_noise = reverse_noise
+        self.tables = DiffusionTables(
+            beta_schedule(schedule, timesteps, linear_start, linear_end, apply_ldm=apply_ldm)
+        )
+
+    @property
+    def timesteps(self) -> int:
+        """T."""
+        return self.tables.timesteps
+
+    def training_start(self, z: Tensor, noise: Tensor) -> Tensor:
+        """z_T, from which the reverse chain starts in training (Eq. 4 at t = T).
+
+        Args:
+            z: target prior (B, N, C').
+            noise: standard normal (B, N, C').
+        """
+        if self.noising == "textbook" or self.predicts_x0:
+            return self.q_sample(z, noise, self.timesteps - 1)
+        # Released behaviour: ᾱ_T stands where √ᾱ_T is meant. Both are almost pure noise.
+        mean_scale = self.tables.alphas_cumprod[-1].to(z.dtype)
+        return noised(z, noise, mean_scale, torch.sqrt(1.0 - mean_scale**2))
+
+    def q_sample(self, z: Tensor, noise: Tensor, t: Tensor | int) -> Tensor:
+        """z_t = √ᾱ_t z + √(1 − ᾱ_t) ε (Eq. 4); t a number or (B,)."""
+        mean_scale = self.tables.sqrt_alphas_cumprod[t].to(z.dtype)
+        std = self.tables.sqrt_one_minus_alphas_cumprod[t].to(z.dtype)
+        if mean_scale.ndim:
+            mean_scale, std = mean_scale[:, None, None], std[:, None, None]
+        return noised(z, noise, mean_scale, std)
+
+    def predict_x0(self, denoiser: DenoiseFn, z_t: Tensor, c: Tensor, t: int) -> Tensor:
+        """The estimate of z_0 at step t, through ε for the form that predicts noise."""
+        if self.predicts_x0:
+            return denoiser(z_t, c, t)
+        epsilon = denoiser(z_t, c, t + 1)
+        scale = self.tables.sqrt_recip_alphas_cumprod[t].to(z_t.dtype)
+        noise_scale = self.tables.sqrt_recipm1_alphas_cumprod[t].to(z_t.dtype)
+        return (scale * z_t - noise_scale * epsilon).clamp(-1.0, 1.0)
+
+    def reverse(
+        self,
+        denoiser: DenoiseFn,
+        z_T: Tensor,
+        c: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Run the chain from z_T to ẑ: T times the posterior mean (Eq. 5; Eq. 6 without noise).
+
+        Args:
+            denoiser: network called as denoiser(z_t, c, time).
+            z_T: start (B, N, C').
+            c: condition latent (B, N, C').
+            generator: source of Eq. 6's noise, read only with `reverse_noise`.
+
+        Returns:
+            ẑ (B, N, C'); the gradient flows through all T steps.
+        """
+        z = z_T
+        for t in reversed(range(self.timesteps)):
+            x0 = self.predict_x0(denoiser, z, c, t)
+            coef1 = self.tables.posterior_mean_coef1[t].to(z.dtype)
+            coef2 = self.tables.posterior_mean_coef2[t].to(z.dtype)
+            z = coef1 * x0 + coef2 * z
+            if self.reverse_noise and t > 0:
+                step_noise = draw_normal(z.shape, generator).to(z)
+                z = z + self.tables.betas[t].to(z.dtype).sqrt() * step_noise
+        return z
+
+
+def draw_normal(shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal numbers, drawn on the CPU so that every device sees the same ones."""
+    return torch.randn(shape, generator=generator)

@@ -1,0 +1,106 @@
+"""Learning rates as pure functions of the step.
+
+Step i (1-based) uses the scheduler's state after i − 1 steps, as the release does.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from hidiff.errors import UserError
+from hidiff.registry import Registry
+
+SCHEDULERS = Registry("learning rate schedule")
+
+LRSchedule = Callable[[int], float]
+
+
+@SCHEDULERS.register("CosineAnnealingRestartCyclicLR")
+def cosine_restart_cyclic(
+    *,
+    base_lr: float,
+    total_iter: int,
+    periods: Sequence[int],
+    restart_weights: Sequence[float] = (1,),
+    eta_mins: Sequence[float] = (0,),
+) -> LRSchedule:
+    """Cosine cycles, each with its own length, weight and final value (Restormer).
+
+    Raises:
+        UserError: the lists' lengths differ, or the periods end before the training does.
+    """
+    where = "train.scheduler"
+    if not len(periods) == len(restart_weights) == len(eta_mins):
+        raise UserError(
+            f"{where}: periods, restart_weights and eta_mins need one entry per cycle; they have "
+            f"{len(periods)}, {len(restart_weights)} and {len(eta_mins)}"
+        )
+    ends = list(itertools.accumulate(periods))
+    if ends[-1] < total_iter - 1:
+        raise UserError(
+            f"{where}.periods: they cover {ends[-1]} steps and train.total_iter is {total_iter}; "
+            "lengthen the last period"
+        )
+
+    def lr(step: int) -> float:
+        done = step - 1
+        cycle = bisect.bisect_left(ends, done)
+        start = ends[cycle - 1] if cycle else 0
+        amplitude = restart_weights[cycle] * 0.5 * (base_lr - eta_mins[cycle])
+        phase = math.pi * ((done - start) / periods[cycle])
+        return eta_mins[cycle] + amplitude * (1 + math.cos(phase))
+
+    return lr
+
+
+@SCHEDULERS.register("CosineAnnealingLR")
+def cosine_annealing(
+    *, base_lr: float, total_iter: int, eta_min: float = 0.0
+) -> LRSchedule:
+    """One cosine from the base learning rate to `eta_min` over the training (paper's text)."""
+    return cosine_restart_cyclic(
+        base_lr=base_lr,
+        total_iter=total_iter,
+        periods=[total_iter],
+        eta_mins=[eta_min],
+    )
+
+
+@SCHEDULERS.register("MultiStepLR")
+def multi_step(
+    *, base_lr: float, total_iter: int, milestones: Sequence[int], gamma: float = 0.1
+) -> LRSchedule:
+    """`gamma` times smaller after each milestone; milestones are steps done.
+
+    Raises:
+        UserError: a milestone lies beyond the training.
+    """
+    if milestones and max(milestones) >= total_iter:
+        raise UserError(
+            f"train.scheduler.milestones: {max(milestones)} is never reached in {total_iter} steps"
+        )
+    return lambda step: base_lr * gamma ** sum(step - 1 >= m for m in milestones)
+
+
+def build_lr_schedule(
+    section: Mapping[str, Any], *, base_lr: float, total_iter: int, warmup_iter: int = -1
+) -> LRSchedule:
+    """The learning rate of every step.
+
+    Args:
+        section: `train.scheduler`.
+        base_lr: the optimiser's learning rate.
+        total_iter: steps of the whole training.
+        warmup_iter: steps over which the rate rises linearly from 0; none when not positive.
+
+    Raises:
+        UserError: the section is wrong.
+    """
+    schedule = SCHEDULERS.build(section, "train.scheduler", base_lr=base_lr, total_iter=total_iter)
+    if warmup_iter <= 0:
+        return schedule
+    return lambda step: base_lr * step / warmup_iter if step < warmup_iter else schedule(step)

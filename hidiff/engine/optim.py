@@ -1,0 +1,72 @@
+"""Optimisers and gradient clipping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hidiff.registry import Registry
+
+OPTIMIZERS = Registry("optimiser")
+
+GRAD_CLIP_NORM = 0.01
+"""Limit of the global L2 norm with `train.use_grad_clip` (release)."""
+
+
+@OPTIMIZERS.register("AdamW")
+def adamw(
+    *,
+    params: Iterable[nn.Parameter],
+    lr: float,
+    weight_decay: float = 1e-2,
+    betas: Sequence[float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> torch.optim.Optimizer:
+    """AdamW, what the released options use; the decay acts on every parameter."""
+    return torch.optim.AdamW(
+        list(params), lr=lr, weight_decay=weight_decay, betas=tuple(betas), eps=eps
+    )
+
+
+@OPTIMIZERS.register("Adam")
+def adam(
+    *,
+    params: Iterable[nn.Parameter],
+    lr: float,
+    weight_decay: float = 0.0,
+    betas: Sequence[float] = (0.9, 0.99),
+    eps: float = 1e-8,
+) -> torch.optim.Optimizer:
+    """Adam, what the paper's text names."""
+    return torch.optim.Adam(
+        list(params), lr=lr, weight_decay=weight_decay, betas=tuple(betas), eps=eps
+    )
+
+
+def build_optimizer(section: Mapping[str, Any], model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of `train.optim_total` over all parameters that are trained.
+
+    Raises:
+        UserError: the section is wrong.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return OPTIMIZERS.build(section, "train.optim_total", params=trained)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every parameter group this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:
+    """Clip the global L2 norm over all trained parameters together, None only measures it.
+
+    Returns:
+        The norm before clipping, a scalar tensor.
+    """
+    gradients = [p for p in model.parameters() if p.grad is not None]
+    return nn.utils.clip_grad_norm_(gradients, float("inf") if max_norm is None else max_norm)

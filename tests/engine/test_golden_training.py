@@ -1,0 +1,112 @@
+"""Five training steps of each stage against the release's, in float64."""
+
+import numpy as np
+import pytest
+import torch
+from golden_values import fill, image, load_json, normal
+
+from hidiff import build_model
+from hidiff.engine.lr_schedule import build_lr_schedule
+from hidiff.engine.optim import build_optimizer, clip_gradients, set_lr
+
+SECTIONS = {
+    "net_g": "network_g",
+    "net_le": "network_le",
+    "net_le_dm": "network_le_dm",
+    "net_d": "network_d",
+}
+SCHEDULER = {
+    "type": "CosineAnnealingRestartCyclicLR",
+    "periods": [100000, 200000],
+    "restart_weights": [1, 1],
+    "eta_mins": [2e-4, 1e-6],
+}
+
+
+def tiny_options(name: str) -> dict:
+    """The released option file, its networks made tiny as the reference's README says."""
+    dataset, stage = name.split("_")
+    file = {"gopro": "GoPro", "realblur": "RealBlur_J"}[dataset]
+    released = load_json("released_options.json")[f"train/{file}_{stage.upper()}.yml"]["options"]
+    options = {key: dict(v) if isinstance(v, dict) else v for key, v in released.items()}
+    options["network_g"] |= {
+        "dim": 8, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "embed_dim": 8,
+    }  # fmt: skip
+    for key in ("network_le", "network_le_dm"):
+        if key in options:
+            options[key] |= {"embed_dim": 8, "block_num": 1}
+    if dataset == "gopro" and "network_d" in options:
+        options["network_d"] |= {
+            "in_channel": 32, "out_channel": 32, "inner_channel": 16, "block_num": 3,
+        }  # fmt: skip
+    elif "network_d" in options:
+        options["network_d"] |= {"n_feats": 8, "n_denoise_res": 1}
+    return options
+
+
+@pytest.mark.parametrize("name", ["gopro_s1", "gopro_s2", "realblur_s1", "realblur_s2"])
+def test_five_steps_are_the_released_ones(name):
+    reference = load_json("train.json")[name]
+    options = tiny_options(name)
+    model = build_model(options).double().train()
+    for attribute, network in model.networks().items():
+        fill(network, SECTIONS[attribute])
+    train = options["train"]
+    optimizer = build_optimizer(train["optim_total"], model)
+    lr = build_lr_schedule(train["scheduler"], base_lr=2e-4, total_iter=300000)
+    lq, gt = image(11, (2, 3, 32, 32)), image(12, (2, 3, 32, 32))
+    for step in range(5):
+        set_lr(optimizer, lr(step + 1))
+        noise = normal(100 + step, (2, 16, 32)) if name.endswith("s2") else None
+        losses = model(lq, gt, noise=noise)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        norm = clip_gradients(model, 0.01)
+        optimizer.step()
+        expected = dict(reference["losses"][step])
+        assert expected.pop("lr") == lr(step + 1)
+        assert set(losses) == set(expected)
+        for key, value in expected.items():
+            np.testing.assert_allclose(losses[key].item(), value, rtol=1e-6)
+        np.testing.assert_allclose(
+            norm.item(), reference["grad_norm_before_clip"][step][0], rtol=1e-6
+        )
+    for attribute, sums in reference["param_sums_after"].items():
+        parameters = dict(model.networks()[attribute].named_parameters())
+        assert set(parameters) == set(sums)
+        for key, value in sums.items():
+            np.testing.assert_allclose(
+                parameters[key].sum().item(), value, rtol=1e-6, atol=1e-6, err_msg=key
+            )
+
+
+def test_stage_two_leaves_the_encoder_of_stage_one_alone():
+    model = build_model(tiny_options("gopro_s2")).train()
+    before = {k: v.clone() for k, v in model.net_le.state_dict().items()}
+    optimizer = build_optimizer(tiny_options("gopro_s2")["train"]["optim_total"], model)
+    losses = model(image(1, (2, 3, 32, 32)).float(), image(2, (2, 3, 32, 32)).float())
+    sum(losses.values()).backward()
+    optimizer.step()
+    assert not model.net_le.training
+    assert all(p.grad is None for p in model.net_le.parameters())
+    for key, value in model.net_le.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize("name", ["gopro_s1", "gopro_s2", "realblur_s1", "realblur_s2"])
+def test_every_trained_parameter_gets_a_gradient(name):
+    """One data-parallel wrapper goes around the model; unused parameters would break it."""
+    model = build_model(tiny_options(name)).train()
+    losses = model(image(1, (2, 3, 32, 32)).float(), image(2, (2, 3, 32, 32)).float())
+    sum(losses.values()).backward()
+    for network_name, network in model.trained_networks().items():
+        for key, parameter in network.named_parameters():
+            assert parameter.grad is not None, f"{network_name}.{key}"
+
+
+def test_learning_rates_are_the_released_ones():
+    lr = build_lr_schedule(SCHEDULER, base_lr=2e-4, total_iter=300000)
+    reference = load_json("train.json")["lr"]
+    assert len(reference) >= 12
+    for step, value in reference.items():
+        assert lr(int(step)) == value, step
