@@ -1,0 +1,178 @@
+"""The 'realblur' protocol against golden values, and what it does when alignment fails."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from skimage.metrics import structural_similarity
+
+from hidiff.errors import UserError
+from hidiff.metrics.realblur import find_homography, score_realblur
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden"
+VALUES = json.loads((GOLDEN / "metrics.json").read_text())
+
+
+def golden_pair(name: str) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(GOLDEN / "metric_pairs.npz") as pairs:
+        return pairs[f"{name}/restored"], pairs[f"{name}/gt"]
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def scaled_pair(restored: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    z, x = restored.astype(np.float64) / 255, target.astype(np.float64) / 255
+    return z * ((x * z).sum() / (z * z).sum()), x
+
+
+def ssim_map(x: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """SSIM map of float images in [0, 1] without the 5 pixels at each side."""
+    _, similarity = structural_similarity(
+        x,
+        z,
+        data_range=1.0,
+        channel_axis=2,
+        gaussian_weights=True,
+        use_sample_covariance=False,
+        full=True,
+    )
+    return similarity[5:-5, 5:-5]
+
+
+def returning(warp: list[list[float]]):
+    """A stand-in for `cv2.findTransformECC` that finds this homography."""
+    return lambda *_: (0.9, np.array(warp, np.float32))
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_golden(name: str) -> None:
+    restored, target = golden_pair(name)
+    score = score_realblur(restored, target)
+    assert score.aligned
+    assert score.psnr == pytest.approx(VALUES[name]["realblur_psnr"], abs=0.01)
+    assert score.ssim == pytest.approx(VALUES[name]["realblur_ssim"], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_golden_homography(name: str) -> None:
+    image, sharp = (side.astype(np.float32) for side in scaled_pair(*golden_pair(name)))
+    # The last digits of the input decide how scale and shift share out the motion, so compare
+    # where the picture's centre goes. The shifted pairs are 2 to 3 pixels off when template and
+    # input are swapped.
+    centre = np.array([image.shape[1] / 2, image.shape[0] / 2, 1])
+    found = find_homography(image, sharp) @ centre
+    expected = np.array(VALUES[name]["realblur_warp"]) @ centre
+    assert np.abs(found / found[2] - expected / expected[2]).max() < 0.1
+
+
+def test_alignment_undoes_a_shift_and_a_darkening() -> None:
+    _, target = golden_pair("chelsea_aligned")
+    moved = np.roll(target, (2, -1), (0, 1))
+    score = score_realblur((moved * 0.8).astype(np.uint8)[4:-4, 4:-4], target[4:-4, 4:-4])
+    x, z = target[4:-4, 4:-4] / 255, moved[4:-4, 4:-4] / 255
+    assert score.aligned
+    assert score.psnr > 10 * math.log10(1 / np.mean((x - z) ** 2)) + 3
+
+
+def test_a_known_shift_is_scored_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Target pixel (row, column) reads the restored image at (row + 2, column + 3); the last 2 rows
+    # and 3 columns have no counterpart and fall out of the mask.
+    monkeypatch.setattr(cv2, "findTransformECC", returning([[1, 0, 3], [0, 1, 2], [0, 0, 1]]))
+    restored, target = noise(40, 44, 3), noise(40, 44, 3, seed=1)
+    z, x = scaled_pair(restored, target)
+    moved, masked = np.zeros_like(z), np.zeros_like(x)
+    moved[:-2, :-3] = z[2:, 3:]
+    masked[:-2, :-3] = x[:-2, :-3]
+    psnr = 10 * math.log10(38 * 41 * 3 / ((masked - moved) ** 2).sum())
+    ssim = ssim_map(masked, moved)[: 38 - 5, : 41 - 5].mean()
+
+    score = score_realblur(restored, target)
+    assert score.aligned
+    assert score.psnr == pytest.approx(psnr, abs=1e-4)
+    assert score.ssim == pytest.approx(ssim, abs=1e-5)
+
+
+def raising(*_: object):
+    raise cv2.error("Iterations do not converge")
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        raising,
+        returning([[1, 0, math.nan], [0, 1, 0], [0, 0, 1]]),
+        returning([[math.inf, 0, 0], [0, 1, 0], [0, 0, 1]]),
+        returning([[0, 0, 0], [0, 0, 0], [0, 0, 1]]),
+        returning([[-1, 0, 43], [0, 1, 0], [0, 0, 1]]),  # mirrored
+        returning([[1, 0, 0], [0, 1, 0], [-0.05, 0, 1]]),  # horizon at column 20
+        returning([[1, 0, 1000], [0, 1, 0], [0, 0, 1]]),  # out of the frame
+    ],
+    ids=["raises", "nan", "infinite", "singular", "mirrored", "horizon", "outside"],
+)
+def test_a_failed_alignment_is_scored_unaligned(monkeypatch: pytest.MonkeyPatch, search) -> None:
+    monkeypatch.setattr(cv2, "findTransformECC", search)
+    restored, target = noise(40, 44, 3), noise(40, 44, 3, seed=1)
+    z, x = scaled_pair(restored, target)
+    score = score_realblur(restored, target)
+    assert score.aligned is False
+    assert score.psnr == pytest.approx(10 * math.log10(1 / np.mean((x - z) ** 2)), abs=1e-4)
+    assert score.ssim == pytest.approx(ssim_map(x, z).mean(), abs=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("restored", "target"),
+    [
+        (np.zeros((24, 30, 3), np.uint8), noise(24, 30, 3)),
+        (np.zeros((11, 11, 3), np.uint8), noise(11, 11, 3)),
+        (np.full((24, 30, 3), 90, np.uint8), noise(24, 30, 3)),
+        (noise(24, 30, 3, seed=2), noise(24, 30, 3, seed=3)),
+    ],
+    ids=["black", "smallest", "grey", "unrelated"],
+)
+def test_images_that_have_nothing_to_align_by(restored: np.ndarray, target: np.ndarray) -> None:
+    score = score_realblur(restored, target)
+    assert math.isfinite(score.psnr)
+    assert -1 <= score.ssim < 0.5
+    # Without any detail no version of OpenCV can align; noise may align with noise by chance.
+    assert not (score.aligned and restored.max() == 0)
+
+
+def test_the_search_is_the_protocols(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def search(*arguments):
+        calls.append(arguments)
+        return 1.0, np.eye(3, dtype=np.float32)
+
+    monkeypatch.setattr(cv2, "findTransformECC", search)
+    find_homography(np.zeros((12, 14, 3), np.float32), np.ones((12, 14, 3), np.float32))
+    template, searched, start, motion, (kind, iterations, epsilon), _, blur = calls[0]
+    assert template.shape == searched.shape == (12, 14)
+    assert template.min() > 0.99
+    assert searched.max() == 0
+    assert np.array_equal(start, np.eye(3))
+    assert motion == cv2.MOTION_HOMOGRAPHY
+    assert kind == cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS
+    assert (iterations, epsilon, blur) == (100, 0, 5)
+
+
+def test_flat_images_of_different_brightness_are_equal_after_scaling() -> None:
+    dark, bright = np.full((24, 30, 3), 60, np.uint8), np.full((24, 30, 3), 120, np.uint8)
+    score = score_realblur(dark, bright)
+    assert score.psnr > 100
+    assert score.ssim == pytest.approx(1.0, abs=1e-5)
+
+
+def test_pairs_that_cannot_be_compared() -> None:
+    with pytest.raises(UserError, match=r"\(24, 30, 3\).*\(30, 24, 3\)"):
+        score_realblur(noise(24, 30, 3), noise(30, 24, 3))
+    with pytest.raises(UserError, match="at least 11×11"):
+        score_realblur(noise(10, 30, 3), noise(10, 30, 3))
