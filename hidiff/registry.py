@@ -66,7 +66,7 @@ class Registry:
         checked = check_call(entry, kwargs, where, label=section["type"], supplied=supplied)
         return entry, checked
 
-    def build(self, section: Mapping[str, Any], where: str, **supplied: Any) -> Any:
+    def build(self, section: Mapping[str, Any], where: str, /, **supplied: Any) -> Any:
         """Build the object that a `{type: X, **kwargs}` section describes.
 
         `supplied` are arguments that the program adds itself; the section cannot set them.

@@ -123,7 +123,8 @@ def _coerce_sequence(value: Any, base: type, args: tuple, where: str) -> Any:
         kinds: Sequence[Any] = args
     else:
         kinds = [args[0] if args else Any] * len(value)
-    items = [coerce(v, k, f"{where}[{i}]") for i, (v, k) in enumerate(zip(value, kinds))]
+    pairs = zip(value, kinds, strict=True)
+    items = [coerce(v, k, f"{where}[{i}]") for i, (v, k) in enumerate(pairs)]
     return items if base is list else tuple(items)
 
 

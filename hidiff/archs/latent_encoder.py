@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -150,7 +151,7 @@ class LatentEncoderLReLU(LatentEncoder):
     ) -> None:
         widths = (embed_dim, 2 * embed_dim, 2 * embed_dim, 4 * embed_dim)
         widening = []
-        for narrow, wide in zip(widths, widths[1:]):
+        for narrow, wide in itertools.pairwise(widths):
             widening += [nn.Conv2d(narrow, wide, kernel_size=3, padding=1), _leaky_relu()]
         super().__init__(
             in_chans=in_chans,

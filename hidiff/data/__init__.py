@@ -1,0 +1,29 @@
+"""Data sets, crops and their order. Importing this package registers the data sets."""
+
+from __future__ import annotations
+
+from torch.utils.data import Dataset
+
+from hidiff.data.loader import training_batches
+from hidiff.data.paired_dataset import PairedImageIRDataset
+from hidiff.data.sampler import BatchPlan, CropRequest, PhaseBatchSampler
+from hidiff.options import DatasetOptions
+from hidiff.registry import DATASETS
+
+__all__ = [
+    "BatchPlan",
+    "CropRequest",
+    "PairedImageIRDataset",
+    "PhaseBatchSampler",
+    "build_dataset",
+    "training_batches",
+]
+
+
+def build_dataset(options: DatasetOptions) -> Dataset:
+    """The data set of a `datasets.*` section.
+
+    Raises:
+        UserError: an unknown option, or data that is missing or unpaired.
+    """
+    return DATASETS.build(options.source, options.where, where=options.where)

@@ -58,9 +58,7 @@ def cosine_restart_cyclic(
 
 
 @SCHEDULERS.register("CosineAnnealingLR")
-def cosine_annealing(
-    *, base_lr: float, total_iter: int, eta_min: float = 0.0
-) -> LRSchedule:
+def cosine_annealing(*, base_lr: float, total_iter: int, eta_min: float = 0.0) -> LRSchedule:
     """One cosine from the base learning rate to `eta_min` over the training (paper's text)."""
     return cosine_restart_cyclic(
         base_lr=base_lr,

@@ -50,6 +50,9 @@ class DeblurModel(nn.Module):
     frozen: ClassVar[tuple[str, ...]] = ()
     """Networks that this stage uses and does not train."""
 
+    from_stage1: ClassVar[tuple[str, ...]] = ()
+    """Networks that start from the weights that stage 1 has trained."""
+
     restores_from_gt: ClassVar[bool] = False
     """True when `restore` needs the sharp image: its scores are an upper bound, no deblurring."""
 

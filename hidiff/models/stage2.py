@@ -27,6 +27,7 @@ class Stage2(DeblurModel):
     training_sections: ClassVar = {"net_le": "network_le"}
     loss_sections: ClassVar = {"l_pix": "pixel_opt", "l_pix_diff": "pixel_diff_opt"}
     frozen: ClassVar = ("net_le",)
+    from_stage1: ClassVar = ("net_g", "net_le")
 
     def __init__(
         self,

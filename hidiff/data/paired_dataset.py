@@ -1,0 +1,142 @@
+"""The paired data set of the release, read from folders, LMDB or a list of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from hidiff.data.image import decode_image, read_image, to_float
+from hidiff.data.lmdb_store import LmdbImages
+from hidiff.data.pairs import Pair, match_names, pairs_from_folders, pairs_from_list
+from hidiff.data.sampler import CropRequest
+from hidiff.data.transforms import SYMMETRIES, draw_offset, symmetry
+from hidiff.errors import UserError
+from hidiff.registry import DATASETS
+from hidiff.typecheck import suggestion
+
+BACKENDS = ("disk", "lmdb")
+
+
+@DATASETS.register()
+class PairedImageIRDataset(Dataset):
+    """Blurry and sharp images, matched by name.
+
+    Indexed by a number it gives whole images, by a `CropRequest` an augmented patch. An item is a
+    dict: `lq` and `gt`, float32 (3, H, W) RGB in [0, 1] (`gt` is absent where there is no ground
+    truth), and `name`.
+
+    Args:
+        where: YAML path of the section, for messages.
+        dataroot_lq: folder (or .lmdb) of the blurry images.
+        dataroot_gt: the same for the sharp ones; None where there are none.
+        filename_tmpl: the blurry image's name made from the sharp one's, '{}' when equal.
+        io_backend: `type: disk` or `type: lmdb`.
+        meta_info_file: text file that lists the pairs to use, see `pairs_from_list`.
+
+    Raises:
+        UserError: a folder is missing or empty, or an image has no counterpart; on reading also:
+            an image is damaged, smaller than the patch, or of another size than its counterpart.
+    """
+
+    def __init__(
+        self,
+        *,
+        where: str,
+        dataroot_lq: str,
+        dataroot_gt: str | None = None,
+        filename_tmpl: str = "{}",
+        io_backend: Mapping[str, Any] | None = None,
+        meta_info_file: str | None = None,
+    ) -> None:
+        backend = dict(io_backend or {"type": "disk"})
+        kind = backend.pop("type", "disk")
+        if kind not in BACKENDS:
+            raise UserError(
+                f"{where}.io_backend.type: there is no backend '{kind}'"
+                f"{suggestion(str(kind), BACKENDS)}"
+            )
+        if backend:
+            raise UserError(f"{where}.io_backend: no option '{next(iter(backend))}'; only 'type'")
+        if "{}" not in filename_tmpl:
+            raise UserError(f"{where}.filename_tmpl: '{filename_tmpl}' must contain {{}}")
+        self.stores: dict[str, LmdbImages] = {}
+        if kind == "lmdb":
+            if meta_info_file is not None:
+                raise UserError(
+                    f"{where}.meta_info_file: works with io_backend disk only; an LMDB lists its "
+                    "images itself"
+                )
+            self.pairs = self._pairs_from_lmdb(dataroot_lq, dataroot_gt, filename_tmpl, where)
+        elif meta_info_file is not None:
+            self.pairs = pairs_from_list(
+                meta_info_file, dataroot_lq, dataroot_gt, filename_tmpl, where
+            )
+        else:
+            self.pairs = pairs_from_folders(dataroot_lq, dataroot_gt, filename_tmpl, where)
+        self.has_gt = dataroot_gt is not None
+
+    def _pairs_from_lmdb(
+        self, dataroot_lq: str, dataroot_gt: str | None, filename_tmpl: str, where: str
+    ) -> list[Pair]:
+        self.stores["lq"] = LmdbImages(dataroot_lq, f"{where}.dataroot_lq")
+        if dataroot_gt is None:
+            return [Pair(key, key, None) for key in self.stores["lq"].keys()]  # noqa: SIM118 (no mapping)
+        self.stores["gt"] = LmdbImages(dataroot_gt, f"{where}.dataroot_gt")
+        keys = {side: store.keys() for side, store in self.stores.items()}
+        matched = match_names(keys["lq"], keys["gt"], filename_tmpl, where)
+        return [Pair(lq, lq, gt) for lq, gt in matched]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def _read(self, side: str, location: str) -> np.ndarray:
+        if side in self.stores:
+            store = self.stores[side]
+            return decode_image(store.read(location), f"{store.path}: {location}")
+        return read_image(location)
+
+    def __getitem__(self, item: int | CropRequest) -> dict[str, Any]:
+        pair = self.pairs[item.index if isinstance(item, CropRequest) else item]
+        images = {"lq": self._read("lq", pair.lq)}
+        if pair.gt is not None:
+            images["gt"] = self._read("gt", pair.gt)
+            if images["lq"].shape != images["gt"].shape:
+                sizes = {s: "×".join(map(str, i.shape[1::-1])) for s, i in images.items()}
+                raise UserError(
+                    f"the pair '{pair.name}' has two sizes: {pair.lq} is {sizes['lq']}, {pair.gt} "
+                    f"is {sizes['gt']} (width×height); replace or remove it"
+                )
+        if isinstance(item, CropRequest):
+            images = random_patch(images, item, pair.lq)
+        tensors = {
+            side: torch.from_numpy(np.ascontiguousarray(to_float(image).transpose(2, 0, 1)))
+            for side, image in images.items()
+        }
+        return {**tensors, "name": pair.name}
+
+
+def random_patch(
+    images: Mapping[str, np.ndarray], request: CropRequest, where: str
+) -> dict[str, np.ndarray]:
+    """The same patch, in the same symmetry, of the images (H, W, 3) of a pair.
+
+    Raises:
+        UserError: the images are smaller than the request's crop; `where` names them.
+    """
+    height, width = next(iter(images.values())).shape[:2]
+    if min(height, width) < request.crop_size:
+        raise UserError(
+            f"{where} is {width}×{height} pixels, smaller than the patches of "
+            f"{request.crop_size} (datasets.train.gt_size); lower gt_size and gt_sizes, or take "
+            "such images out (scripts/check_data.py --patch lists them)"
+        )
+    rng = np.random.default_rng(request.seed)
+    top = draw_offset(height, request.crop_size, request.patch_size, rng)
+    left = draw_offset(width, request.crop_size, request.patch_size, rng)
+    index = int(rng.integers(SYMMETRIES))
+    rows, columns = (slice(start, start + request.patch_size) for start in (top, left))
+    return {side: symmetry(image[rows, columns], index) for side, image in images.items()}

@@ -1,0 +1,165 @@
+"""Which crops each step of the training reads.
+
+The order is a pure function of the seed and the step: nothing has to be stored to resume, and the
+number of loader workers plays no part. A step's global batch is cut into slots of the phase's batch
+size; process r of W fills slot m·W + r with its m-th micro-batch. So W processes that accumulate k
+micro-batches read what k·W processes read at once.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from hidiff.errors import UserError
+from hidiff.options import Phase
+
+
+@dataclass(frozen=True)
+class CropRequest:
+    """One training sample to be read.
+
+    Args:
+        index: of the pair in the data set.
+        patch_size: pixels of a side.
+        crop_size: side of the crop that the patch is drawn from (see `draw_offset`).
+        seed: seeds the draws of offset and symmetry.
+    """
+
+    index: int
+    patch_size: int
+    crop_size: int
+    seed: tuple[int, ...]
+
+
+class BatchPlan:
+    """The phases of the training and the global batch of each.
+
+    Args:
+        phases: see `hidiff.options.Phase`; the last one goes on after its end.
+        world_size: number of processes.
+        reference_world_size: number of processes whose global batch is to be kept by accumulating
+            gradients; None keeps the batch per process instead.
+
+    Raises:
+        UserError: the reference cannot be kept with this number of processes.
+    """
+
+    def __init__(
+        self, phases: Sequence[Phase], world_size: int, reference_world_size: int | None = None
+    ) -> None:
+        reference = reference_world_size or world_size
+        if reference % world_size:
+            batches = ", ".join(str(phase.batch_size * reference) for phase in phases)
+            raise UserError(
+                f"train.reference_world_size: {reference} processes × the batch sizes give global "
+                f"batches of {batches}, which {world_size} processes cannot make with equal "
+                f"micro-batches; use a number of processes that divides {reference}, or set "
+                "train.reference_world_size: ~ to accept another global batch"
+            )
+        self.phases = tuple(phases)
+        self.world_size = world_size
+        self.accumulation = reference // world_size
+        self._ends = list(itertools.accumulate(phase.iters for phase in phases))
+
+    @property
+    def slots(self) -> int:
+        """Micro-batches of a global batch."""
+        return self.world_size * self.accumulation
+
+    def phase_index(self, step: int) -> int:
+        """0-based phase of the 1-based step: the first whose end is not before it."""
+        return min(bisect.bisect_left(self._ends, step), len(self.phases) - 1)
+
+    def phase(self, step: int) -> Phase:
+        """The phase of the 1-based step."""
+        return self.phases[self.phase_index(step)]
+
+    def samples_before(self, step: int) -> int:
+        """Samples that all processes together have read before the 1-based step."""
+        samples, start = 0, 0
+        last = len(self.phases) - 1
+        for index, (phase, end) in enumerate(zip(self.phases, self._ends, strict=True)):
+            stop = step - 1 if index == last else min(step - 1, end)
+            samples += max(stop - start, 0) * phase.batch_size * self.slots
+            start = end
+        return samples
+
+    def describe(self) -> list[str]:
+        """One line a phase: the arithmetic of its global batch."""
+        return [
+            f"phase {i}: {phase.iters} steps, patch {phase.patch_size}², global batch "
+            f"{phase.batch_size * self.slots} = {self.world_size} processes × {phase.batch_size} "
+            f"× {self.accumulation} accumulated, {phase.iters * phase.batch_size * self.slots} "
+            "samples"
+            for i, phase in enumerate(self.phases, start=1)
+        ]
+
+
+class PhaseBatchSampler(Sampler[list[CropRequest]]):
+    """Yields the micro-batches of one process, `plan.accumulation` for each step.
+
+    Args:
+        size: pairs in the data set.
+        plan: phases and processes.
+        rank: of this process.
+        seed: of the order, the crops and the symmetries.
+        crop_size: see `CropRequest`.
+        total_iter: the last step.
+        first_step: the first step, above 1 when resuming.
+        enlarge_ratio: an epoch shows every pair this many times.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        plan: BatchPlan,
+        rank: int,
+        seed: int,
+        crop_size: int,
+        total_iter: int,
+        first_step: int = 1,
+        enlarge_ratio: int = 1,
+    ) -> None:
+        self.size = size
+        self.epoch_length = size * enlarge_ratio
+        self.plan = plan
+        self.rank = rank
+        self.seed = seed
+        self.crop_size = crop_size
+        self.steps = range(first_step, total_iter + 1)
+        self._permutation: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.plan.accumulation
+
+    def __iter__(self) -> Iterator[list[CropRequest]]:
+        for step in self.steps:
+            phase = self.plan.phase(step)
+            first = self.plan.samples_before(step)
+            for micro in range(self.plan.accumulation):
+                slot = micro * self.plan.world_size + self.rank
+                start = first + slot * phase.batch_size
+                yield [
+                    CropRequest(
+                        self._index(position),
+                        phase.patch_size,
+                        self.crop_size,
+                        (self.seed, 1, position),
+                    )
+                    for position in range(start, start + phase.batch_size)
+                ]
+
+    def _index(self, position: int) -> int:
+        """The pair at a place of the endless sequence of shuffled epochs."""
+        epoch, offset = divmod(position, self.epoch_length)
+        if self._permutation is None or self._permutation[0] != epoch:
+            rng = np.random.default_rng((self.seed, 0, epoch))
+            self._permutation = (epoch, rng.permutation(self.epoch_length))
+        return int(self._permutation[1][offset]) % self.size

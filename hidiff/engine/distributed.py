@@ -1,0 +1,156 @@
+"""Processes and devices: the only place that talks to torch.distributed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from hidiff.errors import UserError
+from hidiff.options import Options
+
+Launcher = Literal["none", "pytorch", "slurm"]
+LAUNCHERS: tuple[Launcher, ...] = ("none", "pytorch", "slurm")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that train or test together."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The one data-parallel wrapper around a model; the model itself for one process."""
+        if self.world_size == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of a tensor over all processes."""
+        if self.world_size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+            values /= self.world_size
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """The picklable values of all processes, by rank."""
+        if self.world_size == 1:
+            return [value]
+        values = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Run the body on the main process alone, then let the others pass.
+
+        A `UserError` there is raised on every process, so that none waits for a dead one.
+        """
+        message = None
+        if self.is_main:
+            try:
+                yield
+            except UserError as error:
+                message = str(error)
+        else:
+            yield
+        message = self.gather(message)[0]
+        if message is not None:
+            raise UserError(message)
+
+
+def no_sync(wrapped: nn.Module, skip: bool) -> Any:
+    """Context in which gradients are only summed up locally, when `skip`."""
+    if skip and isinstance(wrapped, DistributedDataParallel):
+        return wrapped.no_sync()
+    return nullcontext()
+
+
+def _slurm_environment(port: int) -> None:
+    """Set torch's variables from SLURM's."""
+    try:
+        rank, world = os.environ["SLURM_PROCID"], os.environ["SLURM_NTASKS"]
+        local_rank, nodes = os.environ["SLURM_LOCALID"], os.environ["SLURM_NODELIST"]
+    except KeyError as error:
+        raise UserError(
+            f"--launcher slurm: the variable {error.args[0]} is not set; start the program with "
+            "srun inside a SLURM job"
+        ) from None
+    if "MASTER_ADDR" not in os.environ:
+        try:
+            hosts = subprocess.run(
+                ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
+            ).stdout.split()
+        except (OSError, subprocess.CalledProcessError):
+            raise UserError(
+                "--launcher slurm: scontrol does not answer; set MASTER_ADDR to the first node"
+            ) from None
+        os.environ["MASTER_ADDR"] = hosts[0]
+    os.environ.setdefault("MASTER_PORT", str(port))
+    os.environ.update(RANK=rank, WORLD_SIZE=world, LOCAL_RANK=local_rank)
+
+
+def _device(options: Options, local_rank: int) -> torch.device:
+    if options.num_gpu == 0 or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"process {local_rank} of this machine has no GPU: there are "
+            f"{torch.cuda.device_count()}; start as many processes as GPUs (--nproc_per_node)"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def start_processes(options: Options, launcher: Launcher) -> Iterator[Processes]:
+    """Join the other processes of the launch, and leave them at the end.
+
+    Args:
+        options: `num_gpu` 0 chooses the CPU; `dist_params` the backend and SLURM's port.
+        launcher: 'pytorch' for torchrun and torch.distributed.launch, 'slurm' for srun, 'none' for
+            a single process.
+
+    Raises:
+        UserError: the launcher's variables are missing, or there are fewer GPUs than processes.
+    """
+    if launcher == "slurm":
+        _slurm_environment(options.dist_params.port)
+    if launcher == "none":
+        yield Processes(0, 1, _device(options, 0))
+        return
+    missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name not in os.environ]
+    if missing:
+        raise UserError(
+            f"--launcher pytorch: {', '.join(missing)} not set; start the program with "
+            "torchrun --nproc_per_node=GPUS train.py … --launcher pytorch, or leave --launcher out"
+        )
+    device = _device(options, int(os.environ["LOCAL_RANK"]))
+    backend = options.dist_params.backend if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend=backend)
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,160 @@
+"""Folders of an experiment, and the weights that a model starts from."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from hidiff.engine.checkpoint import load_network
+from hidiff.errors import UserError
+from hidiff.models import DeblurModel
+from hidiff.options import Options
+
+EXPERIMENTS = Path("experiments")
+TENSORBOARD = Path("tb_logger")
+RESULTS = Path("results")
+
+
+def timestamp() -> str:
+    """Now, as it stands in file names."""
+    return datetime.datetime.now().strftime("%Y%m%d_%H%M%S")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The folders of one training: `experiments/{name}` and `tb_logger/{name}`."""
+
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        """experiments/{name}."""
+        return EXPERIMENTS / self.name
+
+    @property
+    def models(self) -> Path:
+        """Weights files."""
+        return self.folder / "models"
+
+    @property
+    def states(self) -> Path:
+        """Training states."""
+        return self.folder / "training_states"
+
+    @property
+    def visualization(self) -> Path:
+        """Pictures of the validation."""
+        return self.folder / "visualization"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files."""
+        return TENSORBOARD / self.name
+
+    def create(self, option_file: Path, *, resuming: bool) -> Path:
+        """Make the folders and copy the option file.
+
+        Returns:
+            Path of the new log file.
+
+        Raises:
+            UserError: the experiment exists already and is not to be resumed.
+        """
+        if not resuming and self.folder.exists() and any(self.folder.iterdir()):
+            raise UserError(
+                f"{self.folder} holds an experiment already. To continue it add --auto_resume; to "
+                f"start another one give it another name (--force_yml name={self.name}_b) or move "
+                "the folder away"
+            )
+        if not resuming and self.tensorboard.exists():
+            set_aside(self.tensorboard)
+        for folder in (self.models, self.states, self.visualization):
+            folder.mkdir(parents=True, exist_ok=True)
+        now = timestamp()
+        if option_file.is_file():
+            shutil.copyfile(option_file, self.folder / f"{now}_{option_file.name}")
+        return self.folder / f"train_{self.name}_{now}.log"
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a folder of an earlier run so that nothing of it is lost; returns its new path."""
+    archived = folder.with_name(f"{folder.name}_archived_{timestamp()}")
+    number = 1
+    while archived.exists():
+        number += 1
+        archived = folder.with_name(f"{folder.name}_archived_{timestamp()}_{number}")
+    return folder.rename(archived)
+
+
+def _train_first(options: Options, name: str) -> str:
+    """What to do about missing weights of stage 1, as part of an error."""
+    stage1 = options.file.with_name(options.file.name.replace("S2", "S1"))
+    if stage1 != options.file and stage1.is_file():
+        return f"train stage 1 first: python train.py -opt {stage1}"
+    return f"train stage 1 first, or name its weights under path.pretrain_network_{name[4:]}"
+
+
+def stage1_weights(options: Options, name: str) -> Path:
+    """Where stage 1 of this experiment has saved a network: `…_S2` starts from `…_S1`.
+
+    Raises:
+        UserError: the experiment's name has no `S2` to replace, or the file does not exist.
+    """
+    where = f"path.pretrain_network_{name.removeprefix('net_')}"
+    # A --debug run of stage 2 starts from the real stage 1.
+    name_here = options.name.removeprefix("debug_")
+    stage1_name = "S1".join(name_here.rsplit("S2", 1))
+    if stage1_name == name_here:
+        raise UserError(
+            f"{where}: stage 2 needs stage 1's weights; name the file here, or call the "
+            f"experiments …_S1 and …_S2 (this one is '{options.name}')"
+        )
+    path = Experiment(stage1_name).models / f"{name}_latest.pth"
+    if not path.is_file():
+        raise UserError(f"{where}: {path} does not exist; {_train_first(options, name)}")
+    return path
+
+
+def _existing(options: Options, name: str, path: Path) -> tuple[Path, list[str]]:
+    """The named file, or the one that the release's stage-2 files mean by it."""
+    if path.is_file():
+        return path, []
+    # Released behaviour: stage 2 looks in experiments/debug_train_…, where stage 1 never writes.
+    mended = Path(str(path).replace("debug_train_", "train_", 1))
+    if mended != path and mended.is_file():
+        return mended, [f"{path} does not exist; {mended} is taken"]
+    where = f"path.pretrain_network_{name.removeprefix('net_')}"
+    advice = _train_first(options, name) if "S1" in str(path) else "download it, or mend the path"
+    raise UserError(f"{where}: {path} does not exist; {advice}")
+
+
+def load_pretrained(model: DeblurModel, options: Options, *, training: bool) -> list[str]:
+    """Load the weights that the `path` section names.
+
+    Where it names none, stage 2's training takes those of stage 1 for the networks that stage 1
+    trains; testing needs a file for every network.
+
+    Returns:
+        Notices: which file each network came from.
+
+    Raises:
+        UserError: a file is missing, damaged or of another configuration.
+    """
+    notices = []
+    for name, network in model.networks().items():
+        file, param_key, strict = options.path.of(name)
+        where = f"path.pretrain_network_{name.removeprefix('net_')}"
+        if file is not None:
+            path, found = _existing(options, name, Path(file))
+            notices += found
+        elif not training:
+            raise UserError(f"{where}: testing needs a weights file for {name}; name it here")
+        elif name in model.from_stage1:
+            path = stage1_weights(options, name)
+        else:
+            continue
+        notices += load_network(network, path, where, param_key=param_key, strict=strict)
+        notices.append(f"{name}: weights from {path}")
+    return notices

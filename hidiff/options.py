@@ -1,0 +1,375 @@
+"""Option files: YAML → checked, typed options.
+
+Every section has a frozen dataclass here; a section that names a registered class (`type: X`) is
+kept as a mapping and checked against X's signature when X is built. Every error names its place in
+the file and the way out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from hidiff.errors import UserError
+from hidiff.typecheck import coerce, suggestion
+from hidiff.yaml_file import apply_overrides, read_yaml
+
+Section = Mapping[str, Any]
+
+DEAD_OPTIONS = {
+    r"datasets\.\w+\.use_shuffle": "training data is always shuffled, validation data never",
+    r"datasets\.\w+\.prefetch_mode": "batches are always prefetched by the loader's workers",
+    r"train\.mixing_augs": "the released training never mixes images",
+    r"logger\.wandb": "metrics go to TensorBoard",
+}
+"""Options of the release's files that nothing reads there or here, and why."""
+
+
+def _error(where: str, message: str) -> UserError:
+    return UserError(f"{where}: {message}")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of progressive training.
+
+    `patch_size` is in pixels, `batch_size` per process, `iters` the phase's length in steps.
+    """
+
+    patch_size: int
+    batch_size: int
+    iters: int
+
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    """A `datasets.*` section: what the loader needs; `source` goes to the dataset class."""
+
+    name: str
+    source: Section
+    where: str
+    num_worker_per_gpu: int = 4
+    batch_size_per_gpu: int | None = None
+    dataset_enlarge_ratio: int = 1
+    mini_batch_sizes: tuple[int, ...] | None = None
+    iters: tuple[int, ...] | None = None
+    gt_size: int | None = None
+    gt_sizes: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("batch_size_per_gpu", "dataset_enlarge_ratio", "gt_size"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise _error(f"{self.where}.{key}", f"{value} must be at least 1")
+        if self.num_worker_per_gpu < 0:
+            raise _error(f"{self.where}.num_worker_per_gpu", "must not be negative")
+
+    def phases(self, total_iter: int) -> tuple[Phase, ...]:
+        """The phases of progressive training; one phase when the file lists none.
+
+        Raises:
+            UserError: the lists do not fit each other, `gt_size` or `batch_size_per_gpu`.
+        """
+        if self.gt_size is None or self.batch_size_per_gpu is None:
+            raise _error(self.where, "training needs gt_size and batch_size_per_gpu")
+        lists = {key: getattr(self, key) for key in ("mini_batch_sizes", "iters", "gt_sizes")}
+        given = {key: values for key, values in lists.items() if values is not None}
+        if given and len(given) < 3:
+            absent = ", ".join(sorted(set(lists) - set(given)))
+            raise _error(self.where, f"progressive training also needs {absent}")
+        if not given:
+            phases = [Phase(self.gt_size, self.batch_size_per_gpu, total_iter)]
+        else:
+            if len({len(values) for values in given.values()}) > 1:
+                lengths = ", ".join(f"{key} {len(values)}" for key, values in given.items())
+                raise _error(self.where, f"one entry a phase in each list, but they have {lengths}")
+            if max(self.gt_sizes) != self.gt_size:
+                raise _error(
+                    f"{self.where}.gt_size",
+                    f"{self.gt_size} must be the largest of gt_sizes, {max(self.gt_sizes)}: "
+                    "patches are cut from crops of that size",
+                )
+            if max(self.mini_batch_sizes) > self.batch_size_per_gpu:
+                raise _error(
+                    f"{self.where}.mini_batch_sizes",
+                    f"{max(self.mini_batch_sizes)} exceeds batch_size_per_gpu "
+                    f"{self.batch_size_per_gpu}",
+                )
+            phases = [
+                Phase(*values)
+                for values in zip(self.gt_sizes, self.mini_batch_sizes, self.iters, strict=True)
+            ]
+        for index, phase in enumerate(phases):
+            if min(dataclasses.astuple(phase)) < 1:
+                raise _error(self.where, f"phase {index + 1} has a number below 1: {phase}")
+            if phase.patch_size % 8:
+                raise _error(
+                    self.where,
+                    f"phase {index + 1}: patch size {phase.patch_size} must be a multiple of 8",
+                )
+        return tuple(phases)
+
+
+@dataclass(frozen=True)
+class PathOptions:
+    """`path`: weights to start from and the state to resume. None of the files is required."""
+
+    pretrain_network_g: str | None = None
+    pretrain_network_le: str | None = None
+    pretrain_network_le_dm: str | None = None
+    pretrain_network_d: str | None = None
+    param_key_g: str | None = "params"
+    param_key_le: str | None = "params"
+    param_key_le_dm: str | None = "params"
+    param_key_d: str | None = "params"
+    strict_load_g: bool = True
+    strict_load_le: bool = True
+    strict_load_le_dm: bool = True
+    strict_load_d: bool = True
+    resume_state: str | None = None
+
+    def of(self, network: str) -> tuple[str | None, str | None, bool]:
+        """(file, parameter key, strict) for a network name such as `net_le_dm`."""
+        suffix = network.removeprefix("net_")
+        return (
+            getattr(self, f"pretrain_network_{suffix}"),
+            getattr(self, f"param_key_{suffix}"),
+            getattr(self, f"strict_load_{suffix}"),
+        )
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """`train`: how long, with which optimiser, schedule and losses."""
+
+    total_iter: int
+    optim_total: Section
+    scheduler: Section
+    warmup_iter: int = -1
+    use_grad_clip: bool = True
+    reference_world_size: int | None = None
+    pixel_opt: Section | None = None
+    pixel_diff_opt: Section | None = None
+    perceptual_opt: Section | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("total_iter", "reference_world_size"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise _error(f"train.{key}", f"{value} must be at least 1")
+
+
+@dataclass(frozen=True)
+class ValOptions:
+    """`val`: validation during training, and what test.py does."""
+
+    val_freq: int | None = None
+    save_img: bool = False
+    suffix: str | None = None
+    selfensemble_testing: bool = False
+    metrics: Mapping[str, Section] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.val_freq is not None and self.val_freq < 1:
+            raise _error("val.val_freq", f"{self.val_freq} must be at least 1")
+        if self.suffix and not re.fullmatch(r"[\w.+-]+", self.suffix):
+            raise _error(
+                "val.suffix", f"'{self.suffix}' becomes part of file names; use letters, digits, -_"
+            )
+
+
+@dataclass(frozen=True)
+class LoggerOptions:
+    """`logger`: steps between log lines and between checkpoints."""
+
+    print_freq: int = 100
+    save_checkpoint_freq: int = 4000
+    use_tb_logger: bool = True
+
+    def __post_init__(self) -> None:
+        for key in ("print_freq", "save_checkpoint_freq"):
+            if getattr(self, key) < 1:
+                raise _error(f"logger.{key}", f"{getattr(self, key)} must be at least 1")
+
+
+@dataclass(frozen=True)
+class DistOptions:
+    """`dist_params`: the backend on GPUs (gloo is used on CPUs) and the port under SLURM."""
+
+    backend: str = "nccl"
+    port: int = 29500
+
+
+@dataclass(frozen=True)
+class Options:
+    """A whole option file.
+
+    `sections` is the checked content as parsed, what `hidiff.build_model` takes.
+    """
+
+    name: str
+    model_type: str
+    datasets: Mapping[str, DatasetOptions]
+    network_g: Section
+    network_le: Section | None = None
+    network_le_dm: Section | None = None
+    network_d: Section | None = None
+    diffusion_schedule: Section | None = None
+    scale: int = 1
+    num_gpu: int | Literal["auto"] = "auto"
+    manual_seed: int = 100
+    path: PathOptions = field(default_factory=PathOptions)
+    train: TrainOptions | None = None
+    val: ValOptions = field(default_factory=ValOptions)
+    logger: LoggerOptions = field(default_factory=LoggerOptions)
+    dist_params: DistOptions = field(default_factory=DistOptions)
+    sections: Section = field(default_factory=dict, repr=False)
+    notices: tuple[str, ...] = ()
+    file: Path = Path()
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_][\w.+-]*", self.name):
+            raise _error(
+                "name", f"'{self.name}' becomes a folder name; use letters, digits, and . + - _"
+            )
+        if self.scale != 1:
+            raise _error("scale", f"{self.scale} is not possible: deblurring keeps the size, 1")
+        if self.num_gpu != "auto" and self.num_gpu < 0:
+            raise _error("num_gpu", f"{self.num_gpu} must be 0 (CPU), a number of GPUs or auto")
+
+    def test_sets(self) -> dict[str, DatasetOptions]:
+        """The sections `datasets.test*`, in file order.
+
+        Raises:
+            UserError: there is none.
+        """
+        found = {key: value for key, value in self.datasets.items() if key.startswith("test")}
+        if not found:
+            raise _error("datasets", "testing needs a section test_1 (and test_2, …)")
+        return found
+
+    def for_training(self) -> tuple[TrainOptions, DatasetOptions]:
+        """The sections that training needs.
+
+        Raises:
+            UserError: `train` or `datasets.train` is missing.
+        """
+        if self.train is None:
+            raise _error("train", "this section is missing; is this an option file for test.py?")
+        if "train" not in self.datasets:
+            raise _error("datasets.train", "this section is missing")
+        return self.train, self.datasets["train"]
+
+
+_LOADER_FIELDS = {f.name for f in dataclasses.fields(DatasetOptions)} - {"source", "where"}
+_INTERNAL_FIELDS = {"sections", "notices", "file"}
+_SECTION_CLASSES = {
+    "path": PathOptions,
+    "train": TrainOptions,
+    "val": ValOptions,
+    "logger": LoggerOptions,
+    "dist_params": DistOptions,
+}
+
+
+def _typed(cls: type, content: Any, where: str) -> Any:
+    """Build a section's dataclass from its content, checking names and types."""
+    if not isinstance(content, Mapping):
+        raise _error(where, f"expected a section, got {content!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in _INTERNAL_FIELDS}
+    prefix = f"{where}." if where else ""
+    for key in content:
+        if key not in fields:
+            raise _error(f"{prefix}{key}", f"there is no such option{suggestion(key, fields)}")
+    values = {}
+    for key, f in fields.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if key in content:
+            # `key: ~` asks for the default where nothing is no value of the option.
+            if content[key] is None and not required and type(None) not in _members(hints[key]):
+                continue
+            values[key] = coerce(content[key], hints[key], f"{prefix}{key}")
+        elif required:
+            raise _error(f"{prefix}{key}", "this option is missing")
+    return cls(**values)
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    return typing.get_args(annotation) or (annotation,)
+
+
+def _dataset(key: str, content: Any) -> DatasetOptions:
+    where = f"datasets.{key}"
+    if not isinstance(content, Mapping):
+        raise _error(where, f"expected a section, got {content!r}")
+    hints = typing.get_type_hints(DatasetOptions)
+    loader = {
+        k: coerce(v, hints[k], f"{where}.{k}") for k, v in content.items() if k in _LOADER_FIELDS
+    }
+    source = {k: v for k, v in content.items() if k not in _LOADER_FIELDS}
+    loader.setdefault("name", key)
+    if not re.fullmatch(r"[\w.+-]+", loader["name"]) or loader["name"] in (".", ".."):
+        raise _error(f"{where}.name", f"'{loader['name']}' becomes a folder name; use letters")
+    return DatasetOptions(source=source, where=where, **loader)
+
+
+def _drop_dead_options(content: dict[str, Any], where: str = "") -> list[str]:
+    """Remove the release's dead options, in place; a notice for each."""
+    notices = []
+    for key in list(content):
+        place = f"{where}{key}"
+        reason = next((r for p, r in DEAD_OPTIONS.items() if re.fullmatch(p, place)), None)
+        if reason is not None:
+            del content[key]
+            notices.append(f"{place} has no effect: {reason}")
+        elif isinstance(content[key], dict):
+            notices += _drop_dead_options(content[key], f"{place}.")
+    return notices
+
+
+def parse_options(content: dict[str, Any], *, file: Path = Path()) -> Options:
+    """Check the content of an option file.
+
+    Args:
+        content: sections as parsed from YAML; the release's dead options are removed from it.
+        file: where it came from.
+
+    Raises:
+        UserError: an option is unknown, missing, of a wrong type or at odds with another.
+    """
+    notices = _drop_dead_options(content)
+    datasets = content.get("datasets") or {}
+    if not isinstance(datasets, Mapping):
+        raise _error("datasets", f"expected sections train, val or test_1, got {datasets!r}")
+    for key in datasets:
+        if not re.fullmatch(r"train|val\w*|test\w*", str(key)):
+            raise _error(f"datasets.{key}", "a data set is called train, val or test_1, test_2, …")
+    converted = dict(content)
+    converted["datasets"] = {key: _dataset(key, value) for key, value in datasets.items()}
+    for key, cls in _SECTION_CLASSES.items():
+        if content.get(key) is not None:
+            converted[key] = _typed(cls, content[key], key)
+    options = _typed(Options, converted, "")
+    return dataclasses.replace(options, sections=content, notices=tuple(notices), file=file)
+
+
+def load_options(path: str | Path, overrides: Sequence[str] = ()) -> Options:
+    """Read and check an option file.
+
+    Args:
+        path: the YAML file.
+        overrides: `section:option=value` texts of `--force_yml`.
+
+    Raises:
+        UserError: see `parse_options` and `hidiff.yaml_file.read_yaml`.
+    """
+    content, notices = read_yaml(path)
+    apply_overrides(content, overrides)
+    options = parse_options(content, file=Path(path))
+    return dataclasses.replace(options, notices=(*notices, *options.notices))

@@ -1,0 +1,26 @@
+#!/usr/bin/env python
+"""Restore and score test images: python test.py -opt options/test/GoPro.yml."""
+
+from __future__ import annotations
+
+from hidiff.cli import option_parser
+from hidiff.engine.distributed import start_processes
+from hidiff.engine.logger import start_logging
+from hidiff.engine.tester import run_test
+from hidiff.errors import friendly_errors
+from hidiff.options import load_options
+
+
+def main() -> None:
+    args = option_parser(__doc__).parse_args()
+    with friendly_errors():
+        options = load_options(args.opt, args.force_yml)
+        with start_processes(options, args.launcher) as processes:
+            start_logging(is_main=processes.is_main)
+            complete = run_test(options, processes)
+    # Damaged images are in the table; the exit code tells a script about them.
+    raise SystemExit(0 if complete else 1)
+
+
+if __name__ == "__main__":
+    main()
