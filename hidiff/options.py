@@ -170,7 +170,7 @@ class ValOptions:
 
     val_freq: int | None = None
     save_img: bool = False
-    suffix: str | None = None
+    suffix: str = ""
     selfensemble_testing: bool = False
     metrics: Mapping[str, Section] = field(default_factory=dict)
 

@@ -1,0 +1,204 @@
+"""Reading pairs: folders, LMDB, lists; conversions; and every kind of bad image."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from hidiff import UserError
+from hidiff.data import CropRequest, PairedImageIRDataset
+from hidiff.data.image import read_image, to_float, to_uint8, write_image
+from hidiff.data.transforms import symmetry
+from small_data import make_pairs, picture, write_rgb
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make_pairs(tmp_path, 3)
+    return tmp_path
+
+
+def dataset(folder, **kwargs):
+    roots = {"dataroot_lq": str(folder / "input"), "dataroot_gt": str(folder / "target")}
+    return PairedImageIRDataset(where="datasets.train", **{**roots, **kwargs})
+
+
+def test_whole_images_are_float_rgb(folder):
+    data = dataset(folder)
+    assert len(data) == 3
+    item = data[1]
+    assert item["name"] == "scene-001"
+    expected = cv2.imread(str(folder / "target" / "scene-001.png"))[..., ::-1] / 255.0
+    assert item["gt"].shape == (3, 40, 48)
+    assert item["gt"].dtype == torch.float32
+    np.testing.assert_allclose(item["gt"].numpy().transpose(1, 2, 0), expected, atol=1e-7)
+
+
+def test_a_patch_is_the_same_window_and_symmetry_of_both_images(folder):
+    """The sharp image is a ramp, the blurry one the same ramp: they must agree everywhere."""
+    ramp = np.stack(np.meshgrid(np.arange(48), np.arange(40)), axis=-1).astype(np.uint8)
+    ramp = np.concatenate([ramp, np.full((40, 48, 1), 9, np.uint8)], axis=-1)
+    for side in ("input", "target"):
+        write_rgb(folder / side / "scene-000.png", ramp)
+    data = dataset(folder)
+    seen = set()
+    for position in range(60):
+        item = data[CropRequest(0, 16, 32, (1, 1, position))]
+        assert torch.equal(item["lq"], item["gt"])
+        assert item["lq"].shape == (3, 16, 16)
+        pixels = np.rint(item["lq"].numpy().transpose(1, 2, 0) * 255).astype(int)
+        left, top = pixels[..., 0].min(), pixels[..., 1].min()
+        patch = ramp[top : top + 16, left : left + 16]
+        matches = [i for i in range(8) if np.array_equal(symmetry(patch, i), pixels)]
+        assert len(matches) == 1
+        seen.add(matches[0])
+    assert seen == set(range(8))
+
+
+def test_the_same_request_gives_the_same_patch(folder):
+    data = dataset(folder)
+    request = CropRequest(2, 16, 32, (1, 1, 7))
+    assert torch.equal(data[request]["lq"], data[request]["lq"])
+
+
+def test_pairs_are_matched_by_name_not_by_position(folder):
+    (folder / "input" / "scene-000.png").rename(folder / "input" / "other.png")
+    with pytest.raises(UserError, match=r"1 sharp without blurry \(scene-000\).*\(other\)"):
+        dataset(folder)
+
+
+def test_names_may_differ_by_a_template_and_endings(folder):
+    for index in range(3):
+        path = folder / "input" / f"scene-{index:03d}.png"
+        cv2.imwrite(str(path.with_name(f"scene-{index:03d}_blur.bmp")), cv2.imread(str(path)))
+        path.unlink()
+    data = dataset(folder, filename_tmpl="{}_blur")
+    assert [pair.name for pair in data.pairs] == [f"scene-{i:03d}_blur" for i in range(3)]
+    assert data[0]["lq"].shape == data[0]["gt"].shape
+
+
+def test_without_ground_truth_there_is_only_the_blurry_image(folder):
+    data = dataset(folder, dataroot_gt=None)
+    assert set(data[0]) == {"lq", "name"}
+    assert not data.has_gt
+
+
+def test_a_list_chooses_the_pairs(folder):
+    listed = folder / "pairs.txt"
+    listed.write_text("scene-002.png (40,48,3)\n\nscene-000.png\n")
+    data = dataset(folder, meta_info_file=str(listed))
+    assert [pair.name for pair in data.pairs] == ["scene-002", "scene-000"]
+
+
+def test_a_list_of_two_paths_as_realblur_has_it(folder):
+    listed = folder / "pairs.txt"
+    listed.write_text("target/scene-001.png input/scene-002.png\n")
+    data = dataset(
+        folder, dataroot_lq=str(folder), dataroot_gt=str(folder), meta_info_file=str(listed)
+    )
+    assert data.pairs[0].gt.endswith("target/scene-001.png")
+    assert data.pairs[0].lq.endswith("input/scene-002.png")
+
+
+def test_a_list_that_names_a_missing_file_says_which(folder):
+    listed = folder / "pairs.txt"
+    listed.write_text("scene-009.png\n")
+    with pytest.raises(UserError, match=r"names 2 files that do not exist.*scene-009"):
+        dataset(folder, meta_info_file=str(listed))
+
+
+def test_lmdb_gives_what_the_folders_give(folder):
+    pytest.importorskip("lmdb", reason="lmdb is an optional package")
+    from hidiff.data.lmdb_store import create_lmdb
+
+    for side in ("input", "target"):
+        create_lmdb(folder / side, folder / f"{side}.lmdb", progress=False)
+    stored = dataset(
+        folder,
+        dataroot_lq=str(folder / "input.lmdb"),
+        dataroot_gt=str(folder / "target.lmdb"),
+        io_backend={"type": "lmdb"},
+    )
+    files = dataset(folder)
+    assert len(stored) == len(files) == 3
+    for index in range(3):
+        assert stored[index]["name"] == files[index]["name"]
+        assert torch.equal(stored[index]["lq"], files[index]["lq"])
+        assert torch.equal(stored[index]["gt"], files[index]["gt"])
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"dataroot_lq": "/nowhere"}, r"datasets\.train\.dataroot_lq: the folder /nowhere"),
+        ({"io_backend": {"type": "lmbd"}}, r"io_backend\.type: .*did you mean 'lmdb'"),
+        ({"io_backend": {"type": "disk", "x": 1}}, r"io_backend: no option 'x'"),
+        ({"filename_tmpl": "x"}, r"filename_tmpl: 'x' must contain"),
+        ({"meta_info_file": "/nowhere.txt"}, r"meta_info_file: /nowhere\.txt does not exist"),
+    ],
+)
+def test_wrong_options_are_named(folder, kwargs, message):
+    with pytest.raises(UserError, match=message):
+        dataset(folder, **kwargs)
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    for side in ("input", "target"):
+        (tmp_path / side / "sequence").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"holds no image.*sub-folders are not searched"):
+        dataset(tmp_path)
+
+
+def test_a_pair_of_two_sizes_is_named(folder):
+    write_rgb(folder / "input" / "scene-001.png", picture(1, 40, 40))
+    with pytest.raises(UserError, match=r"'scene-001' has two sizes.*40×40.*48×40"):
+        dataset(folder)[1]
+
+
+def test_an_image_smaller_than_the_patch_is_named(folder):
+    with pytest.raises(UserError, match=r"scene-000.png is 48×40 pixels, smaller than .* 64"):
+        dataset(folder)[CropRequest(0, 32, 64, (0,))]
+
+
+@pytest.mark.parametrize("kept", [0, 10, 200, -1, -20])
+def test_a_truncated_image_is_named(folder, kept):
+    path = folder / "input" / "scene-001.png"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(UserError, match=r"scene-001\.png: .*(truncated|not an image)"):
+        dataset(folder)[1]
+
+
+def test_a_flipped_byte_is_noticed(folder):
+    path = folder / "input" / "scene-001.png"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"scene-001\.png: .*damaged"):
+        dataset(folder)[1]
+
+
+def test_grey_alpha_and_16_bit_images_are_converted(tmp_path):
+    rgb = picture(0, 8, 8)
+    grey = rgb[..., 0]
+    alpha = np.dstack([rgb[..., ::-1], np.full((8, 8), 7, np.uint8)])
+    deep = rgb.astype(np.uint16) * 257
+    cv2.imwrite(str(tmp_path / "grey.png"), grey)
+    cv2.imwrite(str(tmp_path / "alpha.png"), alpha)
+    cv2.imwrite(str(tmp_path / "deep.png"), deep[..., ::-1])
+    assert np.array_equal(read_image(tmp_path / "grey.png"), np.dstack([grey] * 3))
+    assert np.array_equal(read_image(tmp_path / "alpha.png"), rgb)
+    assert np.array_equal(read_image(tmp_path / "deep.png"), deep)
+    np.testing.assert_allclose(to_float(deep), rgb / 255.0, atol=1e-7)
+    assert np.array_equal(to_uint8(deep), rgb)
+
+
+def test_writing_is_atomic_and_lossless(tmp_path):
+    rgb = picture(0, 8, 9)
+    write_image(tmp_path / "new" / "a.png", rgb)
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.png"]
+    assert np.array_equal(read_image(tmp_path / "new" / "a.png"), rgb)
+
+
+def test_rounding_to_uint8_clips():
+    values = np.array([-0.2, 0.0, 0.49999 / 255, 0.50001 / 255, 1.0, 1.7])
+    assert to_uint8(values).tolist() == [0, 0, 0, 1, 255, 255]

@@ -1,0 +1,37 @@
+"""Symmetries of the square and the distribution of crops."""
+
+import numpy as np
+import pytest
+
+from hidiff.data.transforms import draw_offset, symmetry, undo_symmetry
+
+
+def test_the_eight_symmetries_of_the_square():
+    square = np.array([[1, 2], [3, 4]])
+    results = {tuple(symmetry(square, index).ravel()) for index in range(8)}
+    assert results == {
+        (1, 2, 3, 4), (3, 4, 1, 2), (2, 1, 4, 3), (4, 3, 2, 1),
+        (2, 4, 1, 3), (1, 3, 2, 4), (3, 1, 4, 2), (4, 2, 3, 1),
+    }  # fmt: skip
+    assert np.array_equal(symmetry(square, 0), square)
+    assert np.array_equal(symmetry(square, 1), square[::-1])
+
+
+@pytest.mark.parametrize("index", range(8))
+def test_undoing_gives_the_image_back(index):
+    image = np.arange(2 * 5 * 3).reshape(2, 5, 3)
+    assert np.array_equal(undo_symmetry(symmetry(image, index), index), image)
+
+
+def test_offsets_are_the_sum_of_two_uniform_draws():
+    """Length 6, crop 4, patch 2: both draws are from {0, 1, 2}, the sum is triangular."""
+    rng = np.random.default_rng(0)
+    draws = [draw_offset(6, 4, 2, rng) for _ in range(9000)]
+    counts = np.bincount(draws, minlength=5) / 9000
+    np.testing.assert_allclose(counts, np.array([1, 2, 3, 2, 1]) / 9, atol=0.02)
+
+
+def test_a_crop_of_the_whole_image_leaves_one_draw():
+    rng = np.random.default_rng(0)
+    draws = [draw_offset(4, 4, 2, rng) for _ in range(3000)]
+    np.testing.assert_allclose(np.bincount(draws) / 3000, np.ones(3) / 3, atol=0.04)

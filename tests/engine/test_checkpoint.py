@@ -1,0 +1,148 @@
+"""Weights files of the release and training states."""
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from hidiff import UserError
+from hidiff.engine import checkpoint
+
+WHERE = "path.pretrain_network_g"
+
+
+@pytest.fixture
+def network():
+    return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+
+
+def other(network):
+    """The same network with other weights."""
+    copy = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    assert not torch.equal(copy[0].weight, network[0].weight)
+    return copy
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("key", ["params", "params_ema", None])
+def test_every_layout_of_a_released_file_loads(tmp_path, network, prefix, key):
+    state = {prefix + k: v for k, v in network.state_dict().items()}
+    torch.save(state if key is None else {key: state}, tmp_path / "net_g.pth")
+    loaded = other(network)
+    assert checkpoint.load_network(loaded, tmp_path / "net_g.pth", WHERE, param_key=key) == []
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+
+
+def test_saved_files_have_the_released_names_and_layout(tmp_path, network):
+    checkpoint.save_networks({"net_g": network}, tmp_path, 40)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net_g_40.pth", "net_g_latest.pth"]
+    for name in ("net_g_40.pth", "net_g_latest.pth"):
+        content = torch.load(tmp_path / name, weights_only=True)
+        assert list(content) == ["params"]
+        assert list(content["params"]) == list(network.state_dict())
+
+
+def test_a_checkpoint_of_another_configuration_says_what_differs(tmp_path, network):
+    torch.save({"params": nn.Sequential(nn.Linear(3, 5)).state_dict()}, tmp_path / "net_g.pth")
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    with pytest.raises(
+        UserError,
+        match=r"another configuration: 2 parameters are missing \(first: 1\.bias\).*"
+        r"2 have another shape \(first: 0\.bias, \(5,\) in the file, \(4,\) here\)",
+    ):
+        checkpoint.load_network(network, tmp_path / "net_g.pth", WHERE)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(before[name], tensor)
+
+
+def test_loading_that_is_not_strict_takes_what_fits(tmp_path, network):
+    source = other(network)
+    state = {**source.state_dict(), "extra": torch.zeros(1)}
+    del state["1.bias"]
+    torch.save({"params": state}, tmp_path / "net_g.pth")
+    kept = network[1].bias.clone()
+    notices = checkpoint.load_network(network, tmp_path / "net_g.pth", WHERE, strict=False)
+    assert "1 parameters are missing" in notices[0]
+    assert "1 are unknown (first: extra)" in notices[0]
+    assert torch.equal(network[0].weight, source[0].weight)
+    assert torch.equal(network[1].bias, kept)
+
+
+def test_a_missing_entry_names_the_ones_there_are(tmp_path, network):
+    torch.save({"params_ema": network.state_dict(), "step": 4}, tmp_path / "net_g.pth")
+    with pytest.raises(UserError, match=r"no entry 'params', only params_ema, step; set .*param_"):
+        checkpoint.load_network(network, tmp_path / "net_g.pth", WHERE)
+
+
+@pytest.mark.parametrize("kept", [0, 10, 300, -1])
+def test_a_truncated_weights_file_is_named(tmp_path, network, kept):
+    path = tmp_path / "net_g.pth"
+    torch.save({"params": network.state_dict()}, path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(UserError, match=r"path\.pretrain_network_g: .*net_g\.pth is damaged"):
+        checkpoint.load_network(network, path, WHERE)
+
+
+class _Malicious:
+    def __reduce__(self):
+        return (print, ("this must not be run",))
+
+
+def test_a_file_with_code_in_it_is_refused(tmp_path, network, capsys):
+    path = tmp_path / "net_g.pth"
+    torch.save({"params": _Malicious()}, path)
+    with pytest.raises(UserError, match="damaged or no weights file"):
+        checkpoint.load_network(network, path, WHERE)
+    path.write_bytes(pickle.dumps(_Malicious()))
+    with pytest.raises(UserError, match="damaged or no weights file"):
+        checkpoint.load_network(network, path, WHERE)
+    assert "must not be run" not in capsys.readouterr().out
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, network, monkeypatch):
+    path = tmp_path / "a.pth"
+    checkpoint.save_atomically({"old": torch.ones(1)}, path)
+
+    def full_disk(content, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save_atomically({"new": torch.ones(1)}, path)
+    monkeypatch.undo()
+    assert list(torch.load(path, weights_only=True)) == ["old"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
+
+
+def state(step):
+    return {"step": step, "networks": {}, "optimizer": {}, "best": {}}
+
+
+def test_only_the_newest_states_are_kept(tmp_path):
+    for step in (2, 4, 6, 8, 10):
+        checkpoint.save_state(state(step), tmp_path, step)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["10.state", "6.state", "8.state"]
+    assert checkpoint.newest_state(tmp_path)[0]["step"] == 10
+
+
+def test_a_damaged_state_is_passed_over_with_a_notice(tmp_path):
+    for step in (2, 4):
+        checkpoint.save_state(state(step), tmp_path, step)
+    newest = tmp_path / "4.state"
+    newest.write_bytes(newest.read_bytes()[:100])
+    found, notices = checkpoint.newest_state(tmp_path)
+    assert found["step"] == 2
+    assert "4.state is damaged" in notices[0]
+
+
+def test_no_states_is_no_error(tmp_path):
+    assert checkpoint.newest_state(tmp_path / "nothing") == (None, [])
+
+
+def test_weights_are_no_training_state(tmp_path, network):
+    checkpoint.save_networks({"net_g": network}, tmp_path, 1)
+    with pytest.raises(UserError, match="no training state"):
+        checkpoint.load_state(tmp_path / "net_g_1.pth", "path.resume_state")

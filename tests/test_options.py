@@ -1,0 +1,232 @@
+"""Option files: what is accepted, and what is said about what is not."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from golden_values import load_json
+from hidiff import UserError, build_model
+from hidiff.options import Phase, load_options, parse_options
+from hidiff.yaml_file import apply_overrides, read_yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+OPTION_FILES = sorted((ROOT / "options").rglob("*.yml"))
+RELEASED = load_json("released_options.json")
+RELEASED_PHASES = [(128, 16), (160, 10), (192, 8), (256, 4), (320, 2), (384, 2)]
+
+
+def released_text(name: str) -> str:
+    """The released file as text: its content, the repeated keys, numbers tagged !!float."""
+
+    def emit(value, indent, repeated):
+        lines = []
+        for key, item in value.items():
+            if isinstance(item, dict):
+                lines += [f"{indent}{key}:", *emit(item, indent + "  ", repeated)]
+            else:
+                tag = "!!float " if isinstance(item, float) else ""
+                line = f"{indent}{key}: {tag}{yaml.safe_dump(item, default_flow_style=True)}"
+                line = line.splitlines()[0]
+                lines.append(line)
+                for entry in [r for r in repeated if r[0] == key]:
+                    repeated.remove(entry)
+                    lines.append(line)
+        return lines
+
+    reference = RELEASED[name]
+    repeated = [list(entry) for entry in reference["repeated_keys"]]
+    lines = emit(reference["options"], "", repeated)
+    assert not repeated
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("name", sorted(RELEASED))
+def test_released_option_files_run_as_they_are(name, tmp_path):
+    path = tmp_path / Path(name).name
+    path.write_text(released_text(name))
+    options = load_options(path)
+    reference = RELEASED[name]
+    assert options.name == reference["options"]["name"]
+    repeats = [n for n in options.notices if "repeated with the same value" in n]
+    assert len(repeats) == len(reference["repeated_keys"])
+    if options.train is not None:
+        dead = ("use_shuffle", "prefetch_mode", "mixing_augs", "wandb")
+        for key in dead:
+            assert any(key in notice and "no effect" in notice for notice in options.notices)
+        train, data = options.for_training()
+        phases = data.phases(train.total_iter)
+        assert [(p.patch_size, p.batch_size) for p in phases] == RELEASED_PHASES
+        assert options.val.val_freq == 4000
+    with torch.device("meta"):
+        build_model(options.sections)
+
+
+@pytest.mark.parametrize("path", OPTION_FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_shipped_option_files_load_and_build(path):
+    options = load_options(path)
+    assert options.notices == ()
+    assert path.read_text().startswith("#"), "the command stands at the top"
+    with torch.device("meta"):
+        model = build_model(options.sections)
+    assert set(model.networks()) >= {"net_g"}
+    if options.train is not None:
+        options.for_training()[1].phases(options.train.total_iter)
+    else:
+        options.test_sets()
+
+
+@pytest.mark.parametrize("name", sorted(RELEASED))
+def test_shipped_experiments_are_the_released_ones(name):
+    """Everything that decides the result equals the release; only the known defects differ."""
+    ours = load_options(ROOT / "options" / name)
+    theirs = parse_options(copy.deepcopy(RELEASED[name]["options"]))
+    for key in ("network_g", "network_le_dm", "network_d", "diffusion_schedule"):
+        assert getattr(ours, key) == getattr(theirs, key), key
+    assert ours.manual_seed == theirs.manual_seed
+    assert ours.val == theirs.val
+    if theirs.train is None:
+        assert ours.path == theirs.path
+        return
+    assert ours.name == f"train_HI_Diff_{Path(name).stem}"
+    assert ours.network_le == theirs.network_le
+    for key in ("total_iter", "optim_total", "scheduler", "use_grad_clip", "pixel_opt"):
+        assert getattr(ours.train, key) == getattr(theirs.train, key), key
+    assert ours.datasets["train"] == theirs.datasets["train"]
+
+
+@pytest.fixture
+def content():
+    return copy.deepcopy(RELEASED["train/GoPro_S2.yml"]["options"])
+
+
+def with_value(content, path, value):
+    section = content
+    *sections, last = path.split(".")
+    for key in sections:
+        section = section[key]
+    section[last] = value
+    return content
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("network_g.dims", 48, r"network_g\.dims: Transformer has no option 'dims'.*'dim'"),
+        ("network_g.dim", "48", r"network_g\.dim: expected a whole number, got the text '48'"),
+        ("network_g.num_blocks", 4, r"network_g\.num_blocks: expected a list"),
+        ("network_g.heads", [1, 2, 4], r"network_g: .*four entries"),
+        ("network_g.heads", [1, 2, 4, 7], r"network_g: heads\[3\] = 7 does not divide the 384"),
+        ("network_g.type", "Transfomer", r"network_g\.type: there is no network.*'Transformer'"),
+        ("network_g.bias", 1, r"network_g\.bias: expected true or false"),
+        ("network_le.in_chans", 3, r"network_le: in_chans 3 does not fit stage 1"),
+        ("network_d.in_channel", 128, r"network_d: its prior has 128 channels"),
+        ("network_le_dm.group", 8, r"network_le_dm\.group: 8 differs from network_g\.group 4"),
+        ("diffusion_schedule.schedule", "linaer", r"diffusion_schedule\.schedule.*'linear'"),
+        ("diffusion_schedule.timesteps", 0, r"diffusion_schedule\.timesteps: 0"),
+        ("diffusion_schedule.step", 3, r"diffusion_schedule\.step: .*no option 'step'"),
+        ("train.optim_total.lr", "2e-4", None),
+        ("train.pixel_opt.type", "L1", r"train\.pixel_opt\.type: there is no loss 'L1'.*L1Loss"),
+        ("train.total_iters", 5, r"train\.total_iters: .*did you mean 'total_iter'"),
+        ("train.total_iter", 0.5, r"train\.total_iter: expected a whole number"),
+        ("model_type", "HI_Diff_S3", r"model_type: there is no model 'HI_Diff_S3'"),
+        ("scale", 4, r"scale: 4 is not possible"),
+        ("name", "../elsewhere", r"name: '../elsewhere' becomes a folder name"),
+        ("val.val_freqs", 1, r"val\.val_freqs: .*'val_freq'"),
+        ("logger.print_freq", 0, r"logger\.print_freq: 0 must be at least 1"),
+        ("path.pretrain_network", "x", r"path\.pretrain_network: .*did you mean"),
+        ("datasets.training", {}, r"datasets\.training: a data set is called"),
+        ("num_gpu", "all", r"num_gpu: expected a whole number or"),
+        ("networkg", {}, r"networkg: .*'network_g'"),
+    ],
+)
+def test_mistakes_name_their_place_and_the_way_out(content, path, value, message):
+    from hidiff.engine.optim import build_optimizer
+
+    if path == "train.optim_total.lr":
+        message = r"train\.optim_total\.lr: expected a number, got the text '2e-4'; write 2\.0e-"
+    with_value(content, path, value)
+    with pytest.raises(UserError, match=message):
+        options = parse_options(content)
+        with torch.device("meta"):
+            model = build_model(options.sections)
+        build_optimizer(options.train.optim_total, model)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("gt_sizes", [128, 160], "one entry a phase in each list"),
+        ("gt_size", 256, "256 must be the largest of gt_sizes, 384"),
+        ("mini_batch_sizes", [32, 10, 8, 4, 2, 2], "32 exceeds batch_size_per_gpu 16"),
+        ("iters", None, "progressive training also needs iters"),
+        ("gt_sizes", [100, 160, 192, 256, 320, 384], "patch size 100 must be a multiple of 8"),
+        ("iters", [20000, 0, 1, 1, 1, 1], "phase 2 has a number below 1"),
+    ],
+)
+def test_phase_lists_must_fit(content, key, value, message):
+    content["datasets"]["train"][key] = value
+    with pytest.raises(UserError, match=message):
+        parse_options(content).for_training()[1].phases(300000)
+
+
+def test_without_lists_there_is_one_phase(content):
+    for key in ("mini_batch_sizes", "iters", "gt_sizes"):
+        del content["datasets"]["train"][key]
+    assert parse_options(content).datasets["train"].phases(70) == (Phase(384, 16, 70),)
+
+
+def test_a_key_repeated_with_another_value_is_an_error(tmp_path):
+    path = tmp_path / "a.yml"
+    path.write_text("train:\n  lr: 1\n  steps: 2\n  lr: 3\n")
+    with pytest.raises(UserError, match=r"line 4: 'lr' stands twice.*first 1, then 3"):
+        read_yaml(path)
+
+
+def test_yaml_tags_cannot_make_objects(tmp_path):
+    path = tmp_path / "a.yml"
+    path.write_text("a: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(UserError, match="not valid YAML"):
+        read_yaml(path)
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "just text"])
+def test_a_file_without_sections_is_an_error(tmp_path, text):
+    path = tmp_path / "a.yml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="holds no sections"):
+        read_yaml(path)
+
+
+def test_overrides_are_yaml_values_at_a_path():
+    content = {"train": {"total_iter": 5}, "path": None}
+    apply_overrides(
+        content,
+        [
+            "train:total_iter=7",
+            "train:optim_total:betas=[0.9, 0.99]",
+            "path:resume_state=~",
+            "name=a=b",
+            "val:save_img=true",
+        ],
+    )
+    assert content == {
+        "train": {"total_iter": 7, "optim_total": {"betas": [0.9, 0.99]}},
+        "path": {"resume_state": None},
+        "name": "a=b",
+        "val": {"save_img": True},
+    }
+
+
+@pytest.mark.parametrize("text", ["train", "=3", "a::b=1", "train:total_iter:x=1", "a=[1"])
+def test_a_wrong_override_says_how_to_write_it(text):
+    with pytest.raises(UserError, match="--force_yml"):
+        apply_overrides({"train": {"total_iter": 5}}, [text])
+
+
+def test_an_override_cannot_run_code(content):
+    apply_overrides(content, ["manual_seed=__import__('os').getpid()"])
+    with pytest.raises(UserError, match="manual_seed: expected a whole number"):
+        parse_options(content)
