@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-
 from golden_values import load_json
+
 from hidiff import UserError, build_model
 from hidiff.options import Phase, load_options, parse_options
 from hidiff.yaml_file import apply_overrides, read_yaml

@@ -4,12 +4,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from small_data import make_pairs, picture, write_rgb
 
 from hidiff import UserError
 from hidiff.data import CropRequest, PairedImageIRDataset
 from hidiff.data.image import read_image, to_float, to_uint8, write_image
 from hidiff.data.transforms import symmetry
-from small_data import make_pairs, picture, write_rgb
 
 
 @pytest.fixture

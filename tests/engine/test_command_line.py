@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from small_data import make_pairs, test_options, train_options, write_yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent

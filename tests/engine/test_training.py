@@ -12,6 +12,7 @@ import pytest
 import torch
 from skimage import data as photographs
 from skimage.metrics import peak_signal_noise_ratio
+from small_data import make_pairs, picture, test_options, train_options, write_yaml
 
 from hidiff import UserError, build_model
 from hidiff.data.image import read_image, to_float
@@ -22,7 +23,6 @@ from hidiff.engine.optim import build_optimizer, clip_gradients, set_lr
 from hidiff.engine.tester import run_test
 from hidiff.engine.trainer import Trainer
 from hidiff.options import load_options, parse_options
-from small_data import make_pairs, picture, test_options, train_options, write_yaml
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 

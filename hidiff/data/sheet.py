@@ -1,0 +1,85 @@
+"""Comparison sheets: blurry, restored and sharp photographs side by side, with zoom boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+BACKGROUND = 255
+TEXT_COLOUR = (20, 20, 20)
+BOX_COLOUR = (230, 30, 30)
+GAP = 6
+LABEL_HEIGHT = 26
+ZOOM = 3
+"""Enlargement of the zoom boxes."""
+
+
+def busiest_window(image: np.ndarray, height: int, width: int) -> tuple[int, int]:
+    """(top, left) of the window with the strongest edges of an (H, W, 3) uint8 image."""
+    edges = np.abs(cv2.Laplacian(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.CV_32F))
+    sums = cv2.integral(edges)
+    totals = (
+        sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width]
+        + sums[:-height, :-width]
+    )  # fmt: skip
+    top, left = np.unravel_index(int(np.argmax(totals)), totals.shape)
+    return int(top), int(left)
+
+
+def _labelled(image: np.ndarray, label: str) -> np.ndarray:
+    strip = np.full((LABEL_HEIGHT, image.shape[1], 3), BACKGROUND, np.uint8)
+    cv2.putText(
+        strip, label, (2, LABEL_HEIGHT - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.5, TEXT_COLOUR, 1,
+        cv2.LINE_AA,
+    )  # fmt: skip
+    return np.concatenate([strip, image])
+
+
+def _beside(images: Sequence[np.ndarray]) -> np.ndarray:
+    height = max(image.shape[0] for image in images)
+    parts = []
+    for image in images:
+        canvas = np.full((height, image.shape[1] + GAP, 3), BACKGROUND, np.uint8)
+        canvas[: image.shape[0], : image.shape[1]] = image
+        parts.append(canvas)
+    return np.concatenate(parts, axis=1)
+
+
+def comparison_row(images: Sequence[np.ndarray], labels: Sequence[str]) -> np.ndarray:
+    """One photograph in several versions, each with the same detail enlarged below it.
+
+    Args:
+        images: versions (H, W, 3) uint8 RGB of one size; the detail is chosen in the last one.
+        labels: what to write above each.
+
+    Returns:
+        (H', W', 3) uint8 RGB.
+    """
+    height, width = images[-1].shape[:2]
+    box_width = max(width // ZOOM, 1)
+    box_height = max(min(height // ZOOM, box_width * 2 // 3), 1)
+    top, left = busiest_window(images[-1], box_height, box_width)
+    columns = []
+    for image, label in zip(images, labels, strict=True):
+        box = image[top : top + box_height, left : left + box_width]
+        zoomed = cv2.resize(box, (width, box_height * ZOOM), interpolation=cv2.INTER_NEAREST)
+        framed = image.copy()
+        cv2.rectangle(
+            framed, (left, top), (left + box_width - 1, top + box_height - 1), BOX_COLOUR, 2
+        )
+        space = np.full((GAP, width, 3), BACKGROUND, np.uint8)
+        columns.append(_labelled(np.concatenate([framed, space, zoomed]), label))
+    return _beside(columns)
+
+
+def comparison_sheet(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of `comparison_row` below each other, (H, W, 3) uint8 RGB."""
+    width = max(row.shape[1] for row in rows)
+    padded = []
+    for row in rows:
+        canvas = np.full((row.shape[0] + GAP, width, 3), BACKGROUND, np.uint8)
+        canvas[: row.shape[0], : row.shape[1]] = row
+        padded.append(canvas)
+    return np.concatenate(padded)
