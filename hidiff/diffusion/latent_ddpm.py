@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hidiff.diffusion.schedule import beta_schedule
+from hidiff.diffusion.schedule import MAX_BETA, beta_schedule
 
 DenoiseFn = Callable[[Tensor, Tensor, "Tensor | float"], Tensor]
 
@@ -31,8 +31,8 @@ class DiffusionTables(nn.Module):
         alphas = 1.0 - betas
         alphas_cumprod = np.cumprod(alphas)
         previous = np.append(1.0, alphas_cumprod[:-1])
-        # β = 1 (schedule 'jsd' ends there) leaves nothing of z_0: the first forms are 1/0 then.
-        with np.errstate(divide="ignore", invalid="ignore"):
+        # The form that predicts z_0 may have β = 1, and does not use the two reciprocals.
+        with np.errstate(divide="ignore"):
             tables = {
                 "betas": betas,
                 "alphas_cumprod": alphas_cumprod,
@@ -92,9 +92,11 @@ class LatentDDPM(nn.Module):
         self.predicts_x0 = apply_ldm
         self.noising = noising or "released"
         self.reverse_noise = reverse_noise
-        self.tables = DiffusionTables(
-            beta_schedule(schedule, timesteps, linear_start, linear_end, apply_ldm=apply_ldm)
-        )
+        betas = beta_schedule(schedule, timesteps, linear_start, linear_end, apply_ldm=apply_ldm)
+        if not apply_ldm:
+            # 'jsd' ends at β = 1, where z_T holds nothing of z_0 and 1/√ᾱ_T would be infinite.
+            betas = np.minimum(betas, MAX_BETA)
+        self.tables = DiffusionTables(betas)
 
     @property
     def timesteps(self) -> int:

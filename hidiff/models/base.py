@@ -122,7 +122,13 @@ class DeblurModel(nn.Module):
             if name in self.losses
         }
 
-    def predict(self, lq: Tensor, gt: Tensor | None, noise: Tensor | None) -> Tensor:
+    def predict(
+        self,
+        lq: Tensor,
+        gt: Tensor | None,
+        noise: Tensor | None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Restore images whose sides are multiples of 8; subclasses define it."""
         raise AssertionError("a stage defines `predict`")
 
@@ -144,7 +150,8 @@ class DeblurModel(nn.Module):
             lq: (B, 3, H, W) RGB in [0, 1].
             gt: the sharp images; only where `restores_from_gt`, ignored otherwise.
             noise: (B, N, C'), where the reverse chain starts; standard normal by default.
-            generator: CPU generator for that draw; torch's global one by default.
+            generator: CPU generator for that draw (and for Eq. 6's noise); torch's global one by
+                default.
 
         Returns:
             (B, 3, H, W) RGB, about [0, 1], not clamped.
@@ -165,7 +172,7 @@ class DeblurModel(nn.Module):
         if noise is not None:
             noise = noise.to(lq)
         padded_gt = pad_to_multiple(gt) if gt is not None and self.restores_from_gt else None
-        return self.predict(pad_to_multiple(lq), padded_gt, noise)[..., :height, :width]
+        return self.predict(pad_to_multiple(lq), padded_gt, noise, generator)[..., :height, :width]
 
 
 def build_losses(train: Mapping[str, Any], sections: Mapping[str, str]) -> dict[str, nn.Module]:

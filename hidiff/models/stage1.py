@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from hidiff.models.base import DeblurModel
@@ -22,6 +23,12 @@ class Stage1(DeblurModel):
         restored = self.predict(lq, gt, noise)
         return self.image_losses(restored, gt)
 
-    def predict(self, lq: Tensor, gt: Tensor | None, noise: Tensor | None) -> Tensor:
+    def predict(
+        self,
+        lq: Tensor,
+        gt: Tensor | None,
+        noise: Tensor | None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """(B, 3, H, W) twice → (B, 3, H, W)."""
         return self.net_g(lq, self.net_le(lq, gt))

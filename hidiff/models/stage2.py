@@ -67,6 +67,13 @@ class Stage2(DeblurModel):
             "l_pix_diff": self.losses["l_pix_diff"](z_hat, z),
         }
 
-    def predict(self, lq: Tensor, gt: Tensor | None, noise: Tensor | None) -> Tensor:
+    def predict(
+        self,
+        lq: Tensor,
+        gt: Tensor | None,
+        noise: Tensor | None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """(B, 3, H, W) and noise (B, N, C') → (B, 3, H, W)."""
-        return self.net_g(lq, self.diffusion.reverse(self.net_d, noise, self.net_le_dm(lq)))
+        z_hat = self.diffusion.reverse(self.net_d, noise, self.net_le_dm(lq), generator=generator)
+        return self.net_g(lq, z_hat)

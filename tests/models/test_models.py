@@ -1,0 +1,103 @@
+"""What the models promise beside the released numbers."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from small_data import train_options
+
+from hidiff import UserError, build_model
+from hidiff.models import pad_to_multiple
+
+OPTIONS = {stage: train_options(Path("unused"), stage) for stage in (1, 2)}
+
+
+def test_networks_are_the_attributes_of_that_name():
+    for stage, names in ((1, ["net_g", "net_le"]), (2, ["net_g", "net_le_dm", "net_d", "net_le"])):
+        model = build_model(OPTIONS[stage])
+        assert list(model.networks()) == names
+        for name, network in model.networks().items():
+            assert getattr(model, name) is network
+
+
+def test_padding_reflects_at_the_right_and_bottom():
+    image = torch.arange(2 * 9.0).reshape(1, 1, 2, 9)
+    padded = pad_to_multiple(image, 3)
+    assert padded.shape == (1, 1, 3, 9)
+    assert torch.equal(padded[0, 0, 2], image[0, 0, 0])
+    assert pad_to_multiple(torch.rand(1, 3, 16, 8)).shape == (1, 3, 16, 8)
+
+
+@pytest.mark.parametrize("size", [(37, 43), (16, 24), (5, 100)])
+def test_restoring_any_size_is_restoring_the_padded_image(size):
+    model = build_model(OPTIONS[2]).eval()
+    lq, noise = torch.rand(2, 3, *size), torch.randn(2, 16, 32)
+    restored = model.restore(lq, noise=noise)
+    assert restored.shape == lq.shape
+    whole = model.restore(pad_to_multiple(lq), noise=noise)
+    assert torch.equal(restored, whole[..., : size[0], : size[1]])
+
+
+def test_an_image_too_small_to_reflect_is_refused():
+    with pytest.raises(UserError, match="4×30 pixels is too small"):
+        build_model(OPTIONS[2]).restore(torch.rand(1, 3, 4, 30))
+
+
+def test_the_generator_decides_the_noise():
+    model = build_model(OPTIONS[2]).eval()
+    lq = torch.rand(1, 3, 16, 16)
+    first, again, other = (
+        model.restore(lq, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    noise = torch.randn(1, 16, 32, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(model.restore(lq, noise=noise), first)
+
+
+def test_stage_one_restores_with_the_sharp_image_only():
+    model = build_model(OPTIONS[1]).eval()
+    lq, gt = torch.rand(2, 1, 3, 13, 16).unbind(0)
+    assert model.restore(lq, gt).shape == lq.shape
+    with pytest.raises(UserError, match="stage 1 restores with the sharp image"):
+        model.restore(lq)
+
+
+def test_stage_two_restores_without_the_encoder_of_stage_one():
+    options = {k: v for k, v in OPTIONS[2].items() if k != "network_le"}
+    model = build_model(options).eval()
+    assert model.restore(torch.rand(1, 3, 16, 16)).shape == (1, 3, 16, 16)
+    with pytest.raises(UserError, match="network_le: stage 2 needs this section to train"):
+        model(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16))
+
+
+def test_losses_are_weighted():
+    lq, gt = torch.rand(2, 1, 3, 16, 16).unbind(0)
+    noise = torch.randn(1, 16, 32)
+    options = copy.deepcopy(OPTIONS[2])
+    torch.manual_seed(0)
+    plain = build_model(options)(lq, gt, noise=noise)
+    options["train"] |= {
+        "pixel_opt": {"type": "L1Loss", "loss_weight": 3.0},
+        "pixel_diff_opt": {"type": "L1Loss", "loss_weight": 0.5},
+    }
+    torch.manual_seed(0)
+    weighted = build_model(options)(lq, gt, noise=noise)
+    torch.testing.assert_close(weighted["l_pix"], 3 * plain["l_pix"])
+    torch.testing.assert_close(weighted["l_pix_diff"], 0.5 * plain["l_pix_diff"])
+
+
+@pytest.mark.parametrize("section", ["network_g", "network_le_dm", "network_d"])
+def test_a_missing_section_is_named(section):
+    options = {k: v for k, v in OPTIONS[2].items() if k != section}
+    with pytest.raises(UserError, match=f"^{section}: model_type HI_Diff_S2 needs this section"):
+        build_model(options)
+
+
+def test_a_missing_schedule_and_type_are_named():
+    options = {k: v for k, v in OPTIONS[2].items() if k != "diffusion_schedule"}
+    with pytest.raises(UserError, match="^diffusion_schedule: .* needs this section"):
+        build_model(options)
+    with pytest.raises(UserError, match="^model_type: the option is missing"):
+        build_model({"network_g": {}})
