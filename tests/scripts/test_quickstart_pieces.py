@@ -1,0 +1,86 @@
+"""The quickstart's parts, with a few steps in place of its minutes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_data import make_pairs
+
+from hidiff.data.image import read_image
+from hidiff.data.sheet import ZOOM, busiest_window, comparison_row, comparison_sheet
+from hidiff.engine.distributed import Processes
+from hidiff.engine.tester import run_test
+from hidiff.engine.trainer import Trainer
+from hidiff.options import load_options
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def test_its_option_files_train_and_test(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_pairs(tmp_path / "datasets/quickstart/train", 2, height=96, width=104)
+    make_pairs(tmp_path / "datasets/quickstart/test", 2, height=41, width=50)
+    few = [
+        "train:total_iter=2",
+        "datasets:train:iters=[1, 1]",
+        "datasets:train:num_worker_per_gpu=0",
+    ]
+    for stage in ("S1", "S2"):
+        options = load_options(ROOT / f"options/quickstart/{stage}.yml", few)
+        Trainer(options, ALONE).run()
+    assert run_test(load_options(ROOT / "options/quickstart/test.yml"), ALONE)
+    report = json.loads((tmp_path / "results/quickstart/metrics.json").read_text())
+    scores = report["datasets"]["photographs"]
+    assert scores["scored"] == 2
+    assert set(scores["blurry"]) == set(scores["restored"]) == {"psnr", "ssim"}
+
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/compare.py"), "--rows", "2", "--output", "sheet.png",
+         "--input", "datasets/quickstart/test/input", "--target", "datasets/quickstart/test/target",
+         "--restored", "results/quickstart/visualization/photographs"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert read_image("sheet.png").shape[1] > 3 * 50
+
+
+def test_a_sheet_shows_every_version_and_its_detail():
+    images = [np.full((60, 90, 3), value, np.uint8) for value in (10, 100, 200)]
+    images[2][30:40, 60:75] = np.random.default_rng(0).integers(0, 255, (10, 15, 3))
+    row = comparison_row(images, ["a", "b", "c"])
+    assert all((row == value).all(axis=-1).sum() > 60 * 90 for value in (10, 100))
+    top, left = busiest_window(images[2], 20, 30)
+    assert top <= 30 <= 40 <= top + 20
+    assert left <= 60 <= 75 <= left + 30
+    assert row.shape[0] > 60 + 20 * ZOOM - ZOOM
+    assert comparison_sheet([row, row[:, :100]]).shape[0] > 2 * row.shape[0]
+
+
+@pytest.mark.parametrize("script", ["quickstart.sh", "test.sh", "setup_env.sh"])
+def test_shell_scripts_parse(script):
+    subprocess.run(["bash", "-n", str(ROOT / "scripts" / script)], check=True, timeout=20)
+
+
+def test_requirements_are_installed_once(tmp_path):
+    """With an active environment: pip is called the first time, not the second."""
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+    calls = tmp_path / "calls.txt"
+    python = binaries / "python"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
+    python.chmod(0o755)
+    environment = {**os.environ, "VIRTUAL_ENV": str(tmp_path)}
+    command = f"source {ROOT}/scripts/setup_env.sh requirements.txt && echo PYTHON=$PYTHON"
+    for expected in (1, 1):
+        result = subprocess.run(
+            ["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert result.returncode == 0, result.stderr
+        assert f"PYTHON={python}" in result.stdout
+        assert calls.read_text().count("pip install") == expected
