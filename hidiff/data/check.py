@@ -1,0 +1,353 @@
+"""Looking a data set over before anything is trained on it or scored with it."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+from tqdm import tqdm
+
+from hidiff.data.image import decode_image, list_images
+from hidiff.data.lmdb_store import LmdbImages
+from hidiff.data.pairs import Pair, pairs_from_list
+from hidiff.errors import UserError
+
+
+@dataclass(frozen=True)
+class LayoutEntry:
+    """One data set of the layout under `datasets/`.
+
+    Args:
+        name: its folder, relative to the root.
+        pairs: how many pairs the benchmark has.
+        command: what makes the folder.
+        lq, gt: the sub-folders of blurry and of sharp images.
+    """
+
+    name: str
+    pairs: int
+    command: str
+    lq: str = "input"
+    gt: str = "target"
+
+
+_GOPRO, _HIDE, _REALBLUR = (
+    f"python scripts/prepare_data.py {name} --source DOWNLOAD"
+    for name in ("gopro", "hide", "realblur")
+)
+_CUT = "python generate_patches_gopro.py"
+
+LAYOUT = {
+    entry.name: entry
+    for entry in (
+        LayoutEntry("GoPro/train", 2103, _GOPRO),
+        LayoutEntry("GoPro/test", 1111, _GOPRO),
+        LayoutEntry("GoPro/crop/train", 8 * 2103, _CUT, "input_crops", "target_crops"),
+        LayoutEntry("GoPro/crop/val", 1111, _CUT, "input_crops", "target_crops"),
+        LayoutEntry("RealBlur/train/RealBlur_R", 3758, _REALBLUR),
+        LayoutEntry("RealBlur/train/RealBlur_J", 3758, _REALBLUR),
+        LayoutEntry("RealBlur/test/RealBlur_R", 980, _REALBLUR),
+        LayoutEntry("RealBlur/test/RealBlur_J", 980, _REALBLUR),
+        LayoutEntry("test/GoPro", 1111, _GOPRO),
+        LayoutEntry("test/HIDE", 2025, _HIDE),
+        LayoutEntry("test/RealBlur_R", 980, _REALBLUR),
+        LayoutEntry("test/RealBlur_J", 980, _REALBLUR),
+    )
+}
+"""The data sets of the layout, by name."""
+
+
+def against_benchmark(count: int, entry: LayoutEntry) -> str | None:
+    """What is wrong with a number of pairs, or None when it is the benchmark's."""
+    if count == entry.pairs:
+        return None
+    word = "incomplete" if count < entry.pairs else "too many"
+    return f"{word}: {count} pairs, the benchmark has {entry.pairs}"
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where one data set lies, and what is known of it.
+
+    Args:
+        name: for the report.
+        lq, gt: folders or LMDBs; `gt` None when there is no sharp side.
+        filename_tmpl: a blurry image's name from its sharp one's; see `match_names`.
+        meta_info_file: a list of the pairs, for data that is not all of its folders.
+        patch_size: training patches of this size (pixels) will be cut from it, if known.
+    """
+
+    name: str
+    lq: str
+    gt: str | None
+    filename_tmpl: str = "{}"
+    meta_info_file: str | None = None
+    patch_size: int | None = None
+
+    def layout_entry(self) -> LayoutEntry | None:
+        """The entry of the layout whose folders these are, by the ends of their paths."""
+        if self.meta_info_file is None:
+            # RealBlur/test/RealBlur_R ends like test/RealBlur_R: the longest name decides.
+            for entry in sorted(LAYOUT.values(), key=lambda entry: -len(entry.name)):
+                tail = Path(entry.name, entry.lq).parts
+                if Path(self.lq).parts[-len(tail) :] == tail:
+                    return entry
+        return None
+
+
+@dataclass
+class Report:
+    """What was found: `problems` to mend, and `notes` worth knowing."""
+
+    name: str
+    pairs: int = 0
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an image file says of itself before its pixels are decoded; sizes in pixels."""
+
+    height: int
+    width: int
+    grey: bool
+    alpha: bool
+    bits16: bool
+
+
+def read_header(source: Path | bytes, where: str) -> Header:
+    """Read size and pixel format of an image, given as a path or as the file's bytes.
+
+    Raises:
+        UserError: the file cannot be read or is no image. A file that is damaged or cut short
+            after its header passes.
+    """
+    try:
+        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+            start = file.read(26)
+            file.seek(0)
+            with Image.open(file) as image:
+                (width, height), mode = image.size, image.mode
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or "not an image, or a damaged one"
+        raise UserError(f"{where}: {reason}; copy or download it again") from None
+    # Pillow shows a 16-bit colour PNG as an 8-bit one: byte 24 is the bit depth, 25 the type.
+    png = start.startswith(b"\x89PNG")
+    return Header(
+        height,
+        width,
+        grey=mode in ("1", "L", "LA", "I", "F") or mode.startswith("I;"),
+        alpha=mode in ("LA", "PA", "RGBA") or (png and start[25] in (4, 6)),
+        bits16=mode.startswith("I;16") or (png and start[24] == 16),
+    )
+
+
+def layout_sources(root: str | os.PathLike[str]) -> tuple[list[DataSource], list[LayoutEntry]]:
+    """The data sets of the layout that are under `root`, at least in part, and those that are not.
+
+    Raises:
+        UserError: there is no such folder, or no data set of the layout in it.
+    """
+    root = Path(root)
+    found, absent = [], []
+    for entry in LAYOUT.values():
+        lq, gt = root / entry.name / entry.lq, root / entry.name / entry.gt
+        if lq.is_dir() or gt.is_dir():
+            found.append(DataSource(entry.name, str(lq), str(gt)))
+        else:
+            absent.append(entry)
+    if not found:
+        raise UserError(
+            f"--root: {root.absolute()} holds no data set of the layout ({', '.join(LAYOUT)}); "
+            "datasets/README.md shows how to get there"
+        )
+    return found, absent
+
+
+def dataset_folders(option_file: str | os.PathLike[str]) -> list[DataSource]:
+    """The data sets that an option file names under `datasets`.
+
+    Raises:
+        UserError: the file is missing, no YAML, or names no data set.
+    """
+    try:
+        options = yaml.safe_load(Path(option_file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"-opt: {option_file} cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"-opt: {option_file} is not valid YAML: {error}") from None
+    sections = options.get("datasets") if isinstance(options, dict) else None
+    if not isinstance(sections, dict) or not sections:
+        raise UserError(f"-opt: {option_file} has no section 'datasets' with data sets in it")
+    sources = []
+    for key, section in sections.items():
+        if not isinstance(section, dict) or not section.get("dataroot_lq"):
+            raise UserError(f"{option_file}: datasets.{key}.dataroot_lq is missing")
+        name, patch_size = section.get("name"), section.get("gt_size")
+        sources.append(
+            DataSource(
+                name=f"datasets.{key} ({name})" if name else f"datasets.{key}",
+                lq=str(section["dataroot_lq"]),
+                gt=str(section["dataroot_gt"]) if section.get("dataroot_gt") else None,
+                filename_tmpl=str(section.get("filename_tmpl", "{}")),
+                meta_info_file=str(meta) if (meta := section.get("meta_info_file")) else None,
+                patch_size=int(patch_size) if isinstance(patch_size, (int, float)) else None,
+            )
+        )
+    return sources
+
+
+Load = Callable[[str], "Path | bytes"]
+"""From what `Pair.lq` or `Pair.gt` holds to the file, or to its bytes out of an LMDB."""
+
+
+def _open_side(root: str, where: str) -> tuple[dict[str, str], Load]:
+    """The images of a folder or LMDB: name → path or key, and how to load one."""
+    if root.endswith(".lmdb") or (Path(root) / "data.mdb").is_file():
+        images = LmdbImages(root, where)
+        keys = images.keys()
+        return dict(zip(keys, keys, strict=True)), images.read
+    return {name: str(path) for name, path in list_images(root, where).items()}, Path
+
+
+def _find_pairs(source: DataSource, report: Report) -> tuple[list[Pair], Load, Load]:
+    """The pairs of a data set; images without counterpart go into the report, each by name."""
+    if source.meta_info_file is not None:
+        pairs = pairs_from_list(
+            source.meta_info_file, source.lq, source.gt, source.filename_tmpl, source.name
+        )
+        return pairs, Path, Path
+    lq, load_lq = _open_side(source.lq, "blurry images")
+    if source.gt is None:
+        return [Pair(name, path, None) for name, path in lq.items()], load_lq, Path
+    gt, load_gt = _open_side(source.gt, "sharp images")
+    wanted = {source.filename_tmpl.format(name): name for name in gt}
+    for name in sorted(wanted.keys() - lq.keys()):
+        report.problems.append(f"{wanted[name]}: sharp, but {source.lq} has no {name}")
+    for name in sorted(lq.keys() - wanted.keys()):
+        report.problems.append(f"{name}: blurry, but {source.gt} has no sharp image for it")
+    pairs = [Pair(name, lq[name], gt[wanted[name]]) for name in sorted(lq.keys() & wanted.keys())]
+    return pairs, load_lq, load_gt
+
+
+def _look_at(source: Path | bytes, where: str, fast: bool) -> tuple[Header, np.ndarray | None]:
+    if fast:
+        return read_header(source, where), None
+    try:
+        data = source if isinstance(source, bytes) else source.read_bytes()
+    except OSError as error:
+        raise UserError(f"{where}: cannot be read ({error.strerror or error})") from None
+    image = decode_image(data, where)
+    return read_header(data, where), image
+
+
+def _check_pair(
+    pair: Pair, load_lq: Load, load_gt: Load, patch_size: int | None, fast: bool
+) -> tuple[list[str], set[str]]:
+    """Problems of one pair, and the conversions that reading it will make."""
+    problems, conversions, sizes, pixels = [], set(), [], []
+    for side, load, place in (("blurry", load_lq, pair.lq), ("sharp", load_gt, pair.gt)):
+        if place is None:
+            continue
+        try:
+            header, image = _look_at(load(place), place, fast)
+        except UserError as error:
+            problems.append(f"{pair.name} ({side}): {error}")
+            continue
+        # Decoding turns a picture by its orientation tag; the header does not.
+        height, width = image.shape[:2] if image is not None else (header.height, header.width)
+        if patch_size is not None and min(height, width) < patch_size:
+            problems.append(
+                f"{pair.name} ({side}): {width}×{height} is smaller than the patch size "
+                f"{patch_size}; take it out or train with smaller patches"
+            )
+        sizes.append((width, height))
+        pixels.append(image)
+        for kind, is_so in (
+            ("grey", header.grey),
+            ("with an alpha channel", header.alpha),
+            ("of 16 bits", header.bits16),
+        ):
+            if is_so:
+                conversions.add(f"{side} images {kind}")
+    if len(sizes) == 2:
+        if sizes[0] != sizes[1]:
+            blurry, sharp = (f"{width}×{height}" for width, height in sizes)
+            problems.append(f"{pair.name}: blurry is {blurry}, sharp {sharp} (width×height)")
+        elif _same(pair, *pixels):
+            problems.append(f"{pair.name}: the blurry image is identical to the sharp one")
+    return problems, conversions
+
+
+def _same(pair: Pair, lq: np.ndarray | None, gt: np.ndarray | None) -> bool:
+    if lq is not None and gt is not None:
+        return np.array_equal(lq, gt)
+    # Without the pixels only two names of one file can be told; LMDB keys are no files.
+    return Path(pair.lq).exists() and Path(pair.gt).exists() and Path(pair.lq).samefile(pair.gt)
+
+
+def check_dataset(
+    source: DataSource,
+    *,
+    patch_size: int | None = None,
+    fast: bool = False,
+    jobs: int = 1,
+    progress: bool = True,
+) -> Report:
+    """Check that a data set is complete, paired by name, readable and equal in size per pair.
+
+    Args:
+        patch_size: report images with a side below this many pixels (default: the data set's own).
+        fast: read the images' headers only; truncated and damaged files then pass.
+        jobs: threads (decoding runs outside Python's lock).
+        progress: show a progress bar on standard error.
+
+    Returns:
+        The report. Mistakes in folders and files are its `problems`, not exceptions.
+    """
+    report = Report(source.name)
+    try:
+        pairs, load_lq, load_gt = _find_pairs(source, report)
+    except UserError as error:
+        report.problems.append(str(error))
+        return report
+    report.pairs = len(pairs)
+    entry = source.layout_entry()
+    if entry is not None and (wrong := against_benchmark(len(pairs), entry)):
+        report.problems.append(f"{wrong}; made by {entry.command}")
+
+    def check(pair: Pair) -> tuple[list[str], set[str]]:
+        return _check_pair(pair, load_lq, load_gt, patch_size or source.patch_size, fast)
+
+    conversions: Counter[str] = Counter()
+    bar = tqdm(total=len(pairs), desc=source.name, unit="pair", disable=None if progress else True)
+    with bar:
+        for problems, found in _in_threads(check, pairs, jobs):
+            report.problems += problems
+            conversions.update(found)
+            bar.update()
+    report.notes += [
+        f"{count} {kind}; converted to RGB on reading, see datasets/README.md"
+        for kind, count in sorted(conversions.items())
+    ]
+    return report
+
+
+def _in_threads(
+    check: Callable[[Pair], tuple[list[str], set[str]]], pairs: list[Pair], jobs: int
+) -> Iterator[tuple[list[str], set[str]]]:
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        yield from pool.map(check, pairs)
+    finally:
+        # After Ctrl-C the pairs that wait are not looked at any more.
+        pool.shutdown(cancel_futures=True)

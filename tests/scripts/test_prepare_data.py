@@ -1,0 +1,359 @@
+"""From tiny imitations of the downloads to the layout."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hidiff.errors import UserError
+from scripts.prepare_data import main
+
+# The content of a file says where it comes from; nothing here decodes an image.
+
+
+def write(path: Path, text: str | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text if text is not None else "/".join(path.parts[-4:]))
+
+
+@pytest.fixture
+def gopro(tmp_path):
+    for part, sequence in (("train", "G1"), ("train", "G2"), ("test", "G3")):
+        for kind in ("blur", "blur_gamma", "sharp"):
+            for frame in ("000001", "000002"):
+                write(tmp_path / "dl" / "GOPRO" / part / sequence / kind / f"{frame}.png")
+    return tmp_path / "dl" / "GOPRO"
+
+
+@pytest.fixture
+def hide(tmp_path):
+    source = tmp_path / "HIDE_dataset"
+    write(source / "test/test-close-ups/1fromA.png")
+    write(source / "test/test-long-shot/2fromA.png")
+    for name in ("1fromA", "2fromA", "a_training_image"):
+        write(source / "GT" / f"{name}.png")
+    return source
+
+
+J_FOLDER = "RealBlur-J_ECC_IMCORR_centroid_itensity_ref"
+R_FOLDER = "RealBlur-R_BM3D_ECC_IMCORR_centroid_itensity_ref"
+
+
+def realblur_lines(folder: str, *pairs: tuple[str, int]) -> str:
+    return "".join(
+        f"{folder}/{scene}/gt/gt_{n}.png {folder}/{scene}/blur/blur_{n}.png \n"
+        for scene, n in pairs
+    )
+
+
+@pytest.fixture
+def realblur(tmp_path):
+    source = tmp_path / "RealBlur"
+    for folder in (J_FOLDER, R_FOLDER):
+        for scene, n in (("scene001", 1), ("scene001", 2), ("scene002", 1)):
+            write(source / folder / scene / "gt" / f"gt_{n}.png")
+            write(source / folder / scene / "blur" / f"blur_{n}.png")
+    for subset, folder in (("J", J_FOLDER), ("R", R_FOLDER)):
+        train = realblur_lines(folder, ("scene001", 1), ("scene001", 2))
+        write(source / f"RealBlur_{subset}_train_list.txt", train)
+        write(source / f"RealBlur_{subset}_test_list.txt", realblur_lines(folder, ("scene002", 1)))
+    return source
+
+
+@pytest.fixture
+def data(tmp_path):
+    return tmp_path / "data"
+
+
+def run(command, source, data, *options):
+    main([command, "--source", str(source), "--root", str(data), *options])
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in sorted(folder.iterdir())}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_gopro(gopro, data, capsys):
+    run("gopro", gopro, data)
+    assert content(data / "GoPro/train/input") == {
+        "G1-000001.png": "train/G1/blur/000001.png",
+        "G1-000002.png": "train/G1/blur/000002.png",
+        "G2-000001.png": "train/G2/blur/000001.png",
+        "G2-000002.png": "train/G2/blur/000002.png",
+    }
+    expected = {
+        "G3-000001.png": "test/G3/sharp/000001.png",
+        "G3-000002.png": "test/G3/sharp/000002.png",
+    }
+    assert content(data / "GoPro/test/target") == expected
+    assert content(data / "test/GoPro/target") == expected
+    assert not any("gamma" in text.decode() for text in files(data).values())
+    output = capsys.readouterr().out
+    assert "16 files placed, 0 there already" in output
+    assert "GoPro/train: incomplete: 4 pairs, the benchmark has 2103" in output
+    assert "GoPro/test: incomplete: 2 pairs, the benchmark has 1111" in output
+
+
+def test_complete_data_is_said_to_be(gopro, data, capsys, monkeypatch):
+    from hidiff.data.check import LAYOUT, LayoutEntry
+
+    monkeypatch.setitem(LAYOUT, "GoPro/train", LayoutEntry("GoPro/train", 4, "x"))
+    monkeypatch.setitem(LAYOUT, "GoPro/test", LayoutEntry("GoPro/test", 1, "x"))
+    run("gopro", gopro, data)
+    output = capsys.readouterr().out
+    assert "GoPro/train: 4 pairs, as the benchmark has" in output
+    assert "GoPro/test: too many: 2 pairs, the benchmark has 1" in output
+
+
+def test_links_are_absolute_outside_the_root_and_relative_within(gopro, data):
+    run("gopro", gopro, data)
+    link = (data / "GoPro/train/input/G1-000001.png").readlink()
+    assert link == gopro / "train/G1/blur/000001.png"
+    second = (data / "test/GoPro/input/G3-000001.png").readlink()
+    assert second == Path("../../../GoPro/test/input/G3-000001.png")
+
+    run("gopro", gopro, gopro.parent, "--link")
+    link = (gopro.parent / "GoPro/train/input/G1-000001.png").readlink()
+    assert link == Path("../../../GOPRO/train/G1/blur/000001.png")
+
+
+def test_copies_outlive_the_download(gopro, data, tmp_path):
+    run("gopro", gopro, data, "--copy")
+    before = files(data)
+    assert len(before) == 16
+    gopro.rename(tmp_path / "gone")
+    assert files(data) == before
+    assert not (data / "GoPro/train/input/G1-000001.png").is_symlink()
+
+
+def test_without_link_support_files_are_copied(gopro, data, tmp_path, monkeypatch, capsys):
+    def refuse(self, target, target_is_directory=False):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), str(self))
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    run("gopro", gopro, data)
+    assert capsys.readouterr().out.count("does not take links") == 1
+    gopro.rename(tmp_path / "gone")
+    assert content(data / "test/GoPro/input")["G3-000001.png"] == "test/G3/blur/000001.png"
+
+
+def test_a_write_that_fails_otherwise_is_an_error(gopro, data, monkeypatch):
+    def full(self, target, target_is_directory=False):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+    monkeypatch.setattr(Path, "symlink_to", full)
+    with pytest.raises(UserError, match="No space left"):
+        run("gopro", gopro, data)
+
+
+@pytest.mark.parametrize("mode", ["--link", "--copy"])
+def test_a_second_run_adds_what_is_missing(gopro, data, capsys, mode):
+    run("gopro", gopro, data, mode)
+    write(gopro / "train/G1/blur/000003.png")
+    write(gopro / "train/G1/sharp/000003.png")
+    capsys.readouterr()
+    run("gopro", gopro, data, mode)
+    assert "2 files placed, 16 there already" in capsys.readouterr().out
+
+
+def test_nothing_is_overwritten(gopro, data):
+    write(data / "GoPro/train/target/G2-000002.png", "mine")
+    with pytest.raises(UserError, match=r"1 files exist and differ.*G2-000002\.png"):
+        run("gopro", gopro, data)
+    assert files(data) == {"GoPro/train/target/G2-000002.png": b"mine"}, "something was changed"
+
+
+def test_a_broken_link_is_not_replaced(gopro, data, tmp_path):
+    run("gopro", gopro, data)
+    old = gopro.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="broken links"):
+        run("gopro", old, data)
+
+
+def test_gopro_needs_blur(gopro, data):
+    (gopro / "train/G2/blur").rename(gopro / "train/G2/elsewhere")
+    with pytest.raises(UserError, match=r"G2 has no folder blur.*never blur_gamma"):
+        run("gopro", gopro, data)
+    assert not data.exists()
+
+
+def test_gopro_frame_without_counterpart(gopro, data):
+    (gopro / "train/G2/sharp/000002.png").unlink()
+    with pytest.raises(UserError, match=r"G2: .*blurry without sharp \(000002\)"):
+        run("gopro", gopro, data)
+
+
+def test_gopro_one_part(gopro, data, capsys):
+    (gopro / "train").rename(gopro / "elsewhere")
+    run("gopro", gopro, data)
+    assert "train has no sequences" in capsys.readouterr().out
+    assert not (data / "GoPro/train").exists()
+
+
+@pytest.mark.parametrize("wrong", ["..", "../..", "train", "train/G1"])
+def test_gopro_source_one_level_off(gopro, data, wrong):
+    with pytest.raises(UserError, match="did you mean --source") as error:
+        run("gopro", gopro / wrong, data)
+    suggested = str(error.value).rpartition("--source ")[2].removesuffix("?")
+    assert Path(suggested).resolve() == gopro
+
+
+def test_gopro_that_is_flat_already(data, tmp_path):
+    write(tmp_path / "GoPro/train/input/1.png")
+    with pytest.raises(UserError, match="flat layout already"):
+        run("gopro", tmp_path / "GoPro", data)
+
+
+def test_missing_source(data, tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        run("hide", tmp_path / "nowhere", data)
+
+
+def test_hide(hide, data, capsys):
+    run("hide", hide, data)
+    assert content(data / "test/HIDE/input") == {
+        "1fromA.png": "HIDE_dataset/test/test-close-ups/1fromA.png",
+        "2fromA.png": "HIDE_dataset/test/test-long-shot/2fromA.png",
+    }
+    assert sorted(content(data / "test/HIDE/target")) == ["1fromA.png", "2fromA.png"]
+    assert "incomplete: 2 pairs, the benchmark has 2025" in capsys.readouterr().out
+
+
+def test_hide_with_all_test_images_in_one_folder(hide, data):
+    for path in list((hide / "test").rglob("*.png")):
+        path.rename(hide / "test" / path.name)
+    for folder in ("test-close-ups", "test-long-shot"):
+        (hide / "test" / folder).rmdir()
+    run("hide", hide, data)
+    assert sorted(content(data / "test/HIDE/input")) == ["1fromA.png", "2fromA.png"]
+
+
+def test_hide_mistakes(hide, data):
+    with pytest.raises(UserError, match="did you mean"):
+        run("hide", hide.parent, data)
+    write(hide / "test/test-long-shot/1fromA.png")
+    with pytest.raises(UserError, match="both parts"):
+        run("hide", hide, data)
+    (hide / "test/test-long-shot/1fromA.png").unlink()
+    (hide / "GT/2fromA.png").unlink()
+    with pytest.raises(UserError, match="2fromA"):
+        run("hide", hide, data)
+
+
+def test_realblur(realblur, data, capsys):
+    run("realblur", realblur, data)
+    assert content(data / "RealBlur/train/RealBlur_J/input") == {
+        "scene001-1.png": f"{J_FOLDER}/scene001/blur/blur_1.png",
+        "scene001-2.png": f"{J_FOLDER}/scene001/blur/blur_2.png",
+    }
+    assert content(data / "RealBlur/train/RealBlur_R/target") == {
+        "scene001-1.png": f"{R_FOLDER}/scene001/gt/gt_1.png",
+        "scene001-2.png": f"{R_FOLDER}/scene001/gt/gt_2.png",
+    }
+    for folder in ("RealBlur/test/RealBlur_R", "test/RealBlur_R"):
+        assert content(data / folder / "input") == {
+            "scene002-1.png": f"{R_FOLDER}/scene002/blur/blur_1.png"
+        }
+        assert content(data / folder / "target") == {
+            "scene002-1.png": f"{R_FOLDER}/scene002/gt/gt_1.png"
+        }
+    output = capsys.readouterr().out
+    assert "RealBlur_J: incomplete: 2 pairs, the benchmark has 3758" in output
+    assert "test/RealBlur_R: incomplete: 1 pairs, the benchmark has 980" in output
+
+
+def test_realblur_list_relative_to_a_parent(realblur, data):
+    path = realblur / "RealBlur_J_test_list.txt"
+    path.write_text(path.read_text().replace(J_FOLDER, f"RealBlur/{J_FOLDER}"))
+    run("realblur", realblur, data)
+    assert sorted(content(data / "test/RealBlur_J/input")) == ["scene002-1.png"]
+
+
+def test_realblur_with_one_subset_only(realblur, data, capsys):
+    (realblur / R_FOLDER).rename(realblur / "elsewhere")
+    (realblur / "RealBlur_J_train_list.txt").unlink()
+    run("realblur", realblur, data)
+    output = capsys.readouterr().out
+    assert "RealBlur_J_train_list.txt is not there" in output
+    assert output.count("left out") == 2
+    assert not (data / "test/RealBlur_R").exists()
+    (realblur / J_FOLDER).rename(realblur / "elsewhere2")
+    with pytest.raises(UserError, match="no file that exists"):
+        run("realblur", realblur, data)
+
+
+def test_realblur_incomplete(realblur, data):
+    (realblur / J_FOLDER / "scene001/gt/gt_2.png").unlink()
+    with pytest.raises(UserError, match=r"1 files of .*gt_2\.png"):
+        run("realblur", realblur, data)
+    assert not data.exists()
+
+
+GT, BLUR = "scene001/gt/gt_1.png", "scene001/blur/blur_1.png"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (f"../{GT} ../{BLUR}", "leads out"),
+        (f"a/../../{GT} {BLUR}", "leads out"),
+        (f"/{GT} /{BLUR}", "leads out"),
+        (f"C:\\{GT} {BLUR}", "leads out"),
+        (f"{GT} ..\\{BLUR}", "leads out"),
+        (f"{GT} scene001\\blur\\blur_1.png", "expected a path like"),
+        (f"a\\{GT} a\\{BLUR}", "expected a path like"),
+        ("gt_1.png blur_1.png", "expected a path like"),
+        (f"scene001/gt/gt.png {BLUR}", "expected a path like"),
+        (GT, "expected a sharp and a blurry path"),
+        (f"{GT} {BLUR} more", "expected a sharp and a blurry path"),
+        (f"{BLUR} {GT}", "the sharp path, then the blurry one"),
+        (f"{GT} scene001/blur/blur_2.png", "not the two images of one pair"),
+        (f"{GT} scene002/blur/blur_1.png", "not the two images of one pair"),
+        (f"RealBlur-R_x/{GT} RealBlur-R_x/{BLUR}", "not of RealBlur-J"),
+        (f"{GT} {BLUR}\nother/{GT} other/{BLUR}", "line 3: another pair is called scene001-1"),
+    ],
+)
+def test_realblur_lines_that_are_refused(realblur, data, line, message):
+    # Refused for what they say, not because the files are missing.
+    for folder in (realblur, realblur / "a", realblur / "other", realblur / "RealBlur-R_x"):
+        for scene in ("scene001", "scene002"):
+            write(folder / scene / "gt/gt_1.png")
+            write(folder / scene / "blur/blur_1.png")
+    (realblur / "RealBlur_J_test_list.txt").write_text(f"\n{line}\n")
+    with pytest.raises(UserError, match=message) as error:
+        run("realblur", realblur, data)
+    assert "RealBlur_J_test_list.txt, line " in str(error.value)
+    assert not data.exists()
+
+
+def test_realblur_without_lists(realblur, data):
+    with pytest.raises(UserError, match=r"RealBlur_J_train_list\.txt.*did you mean"):
+        run("realblur", realblur / J_FOLDER, data)
+
+
+def test_as_a_program(root, hide, tmp_path):
+    def call(source):
+        program = [sys.executable, str(root / "scripts" / "prepare_data.py"), "hide"]
+        return subprocess.run(
+            [*program, "--source", source],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+
+    done = call("HIDE_dataset")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "datasets/test/HIDE/input/1fromA.png").is_file()
+    failed = call(".")
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("error: --source: ")
+    assert "did you mean --source HIDE_dataset?" in failed.stderr
+    assert "Traceback" not in failed.stderr
