@@ -5,22 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import math
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy
-import skimage
 import torch
 
-import hidiff
 from hidiff.data import build_dataset
 from hidiff.engine.distributed import Processes
 from hidiff.engine.evaluator import ImageResult, build_metrics, evaluate, mean_metrics
 from hidiff.engine.experiment import RESULTS, load_pretrained, set_aside
 from hidiff.engine.logger import get_logger
+from hidiff.engine.versions import library_versions
 from hidiff.models import build_model
 from hidiff.options import Options
 from hidiff.registry import MODELS
@@ -115,14 +111,7 @@ def summary(
             for name, rows in results.items()
             for times in [[row.seconds for row in rows if not row.error]]
         },
-        "versions": {
-            "hidiff": hidiff.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": numpy.__version__,
-            "opencv": cv2.__version__,
-            "scikit-image": skimage.__version__,
-        },
+        "versions": library_versions(),
     }
 
 
