@@ -333,6 +333,27 @@ def _drop_dead_options(content: dict[str, Any], where: str = "") -> list[str]:
     return notices
 
 
+def _datasets(content: Mapping[str, Any]) -> dict[str, DatasetOptions]:
+    datasets = content.get("datasets") or {}
+    if not isinstance(datasets, Mapping):
+        raise _error("datasets", f"expected sections train, val or test_1, got {datasets!r}")
+    for key in datasets:
+        if not re.fullmatch(r"train|val\w*|test\w*", str(key)):
+            raise _error(f"datasets.{key}", "a data set is called train, val or test_1, test_2, …")
+    return {key: _dataset(key, value) for key, value in datasets.items()}
+
+
+def load_datasets(path: str | Path) -> dict[str, DatasetOptions]:
+    """The `datasets` sections of an option file, whatever else is in it.
+
+    Raises:
+        UserError: the file is no YAML, or one of these sections is wrong.
+    """
+    content, _ = read_yaml(path)
+    _drop_dead_options(content)
+    return _datasets(content)
+
+
 def parse_options(content: dict[str, Any], *, file: Path = Path()) -> Options:
     """Check the content of an option file.
 
@@ -344,14 +365,8 @@ def parse_options(content: dict[str, Any], *, file: Path = Path()) -> Options:
         UserError: an option is unknown, missing, of a wrong type or at odds with another.
     """
     notices = _drop_dead_options(content)
-    datasets = content.get("datasets") or {}
-    if not isinstance(datasets, Mapping):
-        raise _error("datasets", f"expected sections train, val or test_1, got {datasets!r}")
-    for key in datasets:
-        if not re.fullmatch(r"train|val\w*|test\w*", str(key)):
-            raise _error(f"datasets.{key}", "a data set is called train, val or test_1, test_2, …")
     converted = dict(content)
-    converted["datasets"] = {key: _dataset(key, value) for key, value in datasets.items()}
+    converted["datasets"] = _datasets(content)
     for key, cls in _SECTION_CLASSES.items():
         if content.get(key) is not None:
             converted[key] = _typed(cls, content[key], key)

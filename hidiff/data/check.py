@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import yaml
 from PIL import Image
 from tqdm import tqdm
 
@@ -19,6 +18,7 @@ from hidiff.data.image import decode_image, list_images
 from hidiff.data.lmdb_store import LmdbImages
 from hidiff.data.pairs import Pair, pairs_from_list
 from hidiff.errors import UserError
+from hidiff.options import load_datasets
 
 
 @dataclass(frozen=True)
@@ -177,30 +177,24 @@ def dataset_folders(option_file: str | os.PathLike[str]) -> list[DataSource]:
     """The data sets that an option file names under `datasets`.
 
     Raises:
-        UserError: the file is missing, no YAML, or names no data set.
+        UserError: the option file is wrong (see `hidiff.options`), or names no data set.
     """
-    try:
-        options = yaml.safe_load(Path(option_file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"-opt: {option_file} cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"-opt: {option_file} is not valid YAML: {error}") from None
-    sections = options.get("datasets") if isinstance(options, dict) else None
-    if not isinstance(sections, dict) or not sections:
+    datasets = load_datasets(option_file)
+    if not datasets:
         raise UserError(f"-opt: {option_file} has no section 'datasets' with data sets in it")
     sources = []
-    for key, section in sections.items():
-        if not isinstance(section, dict) or not section.get("dataroot_lq"):
+    for key, options in datasets.items():
+        where, section = options.where, options.source
+        if not section.get("dataroot_lq"):
             raise UserError(f"{option_file}: datasets.{key}.dataroot_lq is missing")
-        name, patch_size = section.get("name"), section.get("gt_size")
         sources.append(
             DataSource(
-                name=f"datasets.{key} ({name})" if name else f"datasets.{key}",
+                name=where if options.name == key else f"{where} ({options.name})",
                 lq=str(section["dataroot_lq"]),
                 gt=str(section["dataroot_gt"]) if section.get("dataroot_gt") else None,
                 filename_tmpl=str(section.get("filename_tmpl", "{}")),
                 meta_info_file=str(meta) if (meta := section.get("meta_info_file")) else None,
-                patch_size=int(patch_size) if isinstance(patch_size, (int, float)) else None,
+                patch_size=options.gt_size,
             )
         )
     return sources

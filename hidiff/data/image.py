@@ -24,6 +24,10 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 # A damaged file is reported by `decode_image` with its path; OpenCV's own lines only repeat it.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
+# OpenCV's thread pool does not survive a fork: a loader process that inherits one can wait for it
+# for ever. Parallelism is between processes here.
+cv2.setNumThreads(1)
+
 _END_MARKERS = {b"\x89PNG": b"IEND", b"\xff\xd8\xff": b"\xff\xd9"}
 
 

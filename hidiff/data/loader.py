@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import cv2
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from hidiff.data.sampler import PhaseBatchSampler
@@ -30,12 +29,6 @@ def _collate(items: list[Any]) -> Any:
     return errors[0] if errors else default_collate(items)
 
 
-def _limit_threads(worker: int) -> None:
-    """One OpenCV thread in each loader process: the processes already use the cores."""
-    del worker
-    cv2.setNumThreads(1)
-
-
 def training_batches(
     dataset: Dataset, sampler: PhaseBatchSampler, *, num_workers: int, pin_memory: bool
 ) -> Iterator[dict[str, Any]]:
@@ -55,7 +48,6 @@ def training_batches(
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=_collate,
-        worker_init_fn=_limit_threads,
         pin_memory=pin_memory,
     )
     for batch in loader:
