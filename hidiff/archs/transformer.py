@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,8 @@ from hidiff.archs.restormer import (
 )
 from hidiff.errors import UserError
 from hidiff.registry import ARCHS
+
+Guidance = Literal["multi_scale", "single_scale", "none"]
 
 
 class HIM(nn.Module):
@@ -70,7 +73,7 @@ class BasicLayer(nn.Module):
     Args:
         dim, num_heads, ffn_expansion_factor, bias, layer_norm_type: see `TransformerBlock`.
         num_blocks: number of blocks.
-        prior_dim: C' of the prior.
+        prior_dim: C' of the prior; None for a level that no prior guides.
         group: side of the level's token grid. Above 1 the level begins with HIM over group²
             tokens; at 1 the single token modulates every block instead.
     """
@@ -84,11 +87,11 @@ class BasicLayer(nn.Module):
         *,
         bias: bool,
         layer_norm_type: str,
-        prior_dim: int,
+        prior_dim: int | None,
         group: int,
     ) -> None:
         super().__init__()
-        if group > 1:
+        if prior_dim is not None and group > 1:
             self.him = HIM(dim, num_heads, prior_dim, bias=bias, layer_norm_type=layer_norm_type)
         else:
             self.him = None
@@ -134,7 +137,7 @@ def _prior_downsample(tokens_in: int, tokens_out: int, prior_dim: int) -> nn.Seq
 class Transformer(nn.Module):
     """Prior-guided Restormer (weights file `net_g`).
 
-    With `prior` None it is plain Restormer: HIM and the modulation are skipped.
+    With `prior` None it computes plain Restormer: HIM and the modulation are skipped.
 
     Args:
         inp_channels: channels of the input image.
@@ -151,6 +154,10 @@ class Transformer(nn.Module):
             patch embedding in place of the image residual.
         embed_dim: E; the prior has C' = 4E channels.
         group: the prior has N = group² tokens; even and at least 4.
+        guidance: how the prior reaches the levels. 'multi_scale' (HI-Diff): fewer tokens at
+            coarser levels (Fig. 1(c)). 'single_scale' (Single-Guide of Table 1): HIM with all
+            tokens at every level. 'none' (Baseline of Table 1, Restormer of Table 4): the network
+            has no parameters for a prior and takes none.
     """
 
     def __init__(
@@ -168,6 +175,7 @@ class Transformer(nn.Module):
         dual_pixel_task: bool = False,
         embed_dim: int = 48,
         group: int = 4,
+        guidance: Guidance = "multi_scale",
     ) -> None:
         super().__init__()
         _check_widths(dim, num_blocks, heads, group, LayerNorm_type)
@@ -175,10 +183,12 @@ class Transformer(nn.Module):
         self.group = group
         self.prior_dim = prior_dim
         self.dual_pixel_task = dual_pixel_task
+        self.guidance = guidance
 
-        tokens = group * group
-        self.down_1 = _prior_downsample(tokens, tokens // 4, prior_dim)
-        self.down_2 = _prior_downsample(tokens // 4, 1, prior_dim)
+        if guidance == "multi_scale":
+            tokens = group * group
+            self.down_1 = _prior_downsample(tokens, tokens // 4, prior_dim)
+            self.down_2 = _prior_downsample(tokens // 4, 1, prior_dim)
 
         def level(index: int, channels: int, blocks: int, grid: int) -> BasicLayer:
             return BasicLayer(
@@ -188,8 +198,8 @@ class Transformer(nn.Module):
                 ffn_expansion_factor,
                 bias=bias,
                 layer_norm_type=LayerNorm_type,
-                prior_dim=prior_dim,
-                group=grid,
+                prior_dim=None if guidance == "none" else prior_dim,
+                group=group if guidance == "single_scale" else grid,
             )
 
         self.patch_embed = PatchEmbed(inp_channels, dim, bias=bias)
@@ -220,14 +230,14 @@ class Transformer(nn.Module):
 
         Args:
             inp_img: (B, 3, H, W) RGB in [0, 1], H and W multiples of 8.
-            prior: (B, N, C') or None.
+            prior: (B, N, C') or None; None with `guidance` 'none'.
 
         Returns:
             (B, 3, H, W), about [0, 1], not clamped.
         """
-        z1 = z2 = z3 = None
-        if prior is not None:
-            z1 = prior  # (B, N, C')
+        assert prior is None or self.guidance != "none", "this network takes no prior"
+        z1 = z2 = z3 = prior  # (B, N, C')
+        if prior is not None and self.guidance == "multi_scale":
             z2 = self.down_1(z1)  # (B, N/4, C')
             z3 = self.down_2(z2).flatten(1)  # (B, C')
 

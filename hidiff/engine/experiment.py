@@ -96,6 +96,12 @@ def _train_first(options: Options, name: str) -> str:
     return f"train stage 1 first, or name its weights under path.pretrain_network_{name[4:]}"
 
 
+def stage1_name(name: str) -> str | None:
+    """`…_S2` → `…_S1`, the experiment that a stage 2 starts from; None without an `S2`."""
+    stage1 = "S1".join(name.rsplit("S2", 1))
+    return None if stage1 == name else stage1
+
+
 def stage1_weights(options: Options, name: str) -> Path:
     """Where stage 1 of this experiment has saved a network: `…_S2` starts from `…_S1`.
 
@@ -104,14 +110,13 @@ def stage1_weights(options: Options, name: str) -> Path:
     """
     where = f"path.pretrain_network_{name.removeprefix('net_')}"
     # A --debug run of stage 2 starts from the real stage 1.
-    name_here = options.name.removeprefix("debug_")
-    stage1_name = "S1".join(name_here.rsplit("S2", 1))
-    if stage1_name == name_here:
+    experiment = stage1_name(options.name.removeprefix("debug_"))
+    if experiment is None:
         raise UserError(
             f"{where}: stage 2 needs stage 1's weights; name the file here, or call the "
             f"experiments …_S1 and …_S2 (this one is '{options.name}')"
         )
-    path = Experiment(stage1_name).models / f"{name}_latest.pth"
+    path = Experiment(experiment).models / f"{name}_latest.pth"
     if not path.is_file():
         raise UserError(f"{where}: {path} does not exist; {_train_first(options, name)}")
     return path

@@ -27,6 +27,9 @@ from hidiff.options import Options
 PICTURES_PER_VALIDATION = 3
 """Validation images shown in TensorBoard."""
 
+NOISE_STREAM, MODEL_STREAM = 2, 3
+"""Keep the random numbers of noise and model apart (0 and 1 are the order and the crops)."""
+
 BAR_INTERVAL = 0.5
 """Seconds between updates of the numbers in the progress bar; each waits for the GPU."""
 
@@ -53,7 +56,7 @@ class Trainer:
         self.total_iter = self.train_options.total_iter
         phases = data_options.phases(self.total_iter)
         self.plan = BatchPlan(phases, processes.world_size, self.train_options.reference_world_size)
-        self.metrics = build_metrics(options.val.metrics)
+        self.scorer = build_metrics(options.val.metrics)
 
         # Every process initialises the same weights; the wrapper would only copy them anyway.
         torch.manual_seed(options.manual_seed)
@@ -141,6 +144,9 @@ class Trainer:
             lq, gt = (
                 batch[side].to(self.processes.device, non_blocking=True) for side in ("lq", "gt")
             )
+            # A model draws from torch's generator what it needs beside the noise (time steps).
+            seed = self._slot_rng(MODEL_STREAM, step, micro).integers(2**63)
+            torch.manual_seed(int(seed))
             last = micro == self.plan.accumulation - 1
             with no_sync(self.wrapped, skip=not last):
                 losses = self.wrapped(lq, gt, noise=self._noise(step, micro, lq))
@@ -150,13 +156,17 @@ class Trainer:
                 total[name] = total[name] + part if name in total else part
         return total
 
+    def _slot_rng(self, stream: int, step: int, micro: int) -> np.random.Generator:
+        """Random numbers that follow from seed, step and slot, so that resuming repeats them."""
+        slot = micro * self.processes.world_size + self.processes.rank
+        return np.random.default_rng((self.options.manual_seed, stream, step, slot))
+
     def _noise(self, step: int, micro: int, lq: Tensor) -> Tensor | None:
-        """The slot's noise, a function of seed, step and slot, so that resuming repeats it."""
+        """The slot's noise, None for a model that needs none."""
         shape = self.model.noise_shape(lq.shape[0])
         if shape is None:
             return None
-        slot = micro * self.processes.world_size + self.processes.rank
-        rng = np.random.default_rng((self.options.manual_seed, 2, step, slot))
+        rng = self._slot_rng(NOISE_STREAM, step, micro)
         return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).to(lq)
 
     @property
@@ -272,7 +282,7 @@ class Trainer:
             results = evaluate(
                 self.model,
                 dataset,
-                self.metrics,
+                self.scorer,
                 self.processes,
                 seed=options.manual_seed,
                 label=f"{label} {name}",

@@ -8,11 +8,21 @@ from typing import Any
 import hidiff.losses  # noqa: F401  (registers the losses that the stages build)
 from hidiff.errors import UserError
 from hidiff.models.base import DeblurModel, pad_to_multiple
+from hidiff.models.baseline import Restormer
+from hidiff.models.split import SplitStage2
 from hidiff.models.stage1 import Stage1
 from hidiff.models.stage2 import Stage2
 from hidiff.registry import MODELS
 
-__all__ = ["DeblurModel", "Stage1", "Stage2", "build_model", "pad_to_multiple"]
+__all__ = [
+    "DeblurModel",
+    "Restormer",
+    "SplitStage2",
+    "Stage1",
+    "Stage2",
+    "build_model",
+    "pad_to_multiple",
+]
 
 
 def build_model(options: Mapping[str, Any]) -> DeblurModel:

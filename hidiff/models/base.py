@@ -53,6 +53,9 @@ class DeblurModel(nn.Module):
     from_stage1: ClassVar[tuple[str, ...]] = ()
     """Networks that start from the weights that stage 1 has trained."""
 
+    guided: ClassVar[bool] = True
+    """Whether a prior guides `net_g`; its option `guidance` must fit."""
+
     restores_from_gt: ClassVar[bool] = False
     """True when `restore` needs the sharp image: its scores are an upper bound, no deblurring."""
 
@@ -64,6 +67,12 @@ class DeblurModel(nn.Module):
             setattr(self, name, network)
         self._network_names = tuple(networks)
         self.losses = nn.ModuleDict(losses)
+        if (self.net_g.guidance != "none") != self.guided:
+            wanted = "multi_scale or single_scale" if self.guided else "none"
+            raise UserError(
+                f"network_g.guidance: '{self.net_g.guidance}' does not fit the model_type, which "
+                f"trains a network {'with' if self.guided else 'without'} a prior; use {wanted}"
+            )
         _check_widths(self.networks(), {**self.sections, **self.training_sections})
 
     @classmethod

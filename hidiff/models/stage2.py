@@ -41,7 +41,9 @@ class Stage2(DeblurModel):
     @classmethod
     def _other_arguments(cls, options: Mapping[str, Any]) -> dict[str, Any]:
         if options.get("diffusion_schedule") is None:
-            raise UserError("diffusion_schedule: model_type HI_Diff_S2 needs this section")
+            raise UserError(
+                f"diffusion_schedule: model_type {options['model_type']} needs this section"
+            )
         arguments = check_call(
             LatentDDPM, options["diffusion_schedule"], "diffusion_schedule", label="the schedule"
         )
@@ -51,12 +53,20 @@ class Stage2(DeblurModel):
         """(B, N, C')."""
         return (batch_size, self.net_g.group**2, self.net_g.prior_dim)
 
-    def forward(self, lq: Tensor, gt: Tensor, *, noise: Tensor | None = None) -> dict[str, Tensor]:
-        """See `DeblurModel.forward`; the losses are `l_pix` and `l_pix_diff`."""
+    def target_prior(self, lq: Tensor, gt: Tensor) -> Tensor:
+        """z = LE(lq, gt), what the diffusion model learns to generate: (B, N, C'), no gradient.
+
+        Raises:
+            UserError: the model was built without LE, for restoring only.
+        """
         if "net_le" not in self.networks():
             raise UserError("network_le: stage 2 needs this section to train (its target prior)")
         with torch.no_grad():
-            z = self.net_le(lq, gt)  # (B, N, C')
+            return self.net_le(lq, gt)
+
+    def forward(self, lq: Tensor, gt: Tensor, *, noise: Tensor | None = None) -> dict[str, Tensor]:
+        """See `DeblurModel.forward`; the losses are `l_pix` and `l_pix_diff`."""
+        z = self.target_prior(lq, gt)
         if noise is None:
             noise = torch.randn(z.shape)
         z_T = self.diffusion.training_start(z, noise.to(z))

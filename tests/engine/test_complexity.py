@@ -1,0 +1,112 @@
+"""Parameters and multiply-accumulates against the paper's figures, and against counting by hand."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hidiff import UserError
+from hidiff.archs.transformer import HIM
+from hidiff.engine.complexity import count_macs, model_complexity
+from hidiff.options import load_options
+from scripts.model_complexity import main
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RESTORMER = {"model_type": "Restormer", "network_g": {"type": "Transformer", "guidance": "none"}}
+
+
+def sections(file):
+    return load_options(ROOT / "options" / file).sections
+
+
+@pytest.mark.parametrize(
+    ("options", "parameters", "macs_once", "macs"),
+    [
+        ("train/GoPro_S2.yml", "28.487", None, "142.62"),
+        ("test/GoPro.yml", "28.487", None, "142.62"),
+        ("test/RealBlur_R.yml", "24.183", None, None),
+        ("ablation/HI_Diff_S2.yml", "23.986", "125.468", "125.49"),
+        ("ablation/Split_Training_S2.yml", "23.986", "125.468", "125.49"),
+        ("ablation/Baseline.yml", "19.132", "117.245", "117.245"),
+        ("ablation/Single_Guide_S2.yml", "21.979", "125.90", None),
+        (RESTORMER, "26.127", "154.882", "154.882"),
+    ],
+    ids=str,
+)
+def test_published_sizes(options, parameters, macs_once, macs):
+    """To the printed precision; the paper counts HI-Diff's denoiser T times, HI-Diff-2's once."""
+    counted = model_complexity(sections(options) if isinstance(options, str) else options)
+    figures = [(counted.parameters / 1e6, parameters)]
+    figures += [(counted.macs_once / 1e9, macs_once), (counted.macs / 1e9, macs)]
+    for value, printed in figures:
+        if printed is not None:
+            assert f"{value:.{len(printed.partition('.')[2])}f}" == printed
+
+
+def test_the_denoiser_counts_once_and_t_times():
+    options = copy.deepcopy(dict(sections("ablation/T_32.yml")))
+    counted = model_complexity(options)
+    denoiser = counted.networks["net_d"]
+    # Two linear layers on 16 tokens: 513 → 256 and 256 → 256.
+    assert denoiser.macs == 16 * (513 * 256 + 256 * 256)
+    assert denoiser.calls == counted.timesteps == 32
+    assert counted.macs - counted.macs_once == 31 * denoiser.macs
+
+
+def test_stage_one_counts_its_own_encoder():
+    counted = model_complexity(sections("ablation/HI_Diff_S1.yml"), (3, 64, 64))
+    assert list(counted.networks) == ["net_g", "net_le"]
+    assert counted.macs == counted.macs_once
+
+
+def test_sides_are_padded_as_in_restoring():
+    odd, padded = (model_complexity(RESTORMER, size) for size in ((3, 57, 100), (3, 64, 104)))
+    assert odd == padded
+    assert odd.size == (3, 64, 104)
+
+
+@pytest.mark.parametrize("size", [(1, 64, 64), (3, 0, 64)])
+def test_an_impossible_size_is_refused(size):
+    with pytest.raises(UserError, match="channels"):
+        model_complexity(RESTORMER, size)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_convolution_a_linear_layer_and_attention_counted_by_hand(device):
+    with torch.device(device):
+        conv = nn.Conv2d(6, 4, kernel_size=3, padding=1, groups=2)
+        assert count_macs(conv, torch.zeros(1, 6, 5, 7)) == 5 * 7 * 4 * (6 // 2) * 9
+        linear = nn.Linear(10, 3)
+        assert count_macs(linear, torch.zeros(2, 4, 10)) == 2 * 4 * 10 * 3
+        him = HIM(8, 2, 12)
+        pixels, tokens = 3 * 5, 4
+        expected = pixels * 8 * 8 * 2 + tokens * 12 * 16 + 2 * pixels * tokens * 8
+        assert count_macs(him, torch.zeros(1, 8, 3, 5), torch.zeros(1, tokens, 12)) == expected
+
+
+def test_the_program_prints_tables_and_json(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        main(list(arguments))
+        return capsys.readouterr().out
+
+    file = str(ROOT / "options/ablation/HI_Diff_S2.yml")
+    records = json.loads(run("-opt", file, "--size", "3", "64", "64", "--json"))
+    assert [record["parameters"] for record in records] == [23985583]
+    assert records[0]["networks"]["net_d"]["calls"] == 8
+    table = run("--size", "3", "250", "256")
+    for row in (
+        ("Table 1  Baseline", "19.132", "19.13", "117.245", "117.245", "1", "117.25"),
+        ("Table 4  HI-Diff (ours)", "28.487", "28.49", "142.324", "142.620", "8", "142.62"),
+    ):
+        line = next(line for line in table.splitlines() if line.startswith(row[0]))
+        assert tuple(line[len(row[0]) :].split()) == row[1:]
+    # The paper's figures belong to 256×256 pixels.
+    assert "142.62" not in run("--size", "3", "64", "64")
+    with pytest.raises(SystemExit, match="2"):
+        main(["-opt", "none.yml"])
+    assert "none.yml does not exist" in capsys.readouterr().err
