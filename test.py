@@ -12,12 +12,22 @@ from hidiff.options import load_options
 
 
 def main() -> None:
-    args = option_parser(__doc__).parse_args()
+    parser = option_parser(__doc__)
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="K",
+        help="restore each image K times from other noise; report mean and standard deviation",
+    )
+    args = parser.parse_args()
+    if args.seeds < 1:
+        parser.error("--seeds must be at least 1")
     with friendly_errors():
         options = load_options(args.opt, args.force_yml)
         with start_processes(options, args.launcher) as processes:
             start_logging(is_main=processes.is_main)
-            complete = run_test(options, processes)
+            complete = run_test(options, processes, seeds=args.seeds)
     # Damaged images are in the table; the exit code tells a script about them.
     raise SystemExit(0 if complete else 1)
 

@@ -166,9 +166,14 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class ValOptions:
-    """`val`: validation during training, and what test.py does."""
+    """`val`: validation during training, and what test.py does.
+
+    `protocol` scores test sets with PSNR and SSIM of that protocol in place of `metrics`;
+    'benchmark' takes the published one of each data set, known by its name.
+    """
 
     val_freq: int | None = None
+    protocol: Literal["basicsr", "matlab", "realblur", "benchmark"] | None = None
     save_img: bool = False
     suffix: str = ""
     selfensemble_testing: bool = False

@@ -17,16 +17,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-import hidiff.metrics  # noqa: F401  (registers the metrics)
 from hidiff.data.image import to_uint8, write_image
 from hidiff.data.transforms import SYMMETRIES, symmetry, undo_symmetry
 from hidiff.engine.distributed import Processes
 from hidiff.errors import UserError
+from hidiff.metrics import evaluate_pair
+from hidiff.metrics.published import BENCHMARKS
 from hidiff.models import DeblurModel
-from hidiff.options import Section
+from hidiff.options import Section, ValOptions
 from hidiff.registry import METRICS
 
-Metric = Callable[[np.ndarray, np.ndarray], float]
+Scorer = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
+"""From a restored and a sharp image, (H, W, 3) uint8 RGB, to metrics by name."""
+
 Triptych = tuple[np.ndarray, ...]
 
 
@@ -35,7 +38,8 @@ class ImageResult:
     """What became of one image.
 
     `restored` and `blurry` hold the metrics of the restored and of the input image against the
-    sharp one; they are empty without ground truth. `error` says why the image has no result.
+    sharp one; they are empty without ground truth. `aligned` among them says whether the protocol
+    `realblur` could align the image. `error` says why the image has no result.
     """
 
     index: int
@@ -46,8 +50,8 @@ class ImageResult:
     error: str | None = None
 
 
-def build_metrics(sections: Mapping[str, Section]) -> dict[str, Metric]:
-    """The metrics of `val.metrics`, by the names given there.
+def build_metrics(sections: Mapping[str, Section]) -> Scorer:
+    """Scores with the metrics of `val.metrics`, under the names given there.
 
     Raises:
         UserError: an unknown metric or option.
@@ -58,7 +62,21 @@ def build_metrics(sections: Mapping[str, Section]) -> dict[str, Metric]:
             section, f"val.metrics.{name}", supplied=("restored", "target")
         )
         metrics[name] = functools.partial(function, **kwargs)
-    return metrics
+    return lambda restored, target: {n: float(m(restored, target)) for n, m in metrics.items()}
+
+
+def build_test_scorer(val: ValOptions, dataset: str) -> tuple[str, Scorer]:
+    """How test.py scores the data set of a name: the protocol and the function.
+
+    Raises:
+        UserError: an unknown metric or option in `val.metrics`.
+    """
+    protocol = val.protocol
+    if protocol == "benchmark":
+        protocol = BENCHMARKS[dataset].protocol if dataset in BENCHMARKS else "basicsr"
+    if protocol is None:
+        return "basicsr", build_metrics(val.metrics)
+    return protocol, functools.partial(evaluate_pair, protocol=protocol)
 
 
 def image_generator(seed: int, name: str) -> torch.Generator:
@@ -128,7 +146,7 @@ def restore_item(
 def evaluate(
     model: DeblurModel,
     dataset: Dataset,
-    metrics: Mapping[str, Metric],
+    scorer: Scorer,
     processes: Processes,
     *,
     seed: int,
@@ -146,7 +164,7 @@ def evaluate(
     Args:
         model: the unwrapped model; it is left in the mode it was in.
         dataset: items as of `PairedImageIRDataset`.
-        metrics: see `build_metrics`.
+        scorer: see `build_metrics` and `build_test_scorer`.
         processes: those that share the work.
         seed: of the noise, with the image's name.
         label: stands before the progress bar.
@@ -181,9 +199,9 @@ def evaluate(
         pictures = [to_image(item["lq"]), restored]
         if "gt" in item:
             pictures.append(to_image(item["gt"]))
-            result.restored = {n: float(m(restored, pictures[2])) for n, m in metrics.items()}
+            result.restored = dict(scorer(restored, pictures[2]))
             if score_blurry:
-                result.blurry = {n: float(m(pictures[0], pictures[2])) for n, m in metrics.items()}
+                result.blurry = dict(scorer(pictures[0], pictures[2]))
         if picture_path is not None:
             write_image(picture_path(result.name), restored)
         if on_triptych is not None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import statistics
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +15,86 @@ import torch
 
 from hidiff.data import build_dataset
 from hidiff.engine.distributed import Processes
-from hidiff.engine.evaluator import ImageResult, build_metrics, evaluate, mean_metrics
+from hidiff.engine.evaluator import ImageResult, build_test_scorer, evaluate, mean_metrics
 from hidiff.engine.experiment import RESULTS, load_pretrained, set_aside
 from hidiff.engine.logger import get_logger
+from hidiff.engine.scoring import FolderScores, ImageScore
 from hidiff.engine.versions import library_versions
 from hidiff.models import build_model
-from hidiff.options import Options
+from hidiff.options import DatasetOptions, Options
 from hidiff.registry import MODELS
 
-PROTOCOL = "basicsr"
-"""The protocol of `val.metrics`, see `hidiff.metrics`."""
+
+@dataclass(frozen=True)
+class TestedSet:
+    """One test set's results: `runs` has, for each seed, those of all images in order."""
+
+    options: DatasetOptions
+    protocol: str
+    pictures: Path
+    runs: list[list[ImageResult]]
+
+    @property
+    def rows(self) -> list[ImageResult]:
+        """The results of the first seed, whose pictures are written and whose input is scored."""
+        return self.runs[0]
+
+    def seed_means(self) -> dict[str, list[float]]:
+        """The data set's mean of every metric, one value a seed."""
+        means = [mean_metrics(run) for run in self.runs]
+        return {name: [mean[name] for mean in means] for name in means[0] if name != "aligned"}
+
+    def seed_deviation(self) -> dict[str, dict[str, float]]:
+        """How much the scores depend on the noise, for two seeds or more.
+
+        `of_mean` is the standard deviation of the data set's mean over the seeds, `of_image` the
+        mean over the images of each one's standard deviation over the seeds.
+        """
+        of_image = {}
+        for name in self.seed_means():
+            rows = zip(*self.runs, strict=True)
+            scores = [
+                [r.restored[name] for r in row] for row in rows if all(r.restored for r in row)
+            ]
+            of_image[name] = math.fsum(map(statistics.stdev, scores)) / len(scores)
+        of_mean = {name: statistics.stdev(values) for name, values in self.seed_means().items()}
+        return {"of_mean": of_mean, "of_image": of_image}
+
+    def remarks(self) -> list[str]:
+        """What to know about the score: a count or value that cannot be the benchmark's."""
+        target = self.options.source.get("dataroot_gt")
+        if target is None:
+            return ["no ground truth, nothing was scored"]
+        images = [
+            ImageScore(
+                row.name,
+                row.restored.get("psnr"),
+                row.restored.get("ssim"),
+                bool(row.restored["aligned"]) if "aligned" in row.restored else None,
+                row.error,
+            )
+            for row in self.rows
+            if row.error is not None or {"psnr", "ssim"} <= set(row.restored)
+        ]
+        name = self.options.name
+        scores = FolderScores(self.protocol, name, self.pictures, Path(target), tuple(images))
+        if not scores.scored:
+            return []
+        note = scores.count_note()
+        return [*([note] if note else []), *scores.warnings()]
 
 
-def run_test(options: Options, processes: Processes) -> bool:
+def run_test(options: Options, processes: Processes, *, seeds: int = 1) -> bool:
     """Restore and score every test set of an option file.
 
     Writes `results/{name}/visualization/{dataset}/{image}.png`, `results/{name}/metrics.json` and
     `results/{name}/metrics.csv`; results of an earlier run are set aside under another name.
+
+    Args:
+        options: the option file.
+        processes: those that share the images.
+        seeds: how often each image is restored, each time from other noise, to measure how much
+            the scores depend on it; the seeds count up from `manual_seed`.
 
     Returns:
         Whether every image was restored.
@@ -38,8 +103,9 @@ def run_test(options: Options, processes: Processes) -> bool:
         UserError: anything in the options, the data or the weights that a person must mend.
     """
     log = get_logger()
-    metrics = build_metrics(options.val.metrics)
-    datasets = {section.name: build_dataset(section) for section in options.test_sets().values()}
+    sections = options.test_sets().values()
+    scorers = {section.name: build_test_scorer(options.val, section.name) for section in sections}
+    datasets = {section.name: build_dataset(section) for section in sections}
     model_class = MODELS.get(options.model_type, "model_type")
     training_only = set(model_class.training_sections.values())
     torch.manual_seed(options.manual_seed)
@@ -55,103 +121,137 @@ def run_test(options: Options, processes: Processes) -> bool:
     processes.barrier()
 
     suffix = f"_{options.val.suffix}" if options.val.suffix else ""
-    results: dict[str, list[ImageResult]] = {}
-    for name, dataset in datasets.items():
+    tested = []
+    for section in sections:
+        name = section.name
+        protocol, scorer = scorers[name]
         pictures = folder / "visualization" / name
-        results[name] = evaluate(
-            model,
-            dataset,
-            metrics,
-            processes,
-            seed=options.manual_seed,
-            label=name,
-            self_ensemble=options.val.selfensemble_testing,
-            score_blurry=True,
-            picture_path=(lambda image, to=pictures: to / f"{image}{suffix}.png")
-            if options.val.save_img
-            else None,
-        )
+        runs = [
+            evaluate(
+                model,
+                datasets[name],
+                scorer,
+                processes,
+                seed=options.manual_seed + run,
+                label=name if seeds == 1 else f"{name}, seed {options.manual_seed + run}",
+                self_ensemble=options.val.selfensemble_testing,
+                score_blurry=run == 0,
+                picture_path=(lambda image, to=pictures: to / f"{image}{suffix}.png")
+                if options.val.save_img and run == 0
+                else None,
+            )
+            for run in range(seeds)
+        ]
+        tested.append(TestedSet(section, protocol, pictures, runs))
     if processes.is_main:
-        report = summary(options, results, upper_bound=model.restores_from_gt)
+        report = summary(options, tested, upper_bound=model.restores_from_gt)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
-        write_csv(folder / "metrics.csv", results)
+        write_csv(folder / "metrics.csv", tested, options.manual_seed)
         for line in table(report):
             log.info(line)
         log.info("written to %s", folder)
-    return not any(result.error for rows in results.values() for result in rows)
+    return not any(row.error for data in tested for run in data.runs for row in run)
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | str]:
     """JSON knows no infinity (the PSNR of identical images); it is written as text."""
-    return {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+    return {
+        name: value if math.isfinite(value) else str(value)
+        for name, value in values.items()
+        if name != "aligned"
+    }
 
 
-def summary(
-    options: Options, results: Mapping[str, list[ImageResult]], *, upper_bound: bool
-) -> dict[str, Any]:
+def _summary_of_set(tested: TestedSet, first_seed: int) -> dict[str, Any]:
+    rows = tested.rows
+    times = [row.seconds for row in rows if not row.error]
+    means = tested.seed_means()
+    report = {
+        "protocol": tested.protocol,
+        "images": len(rows),
+        "scored": sum(bool(row.restored) for row in rows),
+        "failed": {row.name: row.error for row in rows if row.error},
+        "blurry": _finite(mean_metrics(rows, "blurry")),
+        "restored": _finite({name: math.fsum(v) / len(v) for name, v in means.items()}),
+        "unaligned": [row.name for row in rows if row.restored.get("aligned") is False],
+        "remarks": tested.remarks(),
+        "seconds_per_image": math.fsum(times) / len(times) if times else None,
+    }
+    if len(tested.runs) > 1 and means:
+        report["seeds"] = {
+            "seeds": [first_seed + run for run in range(len(tested.runs))],
+            "means": means,
+            "standard_deviation": tested.seed_deviation(),
+        }
+    return report
+
+
+def summary(options: Options, tested: list[TestedSet], *, upper_bound: bool) -> dict[str, Any]:
     """The content of metrics.json."""
     return {
         "name": options.name,
         "model_type": options.model_type,
-        "protocol": PROTOCOL,
         "upper_bound": upper_bound,
         "metrics": {key: dict(section) for key, section in options.val.metrics.items()},
         "manual_seed": options.manual_seed,
         "selfensemble_testing": options.val.selfensemble_testing,
         "datasets": {
-            name: {
-                "images": len(rows),
-                "scored": sum(bool(row.restored) for row in rows),
-                "failed": {row.name: row.error for row in rows if row.error},
-                "blurry": _finite(mean_metrics(rows, "blurry")),
-                "restored": _finite(mean_metrics(rows)),
-                "seconds_per_image": math.fsum(times) / len(times) if times else None,
-            }
-            for name, rows in results.items()
-            for times in [[row.seconds for row in rows if not row.error]]
+            data.options.name: _summary_of_set(data, options.manual_seed) for data in tested
         },
         "versions": library_versions(),
     }
 
 
-def write_csv(path: Path, results: Mapping[str, list[ImageResult]]) -> None:
-    """One row per image: data set, name, metrics of restored and blurry image, time, error."""
-    names = sorted({n for rows in results.values() for row in rows for n in row.restored})
-    header = ["dataset", "image", *names, *(f"blurry_{n}" for n in names), "seconds", "error"]
+def write_csv(path: Path, tested: list[TestedSet], first_seed: int) -> None:
+    """One row per image and seed: metrics of restored and blurry image, time, error."""
+    rows = [
+        (data, first_seed + number, row)
+        for data in tested
+        for number, run in enumerate(data.runs)
+        for row in run
+    ]
+    names = sorted({name for _, _, row in rows for name in row.restored})
+    header = ["dataset", "protocol", "image", "seed", *names]
+    header += [*(f"blurry_{name}" for name in names), "seconds", "error"]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
-        for dataset, rows in results.items():
-            for row in rows:
-                scores = [
-                    scored.get(name, "") for scored in (row.restored, row.blurry) for name in names
-                ]
-                seconds = "" if math.isnan(row.seconds) else f"{row.seconds:.4f}"
-                writer.writerow([dataset, row.name, *scores, seconds, row.error or ""])
+        for data, seed, row in rows:
+            scores = [part.get(name, "") for part in (row.restored, row.blurry) for name in names]
+            seconds = "" if math.isnan(row.seconds) else f"{row.seconds:.4f}"
+            place = [data.options.name, data.protocol, row.name, seed]
+            writer.writerow([*place, *scores, seconds, row.error or ""])
 
 
 def table(report: Mapping[str, Any]) -> list[str]:
-    """The summary as lines of text, failures below."""
-    names = sorted({n for data in report["datasets"].values() for n in data["restored"]})
-    header = ["data set", "images", "failed"]
+    """The summary as lines of text, remarks and failures below."""
+    datasets = report["datasets"]
+    names = sorted({name for data in datasets.values() for name in data["restored"]})
+    header = ["data set", "protocol", "images", "failed"]
     header += [f"{which} {name}" for name in names for which in ("blurry", "restored")]
     rows = [header]
-    for name, data in report["datasets"].items():
-        cells = [name, str(data["images"]), str(len(data["failed"]))]
-        for metric in names:
+    for title, data in datasets.items():
+        cells = [title, data["protocol"], str(data["images"]), str(len(data["failed"]))]
+        for name in names:
             for which in ("blurry", "restored"):
-                value = data[which].get(metric)
+                value = data[which].get(name)
                 cells.append("-" if value is None else f"{float(value):.4f}")
         rows.append(cells)
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    lines.insert(0, f"protocol: {report['protocol']}")
     if report["upper_bound"]:
-        lines.insert(1, "stage 1 sees the sharp image: an upper bound, no deblurring score")
-    for name, data in report["datasets"].items():
-        if not data["scored"]:
-            lines.append(f"{name}: no ground truth, nothing was scored")
-        lines += [f"{name}/{image}: {error}" for image, error in data["failed"].items()]
+        lines.insert(0, "stage 1 sees the sharp image: an upper bound, no deblurring score")
+    for title, data in datasets.items():
+        if "seeds" in data:
+            deviation = data["seeds"]["standard_deviation"]
+            lines += [
+                f"{title}: {name} over {len(data['seeds']['seeds'])} seeds "
+                f"{float(data['restored'][name]):.4f} ± {deviation['of_mean'][name]:.4f} (mean of "
+                f"the set), ± {deviation['of_image'][name]:.4f} (one image)"
+                for name in data["restored"]
+            ]
+        lines += [f"{title}: {remark}" for remark in data["remarks"]]
+        lines += [f"{title}/{image}: {error}" for image, error in data["failed"].items()]
     return [line.rstrip() for line in lines]

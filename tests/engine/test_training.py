@@ -22,6 +22,7 @@ from hidiff.engine.experiment import Experiment
 from hidiff.engine.optim import build_optimizer, clip_gradients, set_lr
 from hidiff.engine.tester import run_test
 from hidiff.engine.trainer import Trainer
+from hidiff.metrics import evaluate_pair
 from hidiff.options import load_options, parse_options
 
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -221,8 +222,8 @@ def tested(trained, data, monkeypatch):
 
 def test_testing_writes_pictures_table_json_and_csv(tested, data):
     report = json.loads((tested / "metrics.json").read_text())
-    assert report["protocol"] == "basicsr"
     summary = report["datasets"]["small"]
+    assert summary["protocol"] == "basicsr"
     assert (summary["images"], summary["scored"], summary["failed"]) == (2, 2, {})
     with (tested / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -237,6 +238,62 @@ def test_testing_writes_pictures_table_json_and_csv(tested, data):
     for metric in ("psnr", "ssim"):
         mean = math.fsum(float(row[metric]) for row in rows) / 2
         assert summary["restored"][metric] == pytest.approx(mean, rel=1e-12)
+
+
+def test_a_protocol_replaces_the_metrics(trained, data, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    options = {**test_options(data), "name": "protocol"}
+    options["val"]["protocol"] = "matlab"
+    assert run_test(parse_options(options), ALONE)
+    results = trained[0] / "results" / "protocol"
+    summary = json.loads((results / "metrics.json").read_text())["datasets"]["small"]
+    assert summary["protocol"] == "matlab"
+    pairs = [
+        [read_image(folder / f"scene-00{i}.png")
+         for folder in (results / "visualization/small", data / "test/target")]
+        for i in range(2)
+    ]  # fmt: skip
+    scores = [evaluate_pair(*pair, protocol="matlab") for pair in pairs]
+    for name in ("psnr", "ssim"):
+        assert summary["restored"][name] == pytest.approx(sum(s[name] for s in scores) / 2)
+
+
+def test_the_benchmark_protocol_is_chosen_by_the_name_of_the_data_set(
+    trained, data, monkeypatch, capsys
+):
+    monkeypatch.chdir(trained[0])
+    options = {**test_options(data), "name": "benchmark"}
+    options["val"]["protocol"] = "benchmark"
+    section = options["datasets"].pop("test_1")
+    for index, name in enumerate(("HIDE", "RealBlur_J", "other"), start=1):
+        options["datasets"][f"test_{index}"] = {**section, "name": name}
+    assert run_test(parse_options(options), ALONE)
+    report = json.loads((trained[0] / "results/benchmark/metrics.json").read_text())
+    protocols = [summary["protocol"] for summary in report["datasets"].values()]
+    assert protocols == ["matlab", "realblur", "basicsr"]
+    assert any("980" in remark for remark in report["datasets"]["RealBlur_J"]["remarks"])
+    assert report["datasets"]["other"]["remarks"] == []
+
+
+def test_several_seeds_report_their_deviation(tested, trained, data):
+    options = {**test_options(data), "name": "seeds"}
+    assert run_test(parse_options(options), ALONE, seeds=3)
+    results = trained[0] / "results" / "seeds"
+    with (results / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["image"], row["seed"]) for row in rows] == [
+        (f"scene-00{i}", str(seed)) for seed in (3, 4, 5) for i in range(2)
+    ]
+    psnr = np.array([float(row["psnr"]) for row in rows]).reshape(3, 2)
+    summary = json.loads((results / "metrics.json").read_text())["datasets"]["small"]
+    deviation = summary["seeds"]["standard_deviation"]
+    assert summary["restored"]["psnr"] == pytest.approx(psnr.mean())
+    assert deviation["of_mean"]["psnr"] == pytest.approx(psnr.mean(axis=1).std(ddof=1))
+    assert deviation["of_image"]["psnr"] == pytest.approx(psnr.std(axis=0, ddof=1).mean())
+    first = json.loads((tested / "metrics.json").read_text())["datasets"]["small"]
+    assert first["restored"]["psnr"] == pytest.approx(psnr[0].mean())
+    pictures = [p / "visualization/small/scene-000.png" for p in (results, tested)]
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
 
 
 def test_an_images_result_does_not_depend_on_the_others(tested, trained, data, tmp_path):
