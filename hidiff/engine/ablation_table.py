@@ -1,0 +1,199 @@
+"""What an ablation has measured: a Markdown table, JSON, and the scores over T."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hidiff.engine.ablation import Run, scored
+from hidiff.engine.complexity import Complexity, model_complexity
+from hidiff.engine.experiment import RESULTS
+from hidiff.options import Options
+
+METRIC_TITLES = {"psnr": "PSNR (dB)", "ssim": "SSIM"}
+METRIC_DECIMALS = {"psnr": 3}
+DECIMALS = 4
+
+Points = list[tuple[float, float, float]]
+
+
+@dataclass
+class Row:
+    """A method of the table: what was measured with each seed.
+
+    `scores` is data set → metric → values in the order of `seeds`, `blurry` the same of the input
+    images (equal for all seeds), `protocols` data set → protocol. `failed` counts images without a
+    result.
+    """
+
+    labels: tuple[str, ...]
+    options: Options
+    upper_bound: bool
+    complexity: Complexity
+    seeds: list[int] = field(default_factory=list)
+    scores: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    blurry: dict[str, dict[str, float]] = field(default_factory=dict)
+    protocols: dict[str, str] = field(default_factory=dict)
+    failed: int = 0
+
+    @property
+    def title(self) -> str:
+        """The option files, and that a score is no deblurring score where that is so."""
+        bound = " (upper bound: sees the sharp image)" if self.upper_bound else ""
+        return ", ".join(self.labels) + bound
+
+    @property
+    def budget(self) -> str:
+        """Steps × global batch × patch of the training, phase by phase."""
+        train, data = self.options.for_training()
+        return ", ".join(
+            f"{phase.iters} × {phase.batch_size * train.reference_world_size} × {phase.patch_size}²"
+            for phase in data.phases(train.total_iter)
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "labels": list(self.labels),
+            "model_type": self.options.model_type,
+            "timesteps": self.complexity.timesteps,
+            "parameters": self.complexity.parameters,
+            "macs": self.complexity.macs,
+            "budget": self.budget,
+            "upper_bound": self.upper_bound,
+            "protocols": self.protocols,
+            "seeds": self.seeds,
+            "scores": self.scores,
+            "blurry": self.blurry,
+            "failed": self.failed,
+        }
+
+
+def collect(runs: Sequence[Run]) -> list[Row]:
+    """The scored runs in the current folder, the seeds of a method together.
+
+    Scores that need the sharp image come last.
+    """
+    rows: dict[tuple[str, ...], Row] = {}
+    for run in filter(scored, runs):
+        report = json.loads((RESULTS / run.name / "metrics.json").read_text(encoding="utf-8"))
+        if run.labels not in rows:
+            complexity = model_complexity(run.content)
+            rows[run.labels] = Row(
+                run.labels, run.options, run.model_class.restores_from_gt, complexity
+            )
+        row = rows[run.labels]
+        row.seeds.append(run.seed)
+        for dataset, result in report["datasets"].items():
+            row.protocols[dataset] = result["protocol"]
+            row.failed += len(result["failed"])
+            row.blurry[dataset] = {m: float(v) for m, v in result["blurry"].items()}
+            for metric, value in result["restored"].items():
+                values = row.scores.setdefault(dataset, {}).setdefault(metric, [])
+                values.append(float(value))
+    return sorted(rows.values(), key=lambda row: row.upper_bound)
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation, which is 0 for a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _cell(metric: str, values: Sequence[float]) -> str:
+    decimals = METRIC_DECIMALS.get(metric, DECIMALS)
+    if not values:
+        return ""
+    mean, std = mean_and_std(values)
+    spread = f" ± {std:.{decimals}f}" if len(values) > 1 else ""
+    return f"{mean:.{decimals}f}{spread}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def markdown(rows: Sequence[Row], *, command: str, plot: str | None) -> str:
+    """The report: a table for each data set.
+
+    Args:
+        rows: see `collect`.
+        command: what was called.
+        plot: the picture of the scores over T, relative to the report; None without one.
+    """
+    lines = [
+        "# Ablation",
+        "",
+        f"    {command}",
+        "",
+        "Mean ± standard deviation over the seeds. Parameters and multiply-accumulates are those "
+        "of restoring a 256×256 image, the denoiser counted T times. The budget is steps × global "
+        "batch × patch of the training named; a stage 2 starts from a stage 1 that had its own.",
+    ]
+    for dataset in dict.fromkeys(name for row in rows for name in row.scores):
+        here = [row for row in rows if dataset in row.scores]
+        metrics = list(dict.fromkeys(m for row in here for m in row.scores[dataset]))
+        titles = [METRIC_TITLES.get(metric, metric) for metric in metrics]
+        lines += ["", f"## {dataset} (protocol {here[0].protocols[dataset]})", ""]
+        lines.append(_line(["option file", "params (M)", "MACs (G)", *titles, "seeds", "budget"]))
+        lines.append(_line(["---"] + ["---:"] * (len(metrics) + 3) + ["---"]))
+        blurry = [_cell(m, [here[0].blurry[dataset][m]]) for m in metrics]
+        lines.append(_line(["blurry input", "", "", *blurry, "", ""]))
+        for row in here:
+            lines.append(
+                _line(
+                    [
+                        row.title,
+                        f"{row.complexity.parameters / 1e6:.3f}",
+                        f"{row.complexity.macs / 1e9:.3f}",
+                        *(_cell(m, row.scores[dataset].get(m, [])) for m in metrics),
+                        ", ".join(map(str, row.seeds)),
+                        row.budget,
+                    ]
+                )
+            )
+    failed = [f"{row.title}: {row.failed} images have no result" for row in rows if row.failed]
+    lines += ["", *failed] if failed else []
+    if plot is not None:
+        lines += ["", f"![PSNR over T]({plot})"]
+    return "\n".join(lines) + "\n"
+
+
+def _but_for_timesteps(content: Mapping[str, Any]) -> str:
+    """Equal for the option files of one sweep."""
+    common = {k: v for k, v in content.items() if k not in ("name", "manual_seed", "path")}
+    schedule = dict(common.pop("diffusion_schedule"))
+    schedule.pop("timesteps", None)
+    return json.dumps([common, schedule], sort_keys=True)
+
+
+def sweep(rows: Sequence[Row], metric: str = "psnr") -> dict[str, Points]:
+    """The scores of methods that differ in T alone, as `hidiff.data.plot.line_plot` takes them.
+
+    Returns:
+        Data set (and method, where several are swept) → (T, mean, standard deviation); only where
+        there are two values of T or more.
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.options.diffusion_schedule is not None:
+            groups.setdefault(_but_for_timesteps(row.options.sections), []).append(row)
+    swept = [
+        sorted(group, key=lambda row: row.complexity.timesteps)
+        for group in groups.values()
+        if len({row.complexity.timesteps for row in group}) > 1
+    ]
+    series = {}
+    for group in swept:
+        for dataset in group[0].scores:
+            points = [
+                (float(row.complexity.timesteps), *mean_and_std(row.scores[dataset][metric]))
+                for row in group
+                if row.scores.get(dataset, {}).get(metric)
+            ]
+            label = dataset if len(swept) == 1 else f"{dataset}, {group[0].labels[0]} ..."
+            if len(points) > 1:
+                series[label] = points
+    return series
