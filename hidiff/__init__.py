@@ -10,9 +10,9 @@ import os
 # becomes ten times slower; the price on an idle machine is a few per cent.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from hidiff.archs import build_network  # noqa: E402
-from hidiff.errors import UserError  # noqa: E402
-from hidiff.models import build_model  # noqa: E402
+from hidiff.archs import build_network
+from hidiff.errors import UserError
+from hidiff.models import build_model
 
 __version__ = "0.1.0"
 __all__ = ["UserError", "build_model", "build_network"]
