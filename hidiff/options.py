@@ -145,7 +145,12 @@ class PathOptions:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """`train`: how long, with which optimiser, schedule and losses."""
+    """`train`: how long, with which optimiser, schedule and losses; and what to survive.
+
+    `reference_world_size` is the number of processes whose global batch is kept by accumulation.
+    `ema_decay` turns on the average of the weights. `max_bad_steps` in a row with a non-finite
+    gradient stop the run. `on_bad_image: skip` replaces an image that cannot be used by another.
+    """
 
     total_iter: int
     optim_total: Section
@@ -153,15 +158,20 @@ class TrainOptions:
     warmup_iter: int = -1
     use_grad_clip: bool = True
     reference_world_size: int | None = None
+    ema_decay: float | None = None
+    max_bad_steps: int = 10
+    on_bad_image: Literal["stop", "skip"] = "stop"
     pixel_opt: Section | None = None
     pixel_diff_opt: Section | None = None
     perceptual_opt: Section | None = None
 
     def __post_init__(self) -> None:
-        for key in ("total_iter", "reference_world_size"):
+        for key in ("total_iter", "reference_world_size", "max_bad_steps"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise _error(f"train.{key}", f"{value} must be at least 1")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise _error("train.ema_decay", f"{self.ema_decay} must be between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -169,11 +179,14 @@ class ValOptions:
     """`val`: validation during training, and what test.py does.
 
     `protocol` scores test sets with PSNR and SSIM of that protocol in place of `metrics`;
-    'benchmark' takes the published one of each data set, known by its name.
+    'benchmark' takes the published one of each data set, known by its name. `use_ema` validates
+    the averaged weights where `train.ema_decay` keeps them; test.py takes those that
+    `path.param_key_*` names.
     """
 
     val_freq: int | None = None
     protocol: Literal["basicsr", "matlab", "realblur", "benchmark"] | None = None
+    use_ema: bool = True
     save_img: bool = False
     suffix: str = ""
     selfensemble_testing: bool = False

@@ -2,55 +2,91 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from hidiff.data.sampler import PhaseBatchSampler
+from hidiff.data.sampler import CropRequest, PhaseBatchSampler
 from hidiff.errors import UserError
+
+SUBSTITUTES = 5
+"""Pairs tried in place of one that cannot be used, before giving up."""
 
 
 class _Reporting(Dataset):
-    """Hands a `UserError` on as an item: raised in a worker it would arrive as a traceback."""
+    """Adds `notices` to items and hands errors on as items.
 
-    def __init__(self, dataset: Dataset) -> None:
+    An exception raised in a worker would arrive with a traceback and without its type.
+    """
+
+    def __init__(self, dataset: Dataset, skip_bad: bool) -> None:
         self.dataset = dataset
+        self.substitutes = SUBSTITUTES if skip_bad else 0
 
-    def __getitem__(self, item: Any) -> Any:
-        try:
-            return self.dataset[item]
-        except UserError as error:
-            return error
+    def __getitem__(self, request: CropRequest) -> Any:
+        notices: list[str] = []
+        while True:
+            try:
+                return {**self.dataset[request], "notices": notices}
+            except UserError as error:
+                if len(notices) >= self.substitutes:
+                    return error
+                notices.append(f"{error} (another image is used, train.on_bad_image: skip)")
+                index = (request.index + 1) % len(self.dataset)
+                request = dataclasses.replace(request, index=index)
 
 
 def _collate(items: list[Any]) -> Any:
     errors = [item for item in items if isinstance(item, UserError)]
-    return errors[0] if errors else default_collate(items)
+    if errors:
+        return errors[0]
+    notices = [notice for item in items for notice in item.pop("notices")]
+    return {**default_collate(items), "notices": notices}
 
 
 def training_batches(
-    dataset: Dataset, sampler: PhaseBatchSampler, *, num_workers: int, pin_memory: bool
+    dataset: Dataset,
+    sampler: PhaseBatchSampler,
+    *,
+    num_workers: int,
+    pin_memory: bool = False,
+    skip_bad: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """The sampler's batches in order: `lq`, `gt` (B, 3, h, w) float32 and `name`, a list.
+    """The sampler's batches in order.
+
+    A batch is a dict: `lq`, `gt` (B, 3, h, w) float32, `name`, a list, and `notices`, a list of
+    texts about images that others stand in for.
 
     Args:
         dataset: items as of `PairedImageIRDataset`.
         sampler: which crops make each batch.
         num_workers: loader processes; 0 loads in this process.
         pin_memory: for copies to a GPU that do not block.
+        skip_bad: take the next pair where one cannot be used, and say so.
 
     Raises:
-        UserError: an image cannot be used; the message names it.
+        UserError: an image cannot be used (with `skip_bad`: several in a row); the message names
+            it. Or a loader process was ended from outside.
     """
     loader = DataLoader(
-        _Reporting(dataset),
+        _Reporting(dataset, skip_bad),
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=_collate,
         pin_memory=pin_memory,
     )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    try:
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        # Torch's words when a worker is killed, by the kernel for want of memory for example.
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a loader process died ({error}); if memory ran out, lower num_worker_per_gpu. "
+            "Resume with --auto_resume"
+        ) from None

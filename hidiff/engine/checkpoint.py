@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from hidiff.errors import UserError
 
+STATE_ENTRIES = {"step", "networks", "optimizer", "best", "options", "slots", "training_pairs"}
+
 KEPT_STATES = 3
 """Training states kept in an experiment; the weights files are all kept."""
 
@@ -126,12 +128,26 @@ def load_network(
     return [f"{where}: {path}: {'; '.join(problems)}"] if problems else []
 
 
-def save_networks(networks: Mapping[str, nn.Module], folder: Path, step: int) -> None:
-    """Write `{name}_{step}.pth` and `{name}_latest.pth` for every network, as the release does."""
+def save_networks(
+    networks: Mapping[str, nn.Module],
+    folder: Path,
+    step: int,
+    averaged: Mapping[str, nn.Module] | None = None,
+) -> None:
+    """Write `{name}_{step}.pth` and `{name}_latest.pth` for every network, as the release does.
+
+    `averaged` networks (see `hidiff.engine.ema`) go into the same files as `params_ema`.
+    """
     for name, network in networks.items():
-        params = {key: value.detach().cpu() for key, value in network.state_dict().items()}
+        content = {"params": _on_cpu(network)}
+        if averaged is not None:
+            content["params_ema"] = _on_cpu(averaged[name])
         for suffix in (str(step), "latest"):
-            save_atomically({"params": params}, folder / f"{name}_{suffix}.pth")
+            save_atomically(content, folder / f"{name}_{suffix}.pth")
+
+
+def _on_cpu(network: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().cpu() for key, value in network.state_dict().items()}
 
 
 def save_state(state: Mapping[str, Any], folder: Path, step: int) -> None:
@@ -156,7 +172,7 @@ def load_state(path: str | Path, where: str) -> dict[str, Any]:
         UserError: it is missing, damaged, or no training state of this project.
     """
     state = _load(Path(path), where)
-    if not isinstance(state, Mapping) or not {"step", "networks", "optimizer"} <= set(state):
+    if not isinstance(state, Mapping) or not set(state) >= STATE_ENTRIES:
         raise UserError(
             f"{where}: {path} is no training state of this program; to go on from weights alone, "
             "name them under path.pretrain_network_*"

@@ -28,6 +28,8 @@ class Processes:
     rank: int
     world_size: int
     device: torch.device
+    cpu_group: Any = None
+    """Group for Python values and flags; those need no GPU and must not wait for one."""
 
     @property
     def is_main(self) -> bool:
@@ -54,13 +56,21 @@ class Processes:
         if self.world_size == 1:
             return [value]
         values = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.cpu_group)
         return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any process; all processes get the same answer."""
+        if self.world_size == 1:
+            return flag
+        value = torch.tensor(int(flag))
+        dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self.cpu_group)
+        return bool(value)
 
     def barrier(self) -> None:
         """Wait until every process is here."""
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(group=self.cpu_group)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
@@ -156,6 +166,7 @@ def start_processes(options: Options, launcher: Launcher) -> Iterator[Processes]
     backend = options.dist_params.backend if device.type == "cuda" else "gloo"
     dist.init_process_group(backend=backend)
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size(), device)
+        cpu_group = dist.new_group(backend="gloo")
+        yield Processes(dist.get_rank(), dist.get_world_size(), device, cpu_group)
     finally:
         dist.destroy_process_group()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,17 +15,17 @@ from tqdm import tqdm
 from hidiff.data import BatchPlan, PhaseBatchSampler, build_dataset, training_batches
 from hidiff.engine import checkpoint
 from hidiff.engine.distributed import Processes, no_sync
-from hidiff.engine.evaluator import Triptych, build_metrics, evaluate, mean_metrics
+from hidiff.engine.ema import WeightAverage
 from hidiff.engine.experiment import Experiment, load_pretrained
 from hidiff.engine.logger import MetricsWriter, start_logging
 from hidiff.engine.lr_schedule import build_lr_schedule
 from hidiff.engine.optim import GRAD_CLIP_NORM, build_optimizer, clip_gradients, set_lr
+from hidiff.engine.resume import compare_options, options_hash
+from hidiff.engine.signals import StopRequest
+from hidiff.engine.validation import Validator
 from hidiff.errors import UserError
-from hidiff.models import build_model
+from hidiff.models import DeblurModel, build_model
 from hidiff.options import Options
-
-PICTURES_PER_VALIDATION = 3
-"""Validation images shown in TensorBoard."""
 
 NOISE_STREAM, MODEL_STREAM = 2, 3
 """Keep the random numbers of noise and model apart (0 and 1 are the order and the crops)."""
@@ -56,7 +56,6 @@ class Trainer:
         self.total_iter = self.train_options.total_iter
         phases = data_options.phases(self.total_iter)
         self.plan = BatchPlan(phases, processes.world_size, self.train_options.reference_world_size)
-        self.scorer = build_metrics(options.val.metrics)
 
         # Every process initialises the same weights; the wrapper would only copy them anyway.
         torch.manual_seed(options.manual_seed)
@@ -71,19 +70,29 @@ class Trainer:
         self.dataset = build_dataset(data_options)
         if not self.dataset.has_gt:
             raise UserError(f"{data_options.where}.dataroot_gt: training needs the sharp images")
-        self.validation_sets = {
-            section.name: build_dataset(section)
-            for key, section in options.datasets.items()
-            if key.startswith("val")
-        }
-
         self.experiment = Experiment(options.name)
+        self.validator = Validator(
+            options,
+            {
+                section.name: build_dataset(section)
+                for key, section in options.datasets.items()
+                if key.startswith("val")
+            },
+            processes,
+            self.experiment.visualization,
+        )
+
         self.step = 0
-        self.best: dict[str, Any] = {}
+        self.bad_steps = 0
         self.notices = list(options.notices)
-        resumed = self._resume(auto_resume)
-        if not resumed:
+        state = self._saved_state(auto_resume)
+        if state is None:
             self.notices += load_pretrained(self.model, options, training=True)
+        decay = self.train_options.ema_decay
+        self.average = WeightAverage(self.model, decay) if decay else None
+        if state is not None:
+            self._restore(state)
+        self.dtype = next(self.model.parameters()).dtype
         self.wrapped = processes.wrap(self.model)
         self.batches = training_batches(
             self.dataset,
@@ -99,17 +108,25 @@ class Trainer:
             ),
             num_workers=data_options.num_worker_per_gpu,
             pin_memory=processes.device.type == "cuda",
+            skip_bad=self.train_options.on_bad_image == "skip",
         )
         log_file = None
         with processes.main_first():
             if processes.is_main:
-                log_file = self.experiment.create(options.file, resuming=resumed)
+                log_file = self.experiment.create(options.file, resuming=state is not None)
         self.log = start_logging(is_main=processes.is_main, file=log_file)
         self._log_start()
 
     def run(self) -> None:
-        """Train from the step after the last one to `train.total_iter`."""
+        """Train from the step after the last one to `train.total_iter`.
+
+        SIGTERM and SIGUSR1 end the run after a step, with a state to resume from.
+
+        Raises:
+            UserError: an image cannot be used, or too many gradients in a row are not finite.
+        """
         with ExitStack() as stack:
+            stop = stack.enter_context(StopRequest())
             tensorboard = self.experiment.tensorboard if self._uses_tensorboard else None
             self.writer = stack.enter_context(MetricsWriter(tensorboard, self.step + 1))
             self.bar = stack.enter_context(
@@ -124,25 +141,70 @@ class Trainer:
             )
             for step in range(self.step + 1, self.total_iter + 1):
                 set_lr(self.optimizer, self.lr(step))
-                losses = self._accumulate(step)
-                norm = clip_gradients(self.model, self._max_norm)
-                self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
+                losses, images = self._accumulate(step)
+                norm = clip_gradients(self.model, self._max_norm).item()
                 self.step = step
+                if math.isfinite(norm):
+                    self._update()
+                else:
+                    self._skip(losses, images)
                 self._report(losses, norm)
-                if self._due(self.options.logger.save_checkpoint_freq):
-                    self._save()
+                stopping = self.processes.any(stop.received is not None)
                 if self.options.val.val_freq and self._due(self.options.val.val_freq):
-                    self._validate()
+                    self.validator.run(self._to_validate, step, self.writer)
+                if stopping or self._due(self.options.logger.save_checkpoint_freq):
+                    self._save()
+                if stopping and step < self.total_iter:
+                    self.log.info("stopped after step %d: resumable with --auto_resume", step)
+                    return
         self.log.info("training is complete: %s", self.experiment.models)
 
-    def _accumulate(self, step: int) -> dict[str, Tensor]:
-        """Forward and backward of the step's micro-batches; their mean losses."""
+    def _update(self) -> None:
+        """Take the step that the gradients ask for."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(self.model)
+        self.bad_steps = 0
+
+    def _skip(self, losses: dict[str, Tensor], images: list[str]) -> None:
+        """Leave the weights as they are after a gradient that is not finite.
+
+        Raises:
+            UserError: it was the last of `train.max_bad_steps` in a row.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        self.bad_steps += 1
+        values = ", ".join(f"{name} {loss.item():g}" for name, loss in losses.items())
+        everyone = [name for part in self.processes.gather(images) for name in part]
+        self.log.warning(
+            "step %d: the gradient is not finite (%s), so the step is skipped; images: %s",
+            *(self.step, values, ", ".join(everyone)),
+        )
+        if self.bad_steps >= self.train_options.max_bad_steps:
+            raise UserError(
+                f"the gradient was not finite in {self.bad_steps} steps in a row, the last with "
+                f"the images {', '.join(everyone)}; the last good checkpoint is in "
+                f"{self.experiment.states}. Lower the learning rate, or look at these images "
+                "(scripts/check_data.py)"
+            )
+
+    @property
+    def _to_validate(self) -> DeblurModel:
+        return self.average.model if self.average and self.options.val.use_ema else self.model
+
+    def _accumulate(self, step: int) -> tuple[dict[str, Tensor], list[str]]:
+        """Forward and backward of the step's micro-batches; their mean losses and images."""
         total: dict[str, Tensor] = {}
+        images: list[str] = []
         for micro in range(self.plan.accumulation):
             batch = next(self.batches)
+            images += batch["name"]
+            for notice in batch["notices"]:
+                self.log.warning("step %d: %s", step, notice)
             lq, gt = (
-                batch[side].to(self.processes.device, non_blocking=True) for side in ("lq", "gt")
+                batch[side].to(self.processes.device, self.dtype, non_blocking=True)
+                for side in ("lq", "gt")
             )
             # A model draws from torch's generator what it needs beside the noise (time steps).
             seed = self._slot_rng(MODEL_STREAM, step, micro).integers(2**63)
@@ -154,7 +216,7 @@ class Trainer:
             for name, loss in losses.items():
                 part = loss.detach() / self.plan.accumulation
                 total[name] = total[name] + part if name in total else part
-        return total
+        return total, images
 
     def _slot_rng(self, stream: int, step: int, micro: int) -> np.random.Generator:
         """Random numbers that follow from seed, step and slot, so that resuming repeats them."""
@@ -180,7 +242,7 @@ class Trainer:
     def _due(self, frequency: int) -> bool:
         return self.step % frequency == 0 or self.step == self.total_iter
 
-    def _report(self, losses: dict[str, Tensor], norm: Tensor) -> None:
+    def _report(self, losses: dict[str, Tensor], grad_norm: float) -> None:
         """Progress bar now and then; log line and TensorBoard every `print_freq` steps."""
         self.bar.update()
         now = time.monotonic()
@@ -200,7 +262,6 @@ class Trainer:
             return
         means = self.processes.mean(torch.stack(list(losses.values()))).tolist()
         values = dict(zip(losses, means, strict=True))
-        grad_norm = norm.item()
         self.log.info(
             "step %d/%d, phase %d, lr %.4e, %s, gradient norm %.4g",
             self.step,
@@ -215,101 +276,93 @@ class Trainer:
         self.writer.scalars(scalars, self.step)
 
     def _save(self) -> None:
-        """Weights of the trained networks, and the state to resume from."""
-        with self.processes.main_first():
-            if self.processes.is_main:
-                networks = self.model.trained_networks()
-                checkpoint.save_networks(networks, self.experiment.models, self.step)
-                # All networks, the frozen ones too: a state alone is enough to go on.
-                checkpoint.save_state(
-                    {
-                        "step": self.step,
-                        "networks": {
-                            n: net.state_dict() for n, net in self.model.networks().items()
-                        },
-                        "optimizer": self.optimizer.state_dict(),
-                        "best": self.best,
-                    },
-                    self.experiment.states,
-                    self.step,
-                )
-                self.log.info("step %d: saved weights and training state", self.step)
+        """Weights of the trained networks, and the state to resume from.
 
-    def _resume(self, auto_resume: bool) -> bool:
-        """Take over a saved state; False when there is none to take."""
+        Where they cannot be written (a full disk), the run goes on and tries again next time.
+        """
+        if self.processes.is_main:
+            try:
+                checkpoint.save_networks(
+                    self.model.trained_networks(),
+                    self.experiment.models,
+                    self.step,
+                    self.average.networks() if self.average else None,
+                )
+                checkpoint.save_state(self._state(), self.experiment.states, self.step)
+                self.log.info("step %d: saved weights and training state", self.step)
+            except (OSError, RuntimeError) as error:
+                self.log.error(
+                    "step %d: the checkpoint could not be written (%s); training goes on and tries "
+                    "again at the next one; earlier checkpoints are intact",
+                    self.step,
+                    error,
+                )
+        self.processes.barrier()
+
+    def _state(self) -> dict[str, Any]:
+        """Everything to go on from. Random numbers and the order of the data follow from the step.
+
+        All networks are in it, the frozen ones too, so that the state alone is enough.
+        """
+        state = {
+            "step": self.step,
+            "networks": {n: net.state_dict() for n, net in self.model.networks().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.validator.best,
+            "bad_steps": self.bad_steps,
+            "slots": self.plan.slots,
+            "training_pairs": len(self.dataset),
+            "options": dict(self.options.sections),
+            "options_hash": options_hash(self.options.sections),
+        }
+        if self.average:
+            state["average"] = {n: net.state_dict() for n, net in self.average.networks().items()}
+        return state
+
+    def _saved_state(self, auto_resume: bool) -> dict[str, Any] | None:
+        """The state to go on from, None when there is none."""
         path = self.options.path.resume_state
         if path is not None:
-            state = checkpoint.load_state(path, "path.resume_state")
-        elif auto_resume:
-            state, notices = checkpoint.newest_state(self.experiment.states)
-            self.notices += notices
-            if state is None:
-                return False
-        else:
-            return False
-        networks = self.model.networks()
-        if set(networks) != set(state["networks"]):
-            raise UserError(
-                f"the training state of {self.experiment.folder} holds "
-                f"{', '.join(state['networks'])}, this option file trains {', '.join(networks)}; "
-                "resume with the option file that the experiment was started with"
-            )
-        try:
-            for name, network in networks.items():
-                network.load_state_dict(state["networks"][name])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise UserError(
-                f"the training state of {self.experiment.folder} belongs to another configuration "
-                f"({str(error).splitlines()[0]}); resume with the option file that the experiment "
-                "was started with"
-            ) from None
-        self.step, self.best = state["step"], state["best"]
-        self.notices.append(f"resumed after step {self.step}")
-        return True
+            return checkpoint.load_state(path, "path.resume_state")
+        if not auto_resume:
+            return None
+        state, notices = checkpoint.newest_state(self.experiment.states)
+        self.notices += notices
+        return state
 
-    def _validate(self) -> None:
-        """Score the validation sets; log, best value, TensorBoard, pictures."""
-        options = self.options
-        label = "val (upper bound: sees the sharp image)" if self.model.restores_from_gt else "val"
-        for name, dataset in self.validation_sets.items():
-            shown: dict[str, np.ndarray] = {}
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Take over a saved state.
 
-            def keep(index: int, image: str, pictures: Triptych, shown: dict = shown) -> None:
-                if index < PICTURES_PER_VALIDATION:
-                    shown[image] = np.concatenate(pictures, axis=1)
-
-            results = evaluate(
-                self.model,
-                dataset,
-                self.scorer,
-                self.processes,
-                seed=options.manual_seed,
-                label=f"{label} {name}",
-                self_ensemble=options.val.selfensemble_testing,
-                picture_path=self._picture_path if options.val.save_img else None,
-                on_triptych=keep,
-            )
-            for failed in (result for result in results if result.error):
-                self.log.warning("%s: %s", name, failed.error)
-            means = mean_metrics(results)
-            for metric, value in means.items():
-                best = self.best.setdefault(f"{name}/{metric}", {"value": value, "step": self.step})
-                if value > best["value"]:
-                    best.update(value=value, step=self.step)
-                self.log.info(
-                    "step %d: %s %s, %s %.4f (best %.4f at step %d)",
-                    *(self.step, label, name, metric, value, best["value"], best["step"]),
+        Raises:
+            UserError: going on from it would not give the result of a run that was not stopped.
+        """
+        where = f"the training state of step {state['step']}"
+        self.notices += compare_options(state["options"], self.options.sections, where)
+        for key, now, what in (
+            ("slots", self.plan.slots, "batches of the phase's size in a global batch"),
+            ("training_pairs", len(self.dataset), "training pairs"),
+        ):
+            if state[key] != now:
+                raise UserError(
+                    f"{where} was saved with {state[key]} {what}, this run has {now}; going on "
+                    "would give another result. Resume with the same data, and set "
+                    "train.reference_world_size for another number of processes"
                 )
-            kind = "upper_bound" if self.model.restores_from_gt else "metrics"
-            self.writer.scalars({f"{kind}/{name}/{m}": v for m, v in means.items()}, self.step)
-            for part in self.processes.gather(shown):
-                for image, picture in part.items():
-                    self.writer.picture(f"{name}/{image}", picture, self.step)
-            self.writer.flush()
-
-    def _picture_path(self, image: str) -> Path:
-        return self.experiment.visualization / image / f"{image}_{self.step}.png"
+        try:
+            for name, network in self.model.networks().items():
+                network.load_state_dict(state["networks"][name])
+            if self.average:
+                for name, network in self.average.networks().items():
+                    network.load_state_dict(state["average"][name])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{where} belongs to another configuration ({str(error).splitlines()[0]}); resume "
+                "with the option file that the experiment was started with"
+            ) from None
+        self.step, self.bad_steps = state["step"], state["bad_steps"]
+        self.validator.best = state["best"]
+        self.notices.append(f"resumed after step {self.step}")
 
     def _log_start(self) -> None:
         """What a reader of the log must know about the run."""

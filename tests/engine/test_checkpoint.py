@@ -118,7 +118,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, network, monkeypatch):
 
 
 def state(step):
-    return {"step": step, "networks": {}, "optimizer": {}, "best": {}}
+    return {"step": step, **dict.fromkeys(checkpoint.STATE_ENTRIES - {"step"})}
 
 
 def test_only_the_newest_states_are_kept(tmp_path):

@@ -1,0 +1,76 @@
+"""Whether a run may go on from a training state: what has changed in the option file since."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from hidiff.errors import UserError
+
+WITHOUT_INFLUENCE = (
+    r"name",
+    r"num_gpu",
+    r"logger\..*",
+    r"val\..*",
+    r"datasets\.(val|test).*",
+    # The place of the data may change; that it is the same data is the user's word.
+    r"datasets\.train\.(name|num_worker_per_gpu|dataroot_\w+|io_backend.*|meta_info_file)",
+    r"path\..*",
+    r"dist_params\..*",
+    r"train\.(max_bad_steps|on_bad_image)",
+    # The number of processes and this one matter by their global batch only, which is compared.
+    r"train\.reference_world_size",
+)
+"""Options that do not change the weights that a run ends with."""
+
+
+def flatten(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'train': {'total_iter': 5}} → {'train.total_iter': 5}."""
+    flat = {}
+    for key, value in sections.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def options_hash(sections: Mapping[str, Any]) -> str:
+    """SHA-256 of the options that decide the result."""
+    deciding = {path: v for path, v in flatten(sections).items() if not _is_neutral(path)}
+    text = json.dumps(deciding, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_neutral(path: str) -> bool:
+    return any(re.fullmatch(pattern, path) for pattern in WITHOUT_INFLUENCE)
+
+
+def compare_options(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> list[str]:
+    """Notices about options that have changed without changing the result.
+
+    Args:
+        before: the sections that the state was saved with.
+        now: those of this run.
+        where: the state's origin, for messages.
+
+    Raises:
+        UserError: an option has changed that changes the result.
+    """
+    old, new = flatten(before), flatten(now)
+    changed = {
+        path: f"{path}: {old.get(path, 'absent')} → {new.get(path, 'absent')}"
+        for path in sorted({*old, *new})
+        if old.get(path) != new.get(path)
+    }
+    deciding = [line for path, line in changed.items() if not _is_neutral(path)]
+    if deciding:
+        raise UserError(
+            f"{where} was saved with other options, and going on would give neither run's result: "
+            f"{'; '.join(deciding)}. Resume with the options it was started with, or start another "
+            "experiment (another name) from its weights with path.pretrain_network_*"
+        )
+    return [f"changed since the run was started: {line}" for line in changed.values()]

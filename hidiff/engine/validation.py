@@ -1,0 +1,92 @@
+"""Validation during training: scores, best values, TensorBoard and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from hidiff.engine.distributed import Processes
+from hidiff.engine.evaluator import Triptych, build_metrics, evaluate, mean_metrics
+from hidiff.engine.logger import MetricsWriter, get_logger
+from hidiff.models import DeblurModel
+from hidiff.options import Options
+
+PICTURES_PER_VALIDATION = 3
+"""Validation images shown in TensorBoard."""
+
+
+class Validator:
+    """Scores the validation sets of a training, shared out over its processes.
+
+    Args:
+        options: `val` says how, `manual_seed` decides the noise.
+        datasets: the validation sets by name.
+        processes: those that share the images.
+        folder: where pictures go with `val.save_img`.
+
+    Raises:
+        UserError: an unknown metric or option in `val.metrics`.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        datasets: Mapping[str, Dataset],
+        processes: Processes,
+        folder: Path,
+    ) -> None:
+        self.options = options
+        self.datasets = datasets
+        self.processes = processes
+        self.folder = folder
+        self.scorer = build_metrics(options.val.metrics)
+        self.best: dict[str, dict[str, Any]] = {}
+        """'{set}/{metric}' → its best value and the step of it; part of the training state."""
+
+    def run(self, model: DeblurModel, step: int, writer: MetricsWriter) -> None:
+        """Score the model after a step; results go to the log and TensorBoard."""
+        upper_bound = model.restores_from_gt
+        label = "val (upper bound: sees the sharp image)" if upper_bound else "val"
+        log = get_logger()
+        for name, dataset in self.datasets.items():
+            shown: dict[str, np.ndarray] = {}
+
+            def keep(index: int, image: str, pictures: Triptych, shown: dict = shown) -> None:
+                if index < PICTURES_PER_VALIDATION:
+                    shown[image] = np.concatenate(pictures, axis=1)
+
+            def path(image: str) -> Path:
+                return self.folder / image / f"{image}_{step}.png"
+
+            results = evaluate(
+                model,
+                dataset,
+                self.scorer,
+                self.processes,
+                seed=self.options.manual_seed,
+                label=f"{label} {name}",
+                self_ensemble=self.options.val.selfensemble_testing,
+                picture_path=path if self.options.val.save_img else None,
+                on_triptych=keep,
+            )
+            for failed in (result for result in results if result.error):
+                log.warning("%s: %s", name, failed.error)
+            means = mean_metrics(results)
+            for metric, value in means.items():
+                best = self.best.setdefault(f"{name}/{metric}", {"value": value, "step": step})
+                if value > best["value"]:
+                    best.update(value=value, step=step)
+                log.info(
+                    "step %d: %s %s, %s %.4f (best %.4f at step %d)",
+                    *(step, label, name, metric, value, best["value"], best["step"]),
+                )
+            kind = "upper_bound" if upper_bound else "metrics"
+            writer.scalars({f"{kind}/{name}/{m}": v for m, v in means.items()}, step)
+            for part in self.processes.gather(shown):
+                for image, picture in part.items():
+                    writer.picture(f"{name}/{image}", picture, step)
+            writer.flush()

@@ -1,0 +1,67 @@
+"""Train stage 2 for five steps in float64; run by test_reliability.py, alone or by torchrun.
+
+float64_training.py DATA OUTPUT_NAME
+"""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import torch  # noqa: E402
+from small_data import train_options  # noqa: E402
+
+from hidiff.engine.distributed import start_processes  # noqa: E402
+from hidiff.engine.trainer import Trainer  # noqa: E402
+from hidiff.options import parse_options  # noqa: E402
+
+
+def main() -> None:
+    data, name = Path(sys.argv[1]), sys.argv[2]
+    torch.set_default_dtype(torch.float64)
+    content = train_options(data, 2, total_iter=5, reference_world_size=2)
+    content["datasets"].pop("val")
+    content |= {"name": name, "val": {}}
+    # Weights of stage 1: any will do.
+    content["path"] = {f"pretrain_network_{n}": f"{name}_{n}.pth" for n in ("g", "le")}
+    options = parse_options(content)
+    launcher = "pytorch" if "RANK" in os.environ else "none"
+    with start_processes(options, launcher) as processes:
+        from hidiff import build_model
+
+        torch.manual_seed(1)
+        model = build_model(content)
+        if processes.is_main:
+            for n in ("g", "le"):
+                params = model.networks()[f"net_{n}"].state_dict()
+                torch.save({"params": params}, f"{name}_{n}.pth")
+        processes.barrier()
+        trainer = Trainer(options, processes)
+        seen = []
+        accumulate = trainer._accumulate
+
+        def record(step):
+            losses, images = accumulate(step)
+            # By slot: process r's micro-batch m is slot m·W + r.
+            parts = processes.gather(images)
+            size = len(images) // trainer.plan.accumulation
+            seen.append(
+                [
+                    image
+                    for micro in range(trainer.plan.accumulation)
+                    for part in parts
+                    for image in part[micro * size : (micro + 1) * size]
+                ]
+            )
+            return losses, images
+
+        trainer._accumulate = record
+        trainer.run()
+        if processes.is_main:
+            torch.save({"images": seen, "weights": trainer.model.state_dict()}, f"{name}.pth")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""Runs that cannot be lost: bad gradients and images, full disks, signals, damaged checkpoints."""
+
+import copy
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_data import make_pairs, train_options
+
+from hidiff import UserError
+from hidiff.data import BatchPlan, PhaseBatchSampler, build_dataset, training_batches
+from hidiff.engine import checkpoint
+from hidiff.engine.distributed import Processes
+from hidiff.engine.resume import compare_options, options_hash
+from hidiff.engine.trainer import Trainer
+from hidiff.options import parse_options
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    make_pairs(folder / "train", 3)
+    make_pairs(folder / "test", 2, height=32, width=32)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def trainer(options, **kwargs):
+    return Trainer(parse_options(copy.deepcopy(options)), ALONE, **kwargs)
+
+
+def weights(run):
+    return {k: v.clone() for k, v in run.model.state_dict().items()}
+
+
+def logged():
+    return next(Path("experiments/tiny_S1").glob("*.log")).read_text()
+
+
+def poison(run, steps):
+    """Make the gradient of these steps NaN."""
+    clean = run.model.forward
+
+    def forward(lq, gt, **kwargs):
+        losses = clean(lq, gt, **kwargs)
+        bad = run.step + 1 in steps
+        return {name: loss * float("nan") if bad else loss for name, loss in losses.items()}
+
+    run.model.forward = forward
+
+
+def test_a_bad_gradient_skips_the_step_and_names_the_images(data):
+    run = trainer(train_options(data, 1))
+    before = weights(run)
+    poison(run, {1, 2, 3, 4})
+    run.run()
+    assert all(torch.equal(v, before[k]) for k, v in run.model.state_dict().items())
+    log = logged()
+    assert log.count("the gradient is not finite") == 4
+    assert re.search(r"step 1: .*l_pix nan.*images: scene-00\d, scene-00\d", log)
+    state = torch.load("experiments/tiny_S1/training_states/4.state", weights_only=True)
+    assert state["bad_steps"] == 4
+
+
+def test_one_bad_step_does_no_harm(data):
+    run = trainer(train_options(data, 1))
+    poison(run, {2})
+    run.run()
+    assert run.bad_steps == 0
+    assert all(torch.isfinite(v).all() for v in run.model.state_dict().values())
+
+
+def test_too_many_bad_steps_stop_with_the_last_good_checkpoint(data):
+    run = trainer(train_options(data, 1, max_bad_steps=2))
+    poison(run, {3, 4})
+    with pytest.raises(UserError, match="not finite in 2 steps in a row.*last good checkpoint"):
+        run.run()
+    state, notices = checkpoint.newest_state(Path("experiments/tiny_S1/training_states"))
+    assert (state["step"], notices) == (2, [])
+    assert all(torch.isfinite(v).all() for v in state["networks"]["net_g"].values())
+
+
+def test_a_full_disk_does_not_stop_the_run(data, monkeypatch):
+    run = trainer(train_options(data, 1))
+    write = checkpoint.torch.save
+
+    def full(content, file):
+        if run.step == 2:
+            raise OSError(28, "No space left on device")
+        write(content, file)
+
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    run.run()
+    assert "step 2: the checkpoint could not be written" in logged()
+    assert [p.name for p in Path("experiments/tiny_S1/training_states").iterdir()] == ["4.state"]
+
+
+def test_a_file_size_limit_is_a_full_disk_too(data, tmp_path):
+    """The limit of the operating system, in a process of its own."""
+    script = (
+        "import resource, sys, torch, signal; from pathlib import Path\n"
+        f"sys.path[:0] = [{str(HERE.parent.parent)!r}]\n"
+        "from hidiff.engine import checkpoint\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "path = Path('a.state'); checkpoint.save_atomically({'x': torch.ones(9)}, path)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "try:\n    checkpoint.save_atomically({'x': torch.ones(99999)}, path)\n"
+        "except (OSError, RuntimeError) as error:\n    print('failed', type(error).__name__)\n"
+        "print(len(torch.load(path, weights_only=True)['x']), [p.name for p in Path().iterdir()])\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    assert "failed" in result.stdout
+    assert "9 ['a.state']" in result.stdout
+
+
+def test_a_state_cut_off_anywhere_is_noticed(data):
+    run = trainer(train_options(data, 1))
+    run.run()
+    states = Path("experiments/tiny_S1/training_states")
+    whole = (states / "4.state").read_bytes()
+    for length in np.random.default_rng(0).integers(0, len(whole), 50):
+        (states / "4.state").write_bytes(whole[:length])
+        state, notices = checkpoint.newest_state(states)
+        assert state["step"] == 2
+        assert "4.state is damaged" in notices[0]
+    resumed = trainer(train_options(data, 1), auto_resume=True)
+    assert resumed.step == 2
+    resumed.run()
+    assert all(torch.equal(v, run.model.state_dict()[k]) for k, v in weights(resumed).items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_the_step_saves_and_leaves(data, number):
+    whole = trainer(train_options(data, 1, total_iter=5))
+    whole.run()
+    expected = weights(whole)
+    Path("experiments").rename("first")
+    run = trainer(train_options(data, 1, total_iter=5))
+    step = run._update
+
+    def update():
+        if run.step == 3:
+            os.kill(os.getpid(), number)
+        step()
+
+    run._update = update
+    run.run()
+    assert run.step == 3
+    assert "stopped after step 3: resumable with --auto_resume" in logged()
+    assert signal.getsignal(number) == signal.SIG_DFL
+    resumed = trainer(train_options(data, 1, total_iter=5), auto_resume=True)
+    assert resumed.step == 3
+    resumed.run()
+    assert all(torch.equal(v, expected[k]) for k, v in weights(resumed).items())
+
+
+def test_the_average_of_the_weights_follows_its_formula_and_resumes(data):
+    options = train_options(data, 1, ema_decay=0.75, total_iter=5)
+    options["logger"]["save_checkpoint_freq"] = 1
+    run = trainer(options)
+    average = {k: v.clone() for k, v in run.model.net_g.state_dict().items()}
+    run.run()
+    for step in range(1, 6):
+        file = torch.load(f"experiments/tiny_S1/models/net_g_{step}.pth", weights_only=True)
+        for key, value in file["params"].items():
+            average[key] = 0.75 * average[key] + 0.25 * value
+            torch.testing.assert_close(file["params_ema"][key], average[key])
+    for step in (4, 5):
+        Path(f"experiments/tiny_S1/training_states/{step}.state").unlink()
+    resumed = trainer(options, auto_resume=True)
+    assert resumed.step == 3
+    resumed.run()
+    for key, value in resumed.average.model.net_g.state_dict().items():
+        assert torch.equal(value, run.average.model.net_g.state_dict()[key])
+
+
+def test_validation_takes_the_average_by_option(data):
+    for use_ema in (True, False):
+        options = train_options(data, 1, ema_decay=0.5)
+        options["val"]["use_ema"] = use_ema
+        options["name"] = f"ema_{use_ema}"
+        run = trainer(options)
+        assert (run._to_validate is run.average.model) == use_ema
+        assert run._to_validate.net_g.training != use_ema
+
+
+def batches(folder, skip_bad):
+    _, section = parse_options(train_options(folder, 1)).for_training()
+    dataset = build_dataset(section)
+    sampler = PhaseBatchSampler(
+        size=len(dataset), plan=BatchPlan(section.phases(4), 1), rank=0, seed=0, crop_size=32,
+        total_iter=4,
+    )  # fmt: skip
+    return training_batches(dataset, sampler, num_workers=1, skip_bad=skip_bad)
+
+
+def test_an_image_that_disappears_stops_or_is_replaced(tmp_path):
+    make_pairs(tmp_path / "train", 3)
+    make_pairs(tmp_path / "test", 1)
+    for skip in (False, True):
+        loaded = batches(tmp_path, skip)
+        (tmp_path / "train/input/scene-001.png").rename(tmp_path / "gone.png")
+        if skip:
+            seen = list(loaded)
+            assert [len(batch["name"]) for batch in seen] == [2, 2, 1, 1]
+            assert all("scene-001" not in batch["name"] for batch in seen)
+            notices = [notice for batch in seen for notice in batch["notices"]]
+            assert notices
+            assert all("scene-001.png: cannot be read" in notice for notice in notices)
+        else:
+            with pytest.raises(UserError, match=r"scene-001\.png: cannot be read"):
+                list(loaded)
+        (tmp_path / "gone.png").rename(tmp_path / "train/input/scene-001.png")
+
+
+def test_without_any_usable_image_skipping_ends_too(tmp_path):
+    make_pairs(tmp_path / "train", 2)
+    make_pairs(tmp_path / "test", 1)
+    loaded = batches(tmp_path, skip_bad=True)
+    for path in (tmp_path / "train/input").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="not an image"):
+        list(loaded)
+
+
+def test_changed_options_are_listed_or_refused(data):
+    before = train_options(data, 1)
+    now = copy.deepcopy(before)
+    now["logger"]["print_freq"] = 7
+    now["datasets"]["train"]["num_worker_per_gpu"] = 2
+    assert compare_options(before, now, "it") == [
+        "changed since the run was started: datasets.train.num_worker_per_gpu: 0 → 2",
+        "changed since the run was started: logger.print_freq: 1 → 7",
+    ]
+    assert options_hash(before) == options_hash(now)
+    now["train"]["optim_total"]["lr"] = 1.0
+    now["train"]["warmup_iter"] = 3
+    with pytest.raises(UserError, match=r"lr: 0\.001 → 1\.0; train\.warmup_iter: absent → 3"):
+        compare_options(before, now, "it")
+    assert options_hash(before) != options_hash(now)
+
+
+def test_resuming_with_another_global_batch_is_refused(data):
+    trainer(train_options(data, 1)).run()
+    with pytest.raises(UserError, match="saved with 1 batches.*this run has 2"):
+        trainer(train_options(data, 1, reference_world_size=2), auto_resume=True)
+
+
+def test_two_processes_are_one_that_accumulates(data):
+    """Five steps in float64 give the same weights to 1e-10, and read the same images."""
+    outputs = []
+    for name, launch in (
+        ("one", []),
+        ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]),
+    ):
+        result = subprocess.run(
+            [sys.executable, *launch, str(HERE / "float64_training.py"), str(data), name],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert result.returncode == 0, result.stderr
+        outputs.append(torch.load(f"{name}.pth", weights_only=True))
+    one, two = outputs
+    assert one["images"] == two["images"]
+    assert len(one["weights"]) > 50
+    for key, value in one["weights"].items():
+        torch.testing.assert_close(value, two["weights"][key], rtol=1e-10, atol=1e-12)
