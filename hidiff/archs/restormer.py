@@ -1,13 +1,13 @@
 """Restormer's building blocks (Zamir et al., CVPR 2022), with HI-Diff's modulation by the prior.
 
-Feature maps are (B, C, H, W). Parameter names are those of the released checkpoints.
+Feature maps are (B, C, H, W), channels last in memory, where the layer norms, 1×1 convolutions and
+matrix products need no copies. Parameter names are those of the released checkpoints.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 LAYER_NORM_EPS = 1e-5
@@ -40,23 +40,44 @@ class LayerNorm(nn.Module):
             )
         self.body = _ChannelNormBody(dim, bias=layer_norm_type == "WithBias")
 
+    def normalize(self, x: Tensor) -> Tensor:
+        """Without the affine map, (…, dim) → (…, dim)."""
+        if self.body.bias is not None:
+            return F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
+        variance = x.var(dim=-1, keepdim=True, unbiased=False)
+        return x * torch.rsqrt(variance + LAYER_NORM_EPS)
+
     def forward(self, x: Tensor) -> Tensor:
         """(…, dim) → (…, dim)."""
         if self.body.bias is not None:
             return F.layer_norm(x, x.shape[-1:], self.body.weight, self.body.bias, LAYER_NORM_EPS)
-        variance = x.var(dim=-1, keepdim=True, unbiased=False)
-        return x * torch.rsqrt(variance + LAYER_NORM_EPS) * self.body.weight
+        return self.normalize(x) * self.body.weight
 
 
 class LayerNorm2d(LayerNorm):
-    """`LayerNorm` over the channels of a feature map, (B, C, H, W) → (B, C, H, W)."""
+    """`LayerNorm` over the channels of a feature map, with an optional affine map after it."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    def forward(
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        """norm(x), or norm(x) · scale + shift.
+
+        Args:
+            x: (B, dim, H, W).
+            scale, shift: (B, dim); both or none.
+        """
+        x = x.permute(0, 2, 3, 1)
+        if scale is None:
+            return super().forward(x).permute(0, 3, 1, 2)
+        # One affine map in place of two: (x̂·w + b)·scale + shift = x̂·(w·scale) + (b·scale + shift).
+        weight = self.body.weight * scale  # (B, dim)
+        bias = shift if self.body.bias is None else torch.addcmul(shift, self.body.bias, scale)
+        x = torch.addcmul(bias[:, None, None], self.normalize(x), weight[:, None, None])
+        return x.permute(0, 3, 1, 2)
 
 
 class PriorModulation(nn.Module):
-    """Base of the branches that the coarsest prior modulates: x · ln1(z3) + ln2(z3).
+    """Base of the branches whose input the coarsest prior modulates: x · ln1(z3) + ln2(z3).
 
     Args:
         dim: channels of the branch.
@@ -69,16 +90,16 @@ class PriorModulation(nn.Module):
             self.ln1 = nn.Linear(prior_dim, dim)
             self.ln2 = nn.Linear(prior_dim, dim)
 
-    def modulate(self, x: Tensor, prior: Tensor | None) -> Tensor:
-        """(B, dim, H, W), (B, C') → (B, dim, H, W); x itself when there is no prior."""
-        if prior is None:
-            return x
-        scale, shift = self.ln1(prior), self.ln2(prior)
-        return x * scale[:, :, None, None] + shift[:, :, None, None]
+    def affine(self, prior: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Scale and shift (B, dim) of the branch's input; None without a prior."""
+        return (None, None) if prior is None else (self.ln1(prior), self.ln2(prior))
 
 
 class Attention(PriorModulation):
     """MDTA: multi-head attention between channels (Restormer, Sec. 3.1).
+
+    Computed from the Gram matrix q kᵀ, which is divided by the norms of q's and k's rows instead of
+    normalising q and k over all pixels; the result is the same.
 
     Args:
         dim: channels, a multiple of `num_heads`.
@@ -99,16 +120,27 @@ class Attention(PriorModulation):
         )
         self.project_out = nn.Conv2d(dim, dim, kernel_size=1, bias=bias)
 
-    def forward(self, x: Tensor, prior: Tensor | None = None) -> Tensor:
-        """(B, dim, H, W), optional prior (B, C') → (B, dim, H, W)."""
-        height, width = x.shape[-2:]
-        qkv = self.qkv_dwconv(self.qkv(self.modulate(x, prior)))
-        q, k, v = rearrange(qkv, "b (n h c) y x -> n b h c (y x)", n=3, h=self.num_heads)
-        q = F.normalize(q, dim=-1, eps=NORMALIZE_EPS)
-        k = F.normalize(k, dim=-1, eps=NORMALIZE_EPS)
-        attention = (q @ k.transpose(-2, -1) * self.temperature).softmax(dim=-1)  # (B, h, c, c)
-        out = rearrange(attention @ v, "b h c (y x) -> b (h c) y x", y=height, x=width)
-        return self.project_out(out)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, dim, H, W) → (B, dim, H, W)."""
+        qkv = self.qkv_dwconv(self.qkv(x)).flatten(2)  # (B, 3·dim, H·W)
+        q, k, v = qkv.chunk(3, dim=1)
+        attention = self._attention(*(t.unflatten(1, (self.num_heads, -1)) for t in (q, k)))
+        if torch.is_grad_enabled():
+            heads = attention @ v.unflatten(1, (self.num_heads, -1))
+            return self.project_out(heads.reshape_as(x))
+        # project_out(attention · v) with both matrices multiplied first: one pass over the pixels.
+        weight = self.project_out.weight.view(x.shape[1], self.num_heads, -1)
+        folded = torch.einsum("ohc,bhcd->bohd", weight, attention).flatten(2)  # (B, dim, dim)
+        out = v.transpose(1, 2) @ folded.transpose(1, 2)  # (B, H·W, dim)
+        if self.project_out.bias is not None:
+            out = out + self.project_out.bias
+        return out.transpose(1, 2).unflatten(2, x.shape[-2:])
+
+    def _attention(self, q: Tensor, k: Tensor) -> Tensor:
+        """Softmax over channels; q, k (B, heads, c, H·W) → (B, heads, c, c)."""
+        norms = [torch.linalg.vector_norm(t, dim=-1).clamp_min(NORMALIZE_EPS) for t in (q, k)]
+        cosines = q @ k.transpose(-2, -1) / (norms[0][..., :, None] * norms[1][..., None, :])
+        return (cosines * self.temperature).softmax(dim=-1)
 
 
 class FeedForward(PriorModulation):
@@ -137,9 +169,9 @@ class FeedForward(PriorModulation):
         )
         self.project_out = nn.Conv2d(hidden, dim, kernel_size=1, bias=bias)
 
-    def forward(self, x: Tensor, prior: Tensor | None = None) -> Tensor:
-        """(B, dim, H, W), optional prior (B, C') → (B, dim, H, W)."""
-        gate, value = self.dwconv(self.project_in(self.modulate(x, prior))).chunk(2, dim=1)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, dim, H, W) → (B, dim, H, W)."""
+        gate, value = self.dwconv(self.project_in(x)).chunk(2, dim=1)
         return self.project_out(F.gelu(gate) * value)
 
 
@@ -164,8 +196,8 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, prior: Tensor | None = None) -> Tensor:
         """(B, dim, H, W), optional prior (B, C') → (B, dim, H, W)."""
-        x = x + self.attn(self.norm1(x), prior)
-        return x + self.ffn(self.norm2(x), prior)
+        x = x + self.attn(self.norm1(x, *self.attn.affine(prior)))
+        return x + self.ffn(self.norm2(x, *self.ffn.affine(prior)))
 
 
 class PatchEmbed(nn.Module):
@@ -190,7 +222,7 @@ class Downsample(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
+        return self.body(x).contiguous(memory_format=torch.channels_last)
 
 
 class Upsample(nn.Module):
@@ -203,4 +235,4 @@ class Upsample(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
+        return self.body(x).contiguous(memory_format=torch.channels_last)

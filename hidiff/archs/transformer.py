@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -21,6 +21,9 @@ from hidiff.errors import UserError
 from hidiff.registry import ARCHS
 
 Guidance = Literal["multi_scale", "single_scale", "none"]
+
+FEATURE_FORMAT = torch.channels_last
+"""Memory format that the feature maps start in, and keep."""
 
 
 class HIM(nn.Module):
@@ -55,16 +58,28 @@ class HIM(nn.Module):
         self.proj = nn.Linear(dim, dim, bias=True)
 
     def forward(self, x: Tensor, prior: Tensor) -> Tensor:
-        """x (B, dim, H, W), prior (B, n, C') → (B, dim, H, W)."""
-        height, width = x.shape[-2:]
-        tokens = rearrange(x, "b c y x -> b (y x) c")
-        q = rearrange(self.q(self.norm1(tokens)), "b n (h c) -> b h n c", h=self.num_heads)
-        k, v = rearrange(
-            self.kv(self.norm2(prior)), "b n (s h c) -> s b h n c", s=2, h=self.num_heads
-        )
-        out = F.scaled_dot_product_attention(q, k, v)
-        tokens = tokens + self.proj(rearrange(out, "b h n c -> b n (h c)"))
-        return rearrange(tokens, "b (y x) c -> b c y x", y=height, x=width)
+        """x (B, dim, H, W), prior (B, n, C') → (B, dim, H, W).
+
+        q kᵀ = norm1(x) · (Wqᵀ kᵀ) and (attention · v) Wprojᵀ = attention · (v Wprojᵀ): with at most
+        16 tokens both products in brackets are far smaller than a projection of all pixels.
+        """
+        tokens = x.flatten(2).transpose(1, 2)  # (B, H·W, dim)
+        heads = self.num_heads
+        k, v = rearrange(self.kv(self.norm2(prior)), "b n (s h c) -> s b h n c", s=2, h=heads)
+        k = k / math.sqrt(k.shape[-1])
+        to_logits = torch.einsum("hci,bhnc->bihn", self.q.weight.unflatten(0, (heads, -1)), k)
+        from_tokens = torch.einsum("ohc,bhnc->bhno", self.proj.weight.unflatten(1, (heads, -1)), v)
+        logits = self.norm1(tokens) @ to_logits.flatten(2)  # (B, H·W, heads·n)
+        if self.q.bias is not None:
+            logits = (
+                logits
+                + torch.einsum("hc,bhnc->bhn", self.q.bias.unflatten(0, (heads, -1)), k).flatten(1)[
+                    :, None
+                ]
+            )
+        attention = logits.unflatten(2, (heads, -1)).softmax(dim=-1).flatten(2)
+        out = torch.baddbmm(self.proj.bias, attention, from_tokens.flatten(1, 2))
+        return x + out.transpose(1, 2).unflatten(2, x.shape[-2:])
 
 
 class BasicLayer(nn.Module):
@@ -241,7 +256,7 @@ class Transformer(nn.Module):
             z2 = self.down_1(z1)  # (B, N/4, C')
             z3 = self.down_2(z2).flatten(1)  # (B, C')
 
-        embedded = self.patch_embed(inp_img)
+        embedded = self.patch_embed(inp_img.contiguous(memory_format=FEATURE_FORMAT))
         level1 = self.encoder_level1(embedded, z1)
         level2 = self.encoder_level2(self.down1_2(level1), z2)
         level3 = self.encoder_level3(self.down2_3(level2), z2)
