@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from torch.distributed.elastic.multiprocessing.errors import record
+
 from hidiff.cli import option_parser
 from hidiff.engine.distributed import start_processes
 from hidiff.engine.logger import start_logging
@@ -11,6 +13,7 @@ from hidiff.errors import friendly_errors
 from hidiff.options import load_options
 
 
+@record  # torchrun then shows the traceback of the process that failed first
 def main() -> None:
     parser = option_parser(__doc__)
     parser.add_argument(

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from torch.distributed.elastic.multiprocessing.errors import record
+
 from hidiff.cli import option_parser
 from hidiff.engine.distributed import start_processes
 from hidiff.engine.experiment import Experiment, set_aside
@@ -28,6 +30,7 @@ def for_debugging(options: Options) -> Options:
     )
 
 
+@record  # torchrun then shows the traceback of the process that failed first
 def main() -> None:
     parser = option_parser(__doc__)
     parser.add_argument(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +21,9 @@ from hidiff.options import Options
 
 Launcher = Literal["none", "pytorch", "slurm"]
 LAUNCHERS: tuple[Launcher, ...] = ("none", "pytorch", "slurm")
+
+JOIN_LIMIT = 600.0
+"""Seconds that the first process waits for the others at the start."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,38 @@ def _device(options: Options, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def _store_of_this_attempt() -> tuple[dist.Store, int, int]:
+    """(store, rank, world size) for a process group, without keys of earlier attempts.
+
+    After a restart torchrun lends the new processes the store of the dead ones. Who takes the
+    addresses in it for those of the living waits for a dead process. The nodes count restarts
+    differently, so rank 0 makes up a prefix and tells it to each process that shows a new name.
+
+    Raises:
+        UserError: a process did not come within `JOIN_LIMIT`.
+    """
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return store, rank, world_size
+    own_name = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"hidiff/name/{rank}", own_name)
+        prefix = store.get(f"hidiff/prefix_for/{own_name}").decode()
+        store.set(f"{prefix}/joined/{rank}", "yes")
+        return dist.PrefixStore(prefix, store), rank, world_size
+    prefix = f"hidiff/{own_name}"
+    deadline = time.monotonic() + JOIN_LIMIT
+    for other in range(1, world_size):
+        while not store.check([f"{prefix}/joined/{other}"]):
+            # The name may be one of an earlier attempt; then nobody reads the answer.
+            name = store.get(f"hidiff/name/{other}").decode()
+            store.set(f"hidiff/prefix_for/{name}", prefix)
+            time.sleep(0.01)
+            if time.monotonic() > deadline:
+                raise UserError(f"process {other} did not start within {JOIN_LIMIT:.0f} seconds")
+    return dist.PrefixStore(prefix, store), rank, world_size
+
+
 @contextmanager
 def start_processes(options: Options, launcher: Launcher) -> Iterator[Processes]:
     """Join the other processes of the launch, and leave them at the end.
@@ -164,7 +201,8 @@ def start_processes(options: Options, launcher: Launcher) -> Iterator[Processes]
         )
     device = _device(options, int(os.environ["LOCAL_RANK"]))
     backend = options.dist_params.backend if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend=backend)
+    store, rank, world_size = _store_of_this_attempt()
+    dist.init_process_group(backend=backend, store=store, rank=rank, world_size=world_size)
     try:
         cpu_group = dist.new_group(backend="gloo")
         yield Processes(dist.get_rank(), dist.get_world_size(), device, cpu_group)

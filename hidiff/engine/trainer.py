@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import ExitStack
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from hidiff.data import BatchPlan, PhaseBatchSampler, build_dataset, training_ba
 from hidiff.engine import checkpoint
 from hidiff.engine.distributed import Processes, no_sync
 from hidiff.engine.ema import WeightAverage
-from hidiff.engine.experiment import Experiment, load_pretrained
+from hidiff.engine.experiment import Experiment, load_pretrained, set_aside
 from hidiff.engine.logger import MetricsWriter, start_logging
 from hidiff.engine.lr_schedule import build_lr_schedule
 from hidiff.engine.optim import GRAD_CLIP_NORM, build_optimizer, clip_gradients, set_lr
@@ -113,8 +115,11 @@ class Trainer:
         log_file = None
         with processes.main_first():
             if processes.is_main:
+                if auto_resume and state is None:
+                    self._set_aside_unsaved()
                 log_file = self.experiment.create(options.file, resuming=state is not None)
-        self.log = start_logging(is_main=processes.is_main, file=log_file)
+        self.log_file = processes.gather(log_file)[0]
+        self.log = start_logging(is_main=processes.is_main, file=self.log_file)
         self._log_start()
 
     def run(self) -> None:
@@ -126,6 +131,7 @@ class Trainer:
             UserError: an image cannot be used, or too many gradients in a row are not finite.
         """
         with ExitStack() as stack:
+            stack.enter_context(self._failures_in_log())
             stop = stack.enter_context(StopRequest())
             tensorboard = self.experiment.tensorboard if self._uses_tensorboard else None
             self.writer = stack.enter_context(MetricsWriter(tensorboard, self.step + 1))
@@ -158,6 +164,20 @@ class Trainer:
                     self.log.info("stopped after step %d: resumable with --auto_resume", step)
                     return
         self.log.info("training is complete: %s", self.experiment.models)
+
+    @contextmanager
+    def _failures_in_log(self) -> Iterator[None]:
+        """Write to the log file why this process fails, whichever of them it is."""
+        try:
+            yield
+        except Exception as error:
+            reason = str(error) if isinstance(error, UserError) else traceback.format_exc()
+            where = f"process {self.processes.rank} of {self.processes.world_size}"
+            now = time.strftime("%Y-%m-%d %H:%M:%S")
+            # On a full disk the reason must still reach the console.
+            with suppress(OSError), self.log_file.open("a", encoding="utf-8") as file:
+                file.write(f"{now} ERROR: {where} failed: {reason}\n")
+            raise
 
     def _update(self) -> None:
         """Take the step that the gradients ask for."""
@@ -329,6 +349,13 @@ class Trainer:
         state, notices = checkpoint.newest_state(self.experiment.states)
         self.notices += notices
         return state
+
+    def _set_aside_unsaved(self) -> None:
+        """Make room for a run that was stopped before its first training state."""
+        folder = self.experiment.folder
+        if folder.exists() and not any(self.experiment.states.glob("*.state")):
+            archived = set_aside(folder)
+            self.notices.append(f"{folder} had no training state to resume; it is now {archived}")
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Take over a saved state.

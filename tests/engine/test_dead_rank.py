@@ -1,0 +1,105 @@
+"""A process that fails brings the run down, says why in the log, and torchrun brings it back."""
+
+import copy
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from small_data import make_pairs, train_options, write_yaml
+
+from hidiff.engine.distributed import Processes
+from hidiff.engine.trainer import Trainer
+from hidiff.options import parse_options
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FAILING = """
+import os, sys
+from pathlib import Path
+sys.path[:0] = [sys.argv.pop(1)]
+import train
+from hidiff.engine.trainer import Trainer
+
+update = Trainer._update
+
+def fail_once(self):
+    flag = Path("failed_once")
+    if os.environ["RANK"] == "1" and self.step == 3 and not flag.exists():
+        flag.touch()
+        raise ZeroDivisionError("planted")
+    update(self)
+
+Trainer._update = fail_once
+train.main()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    make_pairs(tmp_path / "train", 3)
+    make_pairs(tmp_path / "test", 1, height=32, width=32)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_rank_that_fails(folder, restarts):
+    (folder / "failing.py").write_text(FAILING)
+    options = write_yaml(folder / "tiny.yml", train_options(folder, 1))
+    started = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+         f"--max-restarts={restarts}", "failing.py", str(ROOT),
+         "-opt", str(options), "--launcher", "pytorch", "--auto_resume"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )  # fmt: skip
+    logs = sorted((folder / "experiments/tiny_S1").glob("*.log"))
+    first = logs[0].read_text()
+    assert "ERROR: process 1 of 2 failed: Traceback" in first
+    assert "ZeroDivisionError: planted" in first
+    if restarts:
+        assert result.returncode == 0, result.stderr
+        assert "resumed after step 2" in logs[1].read_text()
+        assert "training is complete" in logs[1].read_text()
+    else:
+        assert result.returncode == 1
+        assert time.monotonic() - started < 60
+        # torchrun's summary names the process that failed first, with its traceback.
+        summary = result.stderr[result.stderr.index("Root Cause") :]
+        assert "rank      : 1" in summary
+        assert "ZeroDivisionError: planted" in summary
+
+
+def test_the_log_tells_why_a_run_alone_failed(folder):
+    run = Trainer(parse_options(train_options(folder, 1)), Processes(0, 1, torch.device("cpu")))
+    run._report = None
+    with pytest.raises(TypeError):
+        run.run()
+    log = run.log_file.read_text()
+    assert "ERROR: process 0 of 1 failed: Traceback" in log
+    assert "TypeError" in log
+
+
+def test_auto_resume_starts_again_where_nothing_was_saved(folder):
+    """A run that ends before its first checkpoint is set aside, not refused and not lost."""
+    options = train_options(folder, 1)
+    alone = Processes(0, 1, torch.device("cpu"))
+    Trainer(parse_options(copy.deepcopy(options)), alone)
+    again = Trainer(parse_options(copy.deepcopy(options)), alone, auto_resume=True)
+    assert again.step == 0
+    assert "had no training state to resume" in again.log_file.read_text()
+    archived = list(Path("experiments").glob("tiny_S1_archived_*"))
+    assert len(archived) == 1
+    assert list(archived[0].glob("*.log"))
+    again.run()
+    # With a state, however damaged, nothing is set aside: that is for a person to decide.
+    for state in Path("experiments/tiny_S1/training_states").iterdir():
+        state.write_bytes(b"")
+    with pytest.raises(ValueError, match="holds an experiment already"):
+        Trainer(parse_options(copy.deepcopy(options)), alone, auto_resume=True)
