@@ -15,6 +15,18 @@ class UserError(ValueError):
     """
 
 
+def require_positive(least: float = 1, /, **values: float) -> None:
+    """Refuse options below a limit: whole numbers below `least`, others not above 0.
+
+    Raises:
+        UserError: a value is too small; the message has its name.
+    """
+    for name, value in values.items():
+        if value < least if isinstance(value, int) else not value > 0:
+            limit = f"at least {least}" if isinstance(value, int) else "above 0"
+            raise UserError(f"{name} {value} must be {limit}")
+
+
 @contextmanager
 def friendly_errors() -> Iterator[None]:
     """Turn a `UserError` (or Ctrl-C) into a message on standard error and an exit code.

@@ -181,13 +181,13 @@ class ValOptions:
     `protocol` scores test sets with PSNR and SSIM of that protocol in place of `metrics`;
     'benchmark' takes the published one of each data set, known by its name. `use_ema` validates
     the averaged weights where `train.ema_decay` keeps them; test.py takes those that
-    `path.param_key_*` names.
+    `path.param_key_*` names. `save_img` unset writes the pictures of a test and none of validation.
     """
 
     val_freq: int | None = None
     protocol: Literal["basicsr", "matlab", "realblur", "benchmark"] | None = None
     use_ema: bool = True
-    save_img: bool = False
+    save_img: bool | None = None
     suffix: str = ""
     selfensemble_testing: bool = False
     metrics: Mapping[str, Section] = field(default_factory=dict)
@@ -248,6 +248,7 @@ class Options:
     dist_params: DistOptions = field(default_factory=DistOptions)
     sections: Section = field(default_factory=dict, repr=False)
     notices: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
     file: Path = Path()
 
     def __post_init__(self) -> None:
@@ -257,6 +258,8 @@ class Options:
             )
         if self.scale != 1:
             raise _error("scale", f"{self.scale} is not possible: deblurring keeps the size, 1")
+        if not 0 <= self.manual_seed < 2**63:
+            raise _error("manual_seed", f"{self.manual_seed} must be between 0 and 2^63 − 1")
         if self.num_gpu != "auto" and self.num_gpu < 0:
             raise _error("num_gpu", f"{self.num_gpu} must be 0 (CPU), a number of GPUs or auto")
 
@@ -285,7 +288,7 @@ class Options:
 
 
 _LOADER_FIELDS = {f.name for f in dataclasses.fields(DatasetOptions)} - {"source", "where"}
-_INTERNAL_FIELDS = {"sections", "notices", "file"}
+_INTERNAL_FIELDS = {"sections", "notices", "overrides", "file"}
 _SECTION_CLASSES = {
     "path": PathOptions,
     "train": TrainOptions,
@@ -358,7 +361,16 @@ def _datasets(content: Mapping[str, Any]) -> dict[str, DatasetOptions]:
     for key in datasets:
         if not re.fullmatch(r"train|val\w*|test\w*", str(key)):
             raise _error(f"datasets.{key}", "a data set is called train, val or test_1, test_2, …")
-    return {key: _dataset(key, value) for key, value in datasets.items()}
+    checked = {key: _dataset(key, value) for key, value in datasets.items()}
+    for kind in ("val", "test"):
+        names: dict[str, str] = {}
+        for key, section in checked.items():
+            if key.startswith(kind) and (other := names.setdefault(section.name, key)) != key:
+                raise _error(
+                    f"datasets.{key}.name",
+                    f"'{section.name}' is the name of datasets.{other} too; results go by it",
+                )
+    return checked
 
 
 def load_datasets(path: str | Path) -> dict[str, DatasetOptions]:
@@ -405,4 +417,7 @@ def load_options(path: str | Path, overrides: Sequence[str] = ()) -> Options:
     content, notices = read_yaml(path)
     apply_overrides(content, overrides)
     options = parse_options(content, file=Path(path))
-    return dataclasses.replace(options, notices=(*notices, *options.notices))
+    notices += [f"set on the command line: {override}" for override in overrides]
+    return dataclasses.replace(
+        options, notices=(*notices, *options.notices), overrides=tuple(overrides)
+    )

@@ -45,8 +45,10 @@ class Registry:
         Raises:
             UserError: there is none; `where` is the YAML path to name.
         """
-        if name not in self._entries:
-            raise UserError(f"{where}: there is no {self.kind} '{name}'{suggestion(name, self)}")
+        if not isinstance(name, str) or name not in self._entries:
+            raise UserError(
+                f"{where}: there is no {self.kind} '{name}'{suggestion(str(name), self)}"
+            )
         return self._entries[name]
 
     def check(

@@ -80,7 +80,7 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         return _coerce_union(value, args, where)
     if origin is Literal:
-        if value in args and not (isinstance(value, bool) and value not in (True, False)):
+        if value in args:
             return value
         raise UserError(
             f"{where}: {describe(value)} is not one of {', '.join(map(str, args))}"

@@ -22,6 +22,10 @@ class _Loader(yaml.SafeLoader):
         seen: dict[Hashable, Any] = {}
         for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a list or section cannot be a key", key_node.start_mark
+                )
             value = self.construct_object(value_node, deep=True)
             if key in seen:
                 self.repeated.append((str(key), seen[key], value, key_node.start_mark.line + 1))
@@ -45,13 +49,11 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], list[str]]:
         raise UserError(f"the option file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the option file {path} cannot be read: {error}") from None
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         content = loader.get_single_data()
     except yaml.YAMLError as error:
         raise UserError(f"the option file {path} is not valid YAML: {error}") from None
-    finally:
-        loader.dispose()
     if not isinstance(content, dict):
         raise UserError(f"the option file {path} holds no sections")
     notices = []

@@ -47,7 +47,8 @@ def main() -> None:
     args = parser.parse_args()
     with friendly_errors():
         folders = {"blurry": args.input, "restored": args.restored, "sharp": args.target}
-        files = {k: list_images(v, f"--{k}") for k, v in folders.items() if v is not None}
+        names = {"blurry": "--input", "restored": "--restored", "sharp": "--target"}
+        files = {k: list_images(v, names[k]) for k, v in folders.items() if v is not None}
         rows = []
         for name in choose(list(files["restored"]), args.images, max(args.rows, 1)):
             for side, images in files.items():

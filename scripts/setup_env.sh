@@ -22,12 +22,13 @@ elif [ -n "${CONDA_PREFIX:-}" ]; then
 else
     _env=$_root/.venv
     PYTHON=$_env/bin/python
-    if ! "$PYTHON" -c "" 2>/dev/null; then
-        _base=$(command -v python3 || command -v python) || _fail "Python 3.10 or newer is needed"
-        "$_base" -c 'import sys; raise SystemExit(sys.version_info < (3, 10))' ||
-            _fail "Python 3.10 or newer is needed; $_base is $("$_base" --version)"
+    # An environment whose making was cut short has no pip.
+    if ! "$PYTHON" -m pip --version >/dev/null 2>&1; then
+        _base=$(command -v python3 || command -v python) || _fail "Python 3.11 or newer is needed"
+        "$_base" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' ||
+            _fail "Python 3.11 or newer is needed; $_base is $("$_base" --version)"
         echo "making the environment $_env"
-        "$_base" -m venv "$_env" ||
+        "$_base" -m venv --clear "$_env" ||
             _fail "cannot make a virtual environment; on Debian or Ubuntu: apt install python3-venv"
     fi
 fi

@@ -122,7 +122,7 @@ def with_value(content, path, value):
         ("network_g.type", "Transfomer", r"network_g\.type: there is no network.*'Transformer'"),
         ("network_g.bias", 1, r"network_g\.bias: expected true or false"),
         ("network_le.in_chans", 3, r"network_le: in_chans 3 does not fit stage 1"),
-        ("network_d.in_channel", 128, r"network_d: its prior has 128 channels"),
+        ("network_le.embed_dim", 32, r"network_le: its prior has 128 channels"),
         ("network_le_dm.group", 8, r"network_le_dm\.group: 8 differs from network_g\.group 4"),
         ("diffusion_schedule.schedule", "linaer", r"diffusion_schedule\.schedule.*'linear'"),
         ("diffusion_schedule.timesteps", 0, r"diffusion_schedule\.timesteps: 0"),
@@ -230,3 +230,75 @@ def test_an_override_cannot_run_code(content):
     apply_overrides(content, ["manual_seed=__import__('os').getpid()"])
     with pytest.raises(UserError, match="manual_seed: expected a whole number"):
         parse_options(content)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("network_g.dim", 0, r"network_g: dim 0 must be at least 1"),
+        ("network_g.heads", [0, 2, 4, 8], r"network_g: heads\[0\] 0 must be at least 1"),
+        (
+            "network_g.num_blocks",
+            [-1, 5, 6, 6],
+            r"network_g: num_blocks\[0\] -1 must be at least 0",
+        ),
+        ("network_g.ffn_expansion_factor", 0, r"ffn_expansion_factor 0.0 must be above 0"),
+        ("network_g.out_channels", 1, r"network_g: out_channels 1 must equal inp_channels 3"),
+        ("network_g.type", ["Transformer"], r"network_g\.type: there is no network"),
+        ("network_d.out_channel", 8, r"network_d: out_channel 8 must equal in_channel 256"),
+        ("network_d.group", 8, r"network_d\.group: 8 differs from network_g\.group 4"),
+        ("network_le_dm.block_num", -3, r"network_le_dm: block_num -3 must be at least 0"),
+        ("manual_seed", -1, r"manual_seed: -1 must be between 0"),
+        ("train.optim_total.lr", -1.0, r"train\.optim_total: Invalid learning rate"),
+        ("train.optim_total.betas", [0.9, 1.5], r"train\.optim_total: Invalid beta"),
+        ("train.optim_total.betas", [0.9], r"train\.optim_total: "),
+        ("train.scheduler.periods", [0, 5], r"train\.scheduler\.periods: \[0, 5\]"),
+        ("train.ema_decay", 1.0, r"train\.ema_decay: 1\.0 must be between 0 and 1"),
+        ("val.protocol", "matlba", r"val\.protocol: .*did you mean 'matlab'"),
+    ],
+)
+def test_values_out_of_range_are_refused(content, path, value, message):
+    from hidiff.engine.lr_schedule import build_lr_schedule
+    from hidiff.engine.optim import build_optimizer
+
+    with_value(content, path, value)
+    with pytest.raises(UserError, match=message):
+        options = parse_options(content)
+        with torch.device("meta"):
+            model = build_model(options.sections)
+        build_optimizer(options.train.optim_total, model)
+        build_lr_schedule(options.train.scheduler, base_lr=1e-3, total_iter=5)
+
+
+def test_encoders_in_each_others_place_are_refused(content):
+    content["network_le"], content["network_le_dm"] = (
+        content["network_le_dm"],
+        content["network_le"],
+    )
+    with pytest.raises(
+        UserError, match=r"network_le\.in_chans: 3, .* set in_chans: 6 and"
+    ):
+        build_model(parse_options(content).sections)
+
+
+def test_two_test_sets_of_one_name_are_refused():
+    content = copy.deepcopy(RELEASED["test/GoPro.yml"]["options"])
+    content["datasets"]["test_2"]["name"] = "GoPro"
+    with pytest.raises(UserError, match=r"datasets\.test_2\.name: 'GoPro' is the name of datasets"):
+        parse_options(content)
+
+
+def test_overrides_are_recorded(tmp_path):
+    path = tmp_path / "a.yml"
+    path.write_text(released_text("train/GoPro_S1.yml"))
+    options = load_options(path, ["name=other", "logger:print_freq=5"])
+    assert options.overrides == ("name=other", "logger:print_freq=5")
+    assert "set on the command line: logger:print_freq=5" in options.notices
+
+
+@pytest.mark.parametrize("text", ["a: \0\n", "[1, 2]: 3\n", "a: b: c\n"])
+def test_broken_yaml_is_named(tmp_path, text):
+    path = tmp_path / "a.yml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"a\.yml is not valid YAML"):
+        read_yaml(path)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hidiff.archs.mixer import Mixer
-from hidiff.errors import UserError
+from hidiff.errors import UserError, require_positive
 from hidiff.registry import ARCHS
 
 
@@ -39,7 +39,14 @@ class Denoiser(nn.Module):
         super().__init__()
         if block_num < 2:
             raise UserError(f"block_num {block_num} counts the first and last layer: at least 2")
+        if out_channel != in_channel:
+            raise UserError(
+                f"out_channel {out_channel} must equal in_channel {in_channel}: what is predicted "
+                "has the prior's width"
+            )
+        require_positive(in_channel=in_channel, inner_channel=inner_channel, group=group)
         self.prior_dim = in_channel
+        self.group = group
         self.time_mlp = nn.Parameter(torch.full((1,), layerscale_value))
         self.first_layer = nn.Sequential(
             nn.Linear(3 * in_channel, inner_channel), nn.LeakyReLU(0.2)
@@ -94,6 +101,8 @@ class SimpleDenoiser(nn.Module):
 
     def __init__(self, *, n_feats: int = 64, n_denoise_res: int, timesteps: int = 5) -> None:
         super().__init__()
+        require_positive(n_feats=n_feats, timesteps=timesteps)
+        require_positive(0, n_denoise_res=n_denoise_res)
         width = 4 * n_feats
         self.prior_dim = width
         self.max_period = 10.0 * timesteps

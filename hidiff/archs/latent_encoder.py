@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from hidiff.archs.mixer import Mixer
-from hidiff.errors import UserError
+from hidiff.errors import UserError, require_positive
 from hidiff.registry import ARCHS
 
 
@@ -64,6 +64,8 @@ class LatentEncoder(nn.Module):
                 f"in_chans {in_chans} does not fit stage {stage}: LE (stage 1) has 6, LE_DM "
                 "(stage 2) has 3"
             )
+        require_positive(embed_dim=embed_dim, group=group)
+        require_positive(0, block_num=block_num)
         self.in_chans = in_chans
         self.group = group
         self.prior_dim = 4 * embed_dim

@@ -17,7 +17,7 @@ from hidiff.archs.restormer import (
     TransformerBlock,
     Upsample,
 )
-from hidiff.errors import UserError
+from hidiff.errors import UserError, require_positive
 from hidiff.registry import ARCHS
 
 Guidance = Literal["multi_scale", "single_scale", "none"]
@@ -194,6 +194,18 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         _check_widths(dim, num_blocks, heads, group, LayerNorm_type)
+        require_positive(
+            inp_channels=inp_channels,
+            out_channels=out_channels,
+            embed_dim=embed_dim,
+            ffn_expansion_factor=ffn_expansion_factor,
+        )
+        require_positive(0, num_refinement_blocks=num_refinement_blocks)
+        if not dual_pixel_task and inp_channels != out_channels:
+            raise UserError(
+                f"out_channels {out_channels} must equal inp_channels {inp_channels}: the input "
+                "image is added to the output (without dual_pixel_task)"
+            )
         prior_dim = 4 * embed_dim
         self.group = group
         self.prior_dim = prior_dim
@@ -286,6 +298,8 @@ def _check_widths(
         )
     if layer_norm_type not in ("WithBias", "BiasFree"):
         raise UserError(f"LayerNorm_type '{layer_norm_type}': use 'WithBias' or 'BiasFree'")
+    require_positive(dim=dim, **{f"heads[{i}]": head for i, head in enumerate(heads)})
+    require_positive(0, **{f"num_blocks[{i}]": blocks for i, blocks in enumerate(num_blocks)})
     if dim % 2:
         raise UserError(f"dim {dim} must be even: the first downsampling halves it")
     for index, head in enumerate(heads):

@@ -46,7 +46,7 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
     """
     # Some OpenCV versions return the readable upper part of a truncated file without a word.
     for start, end in _END_MARKERS.items():
-        if data.startswith(start) and end not in data[-64:]:
+        if data.startswith(start) and end not in data[-len(data) // 2 :]:
             raise UserError(
                 f"{where}: the image file is truncated ({len(data)} bytes, its end is missing); "
                 "copy or download it again"
@@ -105,6 +105,8 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
         UserError: the file cannot be written.
     """
     path = Path(path)
+    if path.suffix.lower() not in EXTENSIONS:
+        raise UserError(f"{path}: name a picture file, one of {', '.join(EXTENSIONS)}")
     ok, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     assert ok, f"OpenCV cannot encode {path.suffix}"
     temporary = None
@@ -132,8 +134,9 @@ def list_images(folder: str | os.PathLike[str], where: str) -> dict[str, Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
+        what = "is no folder" if folder.exists() else "does not exist"
         raise UserError(
-            f"{where}: the folder {folder} does not exist; "
+            f"{where}: the folder {folder} {what}; "
             "datasets/README.md shows the layout, scripts/prepare_data.py makes it"
         )
     images: dict[str, Path] = {}
@@ -146,6 +149,8 @@ def list_images(folder: str | os.PathLike[str], where: str) -> dict[str, Path]:
                 f"'{path.stem}'; pairs are matched by it, so remove or rename one"
             )
         images[path.stem] = path
+    if not images and (folder / "data.mdb").exists():
+        raise UserError(f"{where}: {folder} is an LMDB; set io_backend: {{type: lmdb}}")
     if not images:
         raise UserError(
             f"{where}: {folder} holds no image ({', '.join(EXTENSIONS)}); images in "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,6 +47,13 @@ def _collate(items: list[Any]) -> Any:
     return {**default_collate(items), "notices": notices}
 
 
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Schedulers signal the whole process group; a worker that died would take the run along."""
+    del worker
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def training_batches(
     dataset: Dataset,
     sampler: PhaseBatchSampler,
@@ -76,6 +84,7 @@ def training_batches(
         num_workers=num_workers,
         collate_fn=_collate,
         pin_memory=pin_memory,
+        worker_init_fn=_leave_signals_to_the_trainer,
     )
     try:
         for batch in loader:

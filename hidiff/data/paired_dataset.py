@@ -61,8 +61,12 @@ class PairedImageIRDataset(Dataset):
             )
         if backend:
             raise UserError(f"{where}.io_backend: no option '{next(iter(backend))}'; only 'type'")
-        if "{}" not in filename_tmpl:
-            raise UserError(f"{where}.filename_tmpl: '{filename_tmpl}' must contain {{}}")
+        braces = "".join(character for character in filename_tmpl if character in "{}")
+        if braces != "{}" or "{}" not in filename_tmpl:
+            raise UserError(
+                f"{where}.filename_tmpl: '{filename_tmpl}' must contain {{}} once, for the sharp "
+                "image's name"
+            )
         self.stores: dict[str, LmdbImages] = {}
         if kind == "lmdb":
             if meta_info_file is not None:

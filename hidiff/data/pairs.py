@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,10 @@ def pairs_from_list(
         raise UserError(f"{where}.meta_info_file: {path} does not exist")
     pairs = []
     missing = []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}.meta_info_file: {path} is no readable text: {error}") from None
     for number, line in enumerate(lines, start=1):
         fields = line.split("(")[0].split()
         if not fields:
@@ -120,4 +124,10 @@ def pairs_from_list(
         )
     if not pairs:
         raise UserError(f"{where}.meta_info_file: {path} names no image")
+    twice = [name for name, count in Counter(pair.name for pair in pairs).items() if count > 1]
+    if twice:
+        raise UserError(
+            f"{where}.meta_info_file: {path} names {len(twice)} images twice ({listing(twice)}), "
+            "and their results would replace each other; '/' and '-' count as the same"
+        )
     return pairs

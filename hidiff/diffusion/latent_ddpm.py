@@ -159,11 +159,7 @@ class LatentDDPM(nn.Module):
             coef2 = self.tables.posterior_mean_coef2[t].to(z.dtype)
             z = coef1 * x0 + coef2 * z
             if self.reverse_noise and t > 0:
-                step_noise = draw_normal(z.shape, generator).to(z)
+                # Drawn on the CPU, so that every device sees the same numbers.
+                step_noise = torch.randn(z.shape, generator=generator).to(z)
                 z = z + self.tables.betas[t].to(z.dtype).sqrt() * step_noise
         return z
-
-
-def draw_normal(shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
-    """Standard normal numbers, drawn on the CPU so that every device sees the same ones."""
-    return torch.randn(shape, generator=generator)

@@ -6,9 +6,7 @@ Both are written beside their place and renamed, so a file under its final name 
 from __future__ import annotations
 
 import os
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,10 +46,16 @@ def _load(path: Path, where: str) -> Any:
         raise UserError(f"{where}: {path} does not exist")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError) as error:
+    except Exception as error:
+        # Whatever the unpickler stumbles over, the file is the reason. Torch's own message is left
+        # out where it advises to load untrusted files without the check.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "weights_only" in str(error):
+            reason = "its content is not tensors and plain data"
+        size = path.stat().st_size
         raise UserError(
-            f"{where}: {path} is damaged or no weights file ({reason}); copy or download it again"
+            f"{where}: {path} ({size} bytes) is damaged or no weights file: {reason}; copy or "
+            "download it again"
         ) from None
 
 
@@ -82,6 +86,10 @@ def load_weights(path: str | Path, where: str, param_key: str | None = "params")
             f"{where}: {path} has no entry '{param_key}', only {', '.join(map(str, content))}; "
             f"set {key_option} to one of them"
         )
+    if not isinstance(state_dict, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state_dict.items()
+    ):
+        raise UserError(f"{where}: '{param_key}' in {path} is no table of parameters")
     return {key.removeprefix("module."): value for key, value in state_dict.items()}
 
 
@@ -155,6 +163,17 @@ def save_state(state: Mapping[str, Any], folder: Path, step: int) -> None:
     save_atomically(dict(state), folder / f"{step}.state")
     for _, path in _states(folder)[:-KEPT_STATES]:
         path.unlink(missing_ok=True)
+
+
+def set_aside_newer(folder: Path, step: int) -> list[str]:
+    """Rename the states after a step to `{step}.state.superseded`; a notice when there are any."""
+    newer = [path for number, path in _states(folder) if number > step]
+    for path in newer:
+        path.replace(path.with_name(f"{path.name}.superseded"))
+    if not newer:
+        return []
+    names = ", ".join(path.name for path in newer)
+    return [f"the run goes on after step {step}; {names} were renamed to …state.superseded"]
 
 
 def _states(folder: Path) -> list[tuple[int, Path]]:

@@ -127,9 +127,11 @@ def _slurm_environment(port: int) -> None:
     os.environ.update(RANK=rank, WORLD_SIZE=world, LOCAL_RANK=local_rank)
 
 
-def _device(options: Options, local_rank: int) -> torch.device:
+def _device(options: Options, local_rank: int, launcher: Launcher = "none") -> torch.device:
     if options.num_gpu == 0 or not torch.cuda.is_available():
         return torch.device("cpu")
+    if launcher == "slurm" and torch.cuda.device_count() == 1:
+        local_rank = 0  # --gpus-per-task=1: every task sees its own GPU only, as number 0
     if local_rank >= torch.cuda.device_count():
         raise UserError(
             f"process {local_rank} of this machine has no GPU: there are "
@@ -139,8 +141,6 @@ def _device(options: Options, local_rank: int) -> torch.device:
     # Released behaviour: PyTorch 1.9 used TF32 tensor cores for convolutions and matrix products.
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
-    # Every phase has one image size, so the search for the fastest kernels pays.
-    torch.backends.cudnn.benchmark = True
     return torch.device("cuda", local_rank)
 
 
@@ -199,7 +199,7 @@ def start_processes(options: Options, launcher: Launcher) -> Iterator[Processes]
             f"--launcher pytorch: {', '.join(missing)} not set; start the program with "
             "torchrun --nproc_per_node=GPUS train.py … --launcher pytorch, or leave --launcher out"
         )
-    device = _device(options, int(os.environ["LOCAL_RANK"]))
+    device = _device(options, int(os.environ["LOCAL_RANK"]), launcher)
     backend = options.dist_params.backend if device.type == "cuda" else "gloo"
     store, rank, world_size = _store_of_this_attempt()
     dist.init_process_group(backend=backend, store=store, rank=rank, world_size=world_size)

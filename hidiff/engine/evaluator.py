@@ -199,9 +199,12 @@ def evaluate(
         pictures = [to_image(item["lq"]), restored]
         if "gt" in item:
             pictures.append(to_image(item["gt"]))
-            result.restored = dict(scorer(restored, pictures[2]))
-            if score_blurry:
-                result.blurry = dict(scorer(pictures[0], pictures[2]))
+            try:
+                result.restored = dict(scorer(restored, pictures[2]))
+                if score_blurry:
+                    result.blurry = dict(scorer(pictures[0], pictures[2]))
+            except UserError as error:
+                result.error = f"restored but not scored: {error}"
         if picture_path is not None:
             write_image(picture_path(result.name), restored)
         if on_triptych is not None:

@@ -7,6 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from hidiff.engine.checkpoint import load_network
 from hidiff.errors import UserError
 from hidiff.models import DeblurModel
@@ -53,8 +55,10 @@ class Experiment:
         """TensorBoard's event files."""
         return TENSORBOARD / self.name
 
-    def create(self, option_file: Path, *, resuming: bool) -> Path:
+    def create(self, options: Options, *, resuming: bool) -> Path:
         """Make the folders and copy the option file.
+
+        Where the command line has changed options, what they are now stands beside the copy.
 
         Returns:
             Path of the new log file.
@@ -70,11 +74,18 @@ class Experiment:
             )
         if not resuming and self.tensorboard.exists():
             set_aside(self.tensorboard)
-        for folder in (self.models, self.states, self.visualization):
-            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            for folder in (self.models, self.states, self.visualization):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be made ({error.strerror or error})") from None
         now = timestamp()
-        if option_file.is_file():
-            shutil.copyfile(option_file, self.folder / f"{now}_{option_file.name}")
+        if options.file.is_file():
+            shutil.copyfile(options.file, self.folder / f"{now}_{options.file.name}")
+        if options.overrides:
+            text = yaml.safe_dump(dict(options.sections), sort_keys=False, allow_unicode=True)
+            heading = "".join(f"# --force_yml {override}\n" for override in options.overrides)
+            (self.folder / f"{now}_effective.yml").write_text(heading + text, encoding="utf-8")
         return self.folder / f"train_{self.name}_{now}.log"
 
 
@@ -97,9 +108,15 @@ def _train_first(options: Options, name: str) -> str:
 
 
 def stage1_name(name: str) -> str | None:
-    """`…_S2` → `…_S1`, the experiment that a stage 2 starts from; None without an `S2`."""
-    stage1 = "S1".join(name.rsplit("S2", 1))
-    return None if stage1 == name else stage1
+    """`…_S2` → `…_S1`, the experiment that a stage 2 starts from; None without an `S2`.
+
+    A second try called `…_S2_b` starts from `…_S1_b` where that exists, else from `…_S1`.
+    """
+    before, stage2, after = name.rpartition("S2")
+    if not stage2:
+        return None
+    exact = f"{before}S1{after}"
+    return exact if Experiment(exact).models.is_dir() else f"{before}S1"
 
 
 def stage1_weights(options: Options, name: str) -> Path:
@@ -120,6 +137,15 @@ def stage1_weights(options: Options, name: str) -> Path:
     if not path.is_file():
         raise UserError(f"{where}: {path} does not exist; {_train_first(options, name)}")
     return path
+
+
+def _last_step(path: Path, name: str) -> str:
+    """', saved after step N' for a `…_latest.pth` with numbered files beside it."""
+    if not path.name.endswith("_latest.pth"):
+        return ""
+    numbers = [p.stem.removeprefix(f"{name}_") for p in path.parent.glob(f"{name}_*.pth")]
+    steps = [int(number) for number in numbers if number.isdigit()]
+    return f", saved after step {max(steps)}" if steps else ""
 
 
 def _existing(options: Options, name: str, path: Path) -> tuple[Path, list[str]]:
@@ -161,5 +187,5 @@ def load_pretrained(model: DeblurModel, options: Options, *, training: bool) -> 
         else:
             continue
         notices += load_network(network, path, where, param_key=param_key, strict=strict)
-        notices.append(f"{name}: weights from {path}")
+        notices.append(f"{name}: weights from {path}{_last_step(path, name)}")
     return notices

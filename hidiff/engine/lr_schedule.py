@@ -39,6 +39,8 @@ def cosine_restart_cyclic(
             f"{where}: periods, restart_weights and eta_mins need one entry per cycle; they have "
             f"{len(periods)}, {len(restart_weights)} and {len(eta_mins)}"
         )
+    if not periods or min(periods) < 1:
+        raise UserError(f"{where}.periods: {list(periods)}; every cycle needs at least one step")
     ends = list(itertools.accumulate(periods))
     if ends[-1] < total_iter - 1:
         raise UserError(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hidiff.errors import UserError
 from hidiff.registry import Registry
 
 OPTIMIZERS = Registry("optimiser")
@@ -53,7 +54,13 @@ def build_optimizer(section: Mapping[str, Any], model: nn.Module) -> torch.optim
         UserError: the section is wrong.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return OPTIMIZERS.build(section, "train.optim_total", params=trained)
+    try:
+        return OPTIMIZERS.build(section, "train.optim_total", params=trained)
+    except UserError:
+        raise
+    except (ValueError, TypeError, IndexError) as error:
+        # torch checks the ranges: "Invalid learning rate: -1.0".
+        raise UserError(f"train.optim_total: {error}") from None
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -137,7 +137,7 @@ def run_test(options: Options, processes: Processes, *, seeds: int = 1) -> bool:
                 self_ensemble=options.val.selfensemble_testing,
                 score_blurry=run == 0,
                 picture_path=(lambda image, to=pictures: to / f"{image}{suffix}.png")
-                if options.val.save_img and run == 0
+                if options.val.save_img is not False and run == 0
                 else None,
             )
             for run in range(seeds)
@@ -195,6 +195,7 @@ def summary(options: Options, tested: list[TestedSet], *, upper_bound: bool) -> 
         "upper_bound": upper_bound,
         "metrics": {key: dict(section) for key, section in options.val.metrics.items()},
         "manual_seed": options.manual_seed,
+        "overrides": list(options.overrides),
         "selfensemble_testing": options.val.selfensemble_testing,
         "datasets": {
             data.options.name: _summary_of_set(data, options.manual_seed) for data in tested

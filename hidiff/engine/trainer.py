@@ -59,6 +59,8 @@ class Trainer:
         phases = data_options.phases(self.total_iter)
         self.plan = BatchPlan(phases, processes.world_size, self.train_options.reference_world_size)
 
+        # Every phase has one image size, so the search for the fastest kernels pays.
+        torch.backends.cudnn.benchmark = True
         # Every process initialises the same weights; the wrapper would only copy them anyway.
         torch.manual_seed(options.manual_seed)
         self.model = build_model(options.sections).to(processes.device).train()
@@ -86,7 +88,7 @@ class Trainer:
 
         self.step = 0
         self.bad_steps = 0
-        self.notices = list(options.notices)
+        self.notices = [*options.notices, *self._warnings()]
         state = self._saved_state(auto_resume)
         if state is None:
             self.notices += load_pretrained(self.model, options, training=True)
@@ -117,7 +119,10 @@ class Trainer:
             if processes.is_main:
                 if auto_resume and state is None:
                     self._set_aside_unsaved()
-                log_file = self.experiment.create(options.file, resuming=state is not None)
+                log_file = self.experiment.create(options, resuming=state is not None)
+                if state is not None:
+                    # Later states are another branch's; --auto_resume must not return to it.
+                    self.notices += checkpoint.set_aside_newer(self.experiment.states, self.step)
         self.log_file = processes.gather(log_file)[0]
         self.log = start_logging(is_main=processes.is_main, file=self.log_file)
         self._log_start()
@@ -132,6 +137,8 @@ class Trainer:
         """
         with ExitStack() as stack:
             stack.enter_context(self._failures_in_log())
+            # Loader processes ignore SIGTERM, by which Python would end them at exit.
+            stack.callback(delattr, self, "batches")
             stop = stack.enter_context(StopRequest())
             tensorboard = self.experiment.tensorboard if self._uses_tensorboard else None
             self.writer = stack.enter_context(MetricsWriter(tensorboard, self.step + 1))
@@ -159,7 +166,7 @@ class Trainer:
                 if self.options.val.val_freq and self._due(self.options.val.val_freq):
                     self.validator.run(self._to_validate, step, self.writer)
                 if stopping or self._due(self.options.logger.save_checkpoint_freq):
-                    self._save()
+                    self._save(last=stopping)
                 if stopping and step < self.total_iter:
                     self.log.info("stopped after step %d: resumable with --auto_resume", step)
                     return
@@ -295,11 +302,15 @@ class Trainer:
         scalars |= {"train/lr": lr, "train/grad_norm": grad_norm, "train/phase": phase}
         self.writer.scalars(scalars, self.step)
 
-    def _save(self) -> None:
+    def _save(self, *, last: bool = False) -> None:
         """Weights of the trained networks, and the state to resume from.
 
         Where they cannot be written (a full disk), the run goes on and tries again next time.
+
+        Raises:
+            UserError: they cannot be written and this was the last time.
         """
+        problem = None
         if self.processes.is_main:
             try:
                 checkpoint.save_networks(
@@ -311,13 +322,18 @@ class Trainer:
                 checkpoint.save_state(self._state(), self.experiment.states, self.step)
                 self.log.info("step %d: saved weights and training state", self.step)
             except (OSError, RuntimeError) as error:
+                problem = f"step {self.step}: the checkpoint could not be written ({error})"
                 self.log.error(
-                    "step %d: the checkpoint could not be written (%s); training goes on and tries "
-                    "again at the next one; earlier checkpoints are intact",
-                    self.step,
-                    error,
+                    "%s; training goes on and tries again at the next one; earlier checkpoints are "
+                    "intact",
+                    problem,
                 )
-        self.processes.barrier()
+        problem = self.processes.gather(problem)[0]
+        if problem and (last or self.step == self.total_iter):
+            raise UserError(
+                f"{problem}, and the run ends here; make room on the disk and go on from the "
+                f"newest state in {self.experiment.states} with --auto_resume"
+            )
 
     def _state(self) -> dict[str, Any]:
         """Everything to go on from. Random numbers and the order of the data follow from the step.
@@ -341,14 +357,14 @@ class Trainer:
 
     def _saved_state(self, auto_resume: bool) -> dict[str, Any] | None:
         """The state to go on from, None when there is none."""
+        if auto_resume:
+            # Before path.resume_state: a job that is started again must not start over.
+            state, notices = checkpoint.newest_state(self.experiment.states)
+            self.notices += notices
+            if state is not None:
+                return state
         path = self.options.path.resume_state
-        if path is not None:
-            return checkpoint.load_state(path, "path.resume_state")
-        if not auto_resume:
-            return None
-        state, notices = checkpoint.newest_state(self.experiment.states)
-        self.notices += notices
-        return state
+        return None if path is None else checkpoint.load_state(path, "path.resume_state")
 
     def _set_aside_unsaved(self) -> None:
         """Make room for a run that was stopped before its first training state."""
@@ -390,6 +406,28 @@ class Trainer:
         self.step, self.bad_steps = state["step"], state["bad_steps"]
         self.validator.best = state["best"]
         self.notices.append(f"resumed after step {self.step}")
+
+    def _warnings(self) -> list[str]:
+        """What in the options has no effect here, or another than it may seem."""
+        used = {**self.model.sections, **self.model.training_sections}.values()
+        networks = {key for key in self.options.sections if key.startswith("network_")}
+        warnings = [
+            f"{key} has no effect: {self.options.model_type} has no such network"
+            for key in sorted(networks - set(used))
+        ]
+        if self.train_options.reference_world_size is None:
+            warnings.append(
+                "train.reference_world_size is not set, so the global batch depends on the number "
+                f"of processes, {self.processes.world_size} here; the release's batch sizes are "
+                "meant for 4 (train.reference_world_size: 4 keeps their global batch)"
+            )
+        wanted = self.options.num_gpu
+        if wanted not in ("auto", 0, self.processes.world_size):
+            warnings.append(
+                f"num_gpu is {wanted}, and {self.processes.world_size} process(es) train; start "
+                f"torchrun --nproc_per_node={wanted} train.py … --launcher pytorch to use {wanted}"
+            )
+        return warnings
 
     def _log_start(self) -> None:
         """What a reader of the log must know about the run."""

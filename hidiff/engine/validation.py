@@ -59,8 +59,8 @@ class Validator:
                 if index < PICTURES_PER_VALIDATION:
                     shown[image] = np.concatenate(pictures, axis=1)
 
-            def path(image: str) -> Path:
-                return self.folder / image / f"{image}_{step}.png"
+            def path(image: str, name: str = name) -> Path:
+                return self.folder / name / image / f"{image}_{step}.png"
 
             results = evaluate(
                 model,

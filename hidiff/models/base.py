@@ -203,6 +203,17 @@ def build_losses(train: Mapping[str, Any], sections: Mapping[str, str]) -> dict[
 def _check_widths(networks: Mapping[str, nn.Module], sections: Mapping[str, str]) -> None:
     """The prior's width and token count must be the same in every network."""
     reference = networks["net_g"]
+    for name, channels in (("net_le", 6), ("net_le_dm", 3)):
+        if name in networks and networks[name].in_chans != channels:
+            raise UserError(
+                f"{sections[name]}.in_chans: {networks[name].in_chans}, but this encoder sees "
+                f"{'sharp and blurry image, 6' if channels == 6 else 'the blurry image, 3'} "
+                f"channels; set in_chans: {channels} and stage: {6 // channels}"
+            )
+    if (channels := reference.patch_embed.proj.in_channels) != 3:
+        raise UserError(
+            f"{sections['net_g']}.inp_channels: {channels}, but the data sets hold RGB images: 3"
+        )
     for name, network in networks.items():
         if network.prior_dim != reference.prior_dim:
             option = "in_channel" if hasattr(network, "time_mlp") else "embed_dim (or n_feats)"

@@ -17,7 +17,7 @@ LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
 def relative(out, reference):
-    return float((out - reference).norm() / reference.norm())
+    return float(((out - reference).norm() / reference.norm()).detach())
 
 
 @pytest.fixture(params=CONFIGURATIONS, ids=str)

@@ -81,7 +81,9 @@ def test_a_truncated_weights_file_is_named(tmp_path, network, kept):
     path = tmp_path / "net_g.pth"
     torch.save({"params": network.state_dict()}, path)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(UserError, match=r"path\.pretrain_network_g: .*net_g\.pth is damaged"):
+    with pytest.raises(
+        UserError, match=r"path\.pretrain_network_g: .*net_g\.pth \(\d+ b.* damaged"
+    ):
         checkpoint.load_network(network, path, WHERE)
 
 
@@ -135,7 +137,7 @@ def test_a_damaged_state_is_passed_over_with_a_notice(tmp_path):
     newest.write_bytes(newest.read_bytes()[:100])
     found, notices = checkpoint.newest_state(tmp_path)
     assert found["step"] == 2
-    assert "4.state is damaged" in notices[0]
+    assert "4.state (" in notices[0]
 
 
 def test_no_states_is_no_error(tmp_path):
@@ -146,3 +148,43 @@ def test_weights_are_no_training_state(tmp_path, network):
     checkpoint.save_networks({"net_g": network}, tmp_path, 1)
     with pytest.raises(UserError, match="no training state"):
         checkpoint.load_state(tmp_path / "net_g_1.pth", "path.resume_state")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"version https://git-lfs.github.com/spec/v1\n",
+        b"404: Not Found",
+        b"<html><body>quota exceeded</body></html>",
+        b"hello world, this is text",
+    ],
+)
+def test_a_download_that_is_no_weights_file_is_named(tmp_path, network, content):
+    path = tmp_path / "net_g.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged or no weights file") as caught:
+        checkpoint.load_network(network, path, WHERE)
+    assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize("params", [5, {1: torch.ones(1)}, {"a": [1]}])
+def test_an_entry_that_is_no_state_dict_is_named(tmp_path, network, params):
+    torch.save({"params": params, "step": 1}, tmp_path / "net_g.pth")
+    with pytest.raises(UserError, match="'params' in .* is no table of parameters"):
+        checkpoint.load_network(network, tmp_path / "net_g.pth", WHERE)
+
+
+def test_states_of_an_abandoned_branch_are_set_aside(tmp_path):
+    for step in (3, 8, 9):
+        checkpoint.save_state(state(step), tmp_path, step)
+    notices = checkpoint.set_aside_newer(tmp_path, 3)
+    assert "8.state, 9.state were renamed" in notices[0]
+    assert checkpoint.newest_state(tmp_path)[0]["step"] == 3
+    checkpoint.save_state(state(4), tmp_path, 4)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "3.state",
+        "4.state",
+        "8.state.superseded",
+        "9.state.superseded",
+    ]
+    assert checkpoint.set_aside_newer(tmp_path, 4) == []

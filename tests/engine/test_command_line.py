@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -50,15 +51,19 @@ def test_a_mistake_is_one_paragraph_and_exit_code_2(folder, change, message):
 
 def test_two_processes_train_and_test(folder):
     """The launch line of the release, on CPUs with gloo; then a test shared out over both."""
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    for stage in (1, 2):
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = f"--master_port={free.getsockname()[1]}"
+    released = ["-m", "torch.distributed.launch", "--nproc_per_node=2", port]
+    for stage, launch in ((1, released), (2, torchrun)):
         options = write_yaml(folder / f"S{stage}.yml", train_options(folder, stage))
         result = run(folder, *launch, ROOT / "train.py", "-opt", options, "--launcher", "pytorch")
         assert result.returncode == 0, result.stderr
         assert "2 processes × 2 × 1 accumulated" in result.stdout
         assert result.stdout.count("saved weights and training state") == 2
     options = write_yaml(folder / "test.yml", test_options(folder))
-    result = run(folder, *launch, ROOT / "test.py", "-opt", options, "--launcher", "pytorch")
+    result = run(folder, *torchrun, ROOT / "test.py", "-opt", options, "--launcher", "pytorch")
     assert result.returncode == 0, result.stderr
     shared = json.loads((folder / "results/tiny_test/metrics.json").read_text())
     result = run(folder, ROOT / "test.py", "-opt", options)

@@ -138,7 +138,7 @@ def test_a_state_cut_off_anywhere_is_noticed(data):
         (states / "4.state").write_bytes(whole[:length])
         state, notices = checkpoint.newest_state(states)
         assert state["step"] == 2
-        assert "4.state is damaged" in notices[0]
+        assert "4.state (" in notices[0]
     resumed = trainer(train_options(data, 1), auto_resume=True)
     assert resumed.step == 2
     resumed.run()
@@ -283,3 +283,55 @@ def test_two_processes_are_one_that_accumulates(data):
     assert len(one["weights"]) > 50
     for key, value in one["weights"].items():
         torch.testing.assert_close(value, two["weights"][key], rtol=1e-10, atol=1e-12)
+
+
+def test_a_last_checkpoint_that_cannot_be_written_is_no_success(data, monkeypatch):
+    run = trainer(train_options(data, 1))
+
+    def full(content, file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    with pytest.raises(UserError, match="No space left on device.*make room on the disk"):
+        run.run()
+    assert "training is complete" not in logged()
+
+
+def test_loader_processes_leave_signals_to_the_trainer(tmp_path):
+    """A scheduler's SIGTERM reaches the whole process group, workers included."""
+    make_pairs(tmp_path / "train", 3)
+    make_pairs(tmp_path / "test", 1)
+    loaded = batches(tmp_path, skip_bad=False)
+    next(loaded)
+    import multiprocessing
+
+    workers = multiprocessing.active_children()
+    assert workers
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGTERM)
+    assert len(list(loaded)) == 3
+
+
+def test_auto_resume_prefers_the_runs_own_state(data):
+    trainer(train_options(data, 1)).run()
+    options = train_options(data, 1)
+    options["path"] = {"resume_state": "experiments/tiny_S1/training_states/2.state"}
+    assert trainer(options, auto_resume=True).step == 4
+    assert trainer(options).step == 2
+    states = sorted(p.name for p in Path("experiments/tiny_S1/training_states").iterdir())
+    assert states == ["2.state", "4.state.superseded"]
+
+
+def test_the_options_in_force_stand_beside_the_copy(data):
+    import yaml
+    from small_data import write_yaml
+
+    from hidiff.options import load_options
+
+    path = write_yaml(Path("a.yml"), train_options(data, 1))
+    Trainer(load_options(path, ["name=other", "train:total_iter=3"]), ALONE)
+    folder = Path("experiments/other")
+    effective = next(folder.glob("*_effective.yml")).read_text()
+    assert effective.startswith("# --force_yml name=other\n# --force_yml train:total_iter=3\n")
+    assert yaml.safe_load(effective)["train"]["total_iter"] == 3
+    assert "set on the command line: name=other" in next(folder.glob("*.log")).read_text()

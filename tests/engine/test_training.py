@@ -12,7 +12,7 @@ import pytest
 import torch
 from skimage import data as photographs
 from skimage.metrics import peak_signal_noise_ratio
-from small_data import make_pairs, picture, test_options, train_options, write_yaml
+from small_data import make_pairs, picture, test_options, train_options, write_rgb, write_yaml
 
 from hidiff import UserError, build_model
 from hidiff.data.image import read_image, to_float
@@ -348,6 +348,32 @@ def test_a_damaged_test_image_is_reported_and_the_rest_goes_on(
     summary = summary["datasets"]["small"]
     assert (summary["images"], summary["scored"]) == (3, 2)
     assert "truncated" in summary["failed"]["scene-001"]
+
+
+def test_an_image_too_small_for_the_metric_is_reported_and_the_rest_goes_on(
+    trained, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(trained[0])
+    make_pairs(tmp_path / "test", 2)
+    for side in ("input", "target"):
+        write_rgb(tmp_path / "test" / side / "small.png", picture(5, 8, 10))
+    options = {**test_options(tmp_path), "name": "small_image"}
+    del options["val"]["save_img"]
+    assert run_test(parse_options(options), ALONE) is False
+    results = trained[0] / "results" / "small_image"
+    summary = json.loads((results / "metrics.json").read_text())["datasets"]["small"]
+    assert (summary["images"], summary["scored"]) == (3, 2)
+    assert "restored but not scored" in summary["failed"]["small"]
+    assert len(list((results / "visualization" / "small").iterdir())) == 3
+
+
+def test_a_second_try_of_stage_two_finds_stage_one(trained, data, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    options = {**train_options(data, 2), "name": "tiny_S2_b"}
+    trainer = Trainer(parse_options(options), ALONE)
+    assert any("experiments/tiny_S1/models/net_g_latest.pth, saved after step 4" in notice
+               for notice in trainer.notices)  # fmt: skip
+    assert any("train.reference_world_size is not set" in notice for notice in trainer.notices)
 
 
 def test_self_ensemble_averages_the_eight_symmetries(trained, data, monkeypatch):

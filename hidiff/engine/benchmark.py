@@ -1,0 +1,78 @@
+"""Comparing two ways of doing the same work, alternating them in one process.
+
+Machines are noisy: what is compared runs in turn, on the same input, and the ratio of the medians
+is what counts.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: median, smallest and largest, and the device memory at its peak."""
+
+    median: float
+    smallest: float
+    largest: float
+    peak_bytes: int | None = None
+
+
+def measure(work: Callable[[], Any], device: torch.device) -> tuple[float, int | None]:
+    """Seconds that a call takes, and the peak of the GPU's memory during it (None on CPUs)."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - started
+    return seconds, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def alternate(
+    ways: Mapping[str, Callable[[], Any]],
+    *,
+    repeats: int,
+    warm_up: int = 1,
+    device: torch.device | None = None,
+) -> dict[str, Timing]:
+    """Time several ways of doing the same work, in turn.
+
+    Args:
+        ways: what to call, by name.
+        repeats: calls of each that count.
+        warm_up: calls of each before, which do not.
+        device: waited for after each call where it is a GPU.
+    """
+    device = device or torch.device("cpu")
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    peaks: dict[str, list[int]] = {name: [] for name in ways}
+    for turn in range(warm_up + repeats):
+        for name, work in ways.items():
+            taken, peak = measure(work, device)
+            if turn >= warm_up:
+                seconds[name].append(taken)
+                peaks[name] += [] if peak is None else [peak]
+    return {
+        name: Timing(
+            statistics.median(values), min(values), max(values), max(peaks[name], default=None)
+        )
+        for name, values in seconds.items()
+    }
+
+
+def comparison(timings: Mapping[str, Timing], baseline: str) -> dict[str, Any]:
+    """The timings as plain data, each with how many times faster than `baseline` it is."""
+    return {
+        name: {**asdict(timing), "times_faster": timings[baseline].median / timing.median}
+        for name, timing in timings.items()
+    }
