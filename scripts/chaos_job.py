@@ -1,0 +1,165 @@
+"""One attempt of the training that `chaos_test.py` kills: starting, watching, clearing up."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+NAME = "chaos"
+"""Of the experiment and its option file."""
+
+LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+ARGUMENTS = ("-opt", f"{NAME}.yml", "--launcher", "pytorch", "--auto_resume")
+
+PATIENCE = 600.0
+"""Seconds that any part of a training may take before the test gives up."""
+
+MARK = "HIDIFF_CHAOS_RUN"
+"""Environment variable by which the processes of a training are found, orphans too."""
+
+
+class Job:
+    """One attempt: torchrun with two processes of train.py.
+
+    Args:
+        folder: working directory; the option file is in it.
+        number: of the attempt, for the name of its console output.
+    """
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.experiment = folder / "experiments" / NAME
+        self._earlier_logs = self._logs()
+        self._mark = f"{MARK}={uuid.uuid4().hex}"
+        self.console = folder / f"attempt_{number:03d}.txt"
+        with self.console.open("w", encoding="utf-8") as output:
+            self.launcher = subprocess.Popen(
+                [sys.executable, *LAUNCH, str(ROOT / "train.py"), *ARGUMENTS],
+                cwd=folder,
+                env={
+                    **os.environ,
+                    **dict([self._mark.split("=")]),
+                    "OMP_NUM_THREADS": "1",
+                    "CUDA_VISIBLE_DEVICES": "",
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _logs(self) -> set[Path]:
+        return set(self.experiment.glob("train_*.log"))
+
+    def log(self) -> str:
+        """The log file of this attempt so far."""
+        new = self._logs() - self._earlier_logs
+        return new.pop().read_text(encoding="utf-8") if new else ""
+
+    def lines(self) -> dict[int, list[str]]:
+        """The loss lines so far, by step."""
+        found: dict[int, list[str]] = {}
+        for match in re.finditer(r"INFO: step (\d+)/\d+, (.*)\n", self.log()):
+            found.setdefault(int(match[1]), []).append(match[2])
+        return found
+
+    def resumed_from(self) -> int | None:
+        """The step after which this attempt went on; None while it has not begun."""
+        log = self.log()
+        match = re.search(r"resumed after step (\d+)", log)
+        if match:
+            return int(match[1])
+        return 0 if "training set:" in log else None
+
+    def processes(self) -> dict[int, dict[str, str]]:
+        """The living processes of this attempt: {process id: environment}."""
+        found = {}
+        for path in Path("/proc").iterdir():
+            if not path.name.isdigit():
+                continue
+            # Other people's processes, and those that end while they are looked at.
+            with suppress(OSError):
+                entries = (path / "environ").read_bytes().decode(errors="replace").split("\0")
+                if self._mark in entries:
+                    found[int(path.name)] = dict(e.split("=", 1) for e in entries if "=" in e)
+        return found
+
+    def ranks(self) -> dict[int, int]:
+        """{rank: process id} of the training processes, without their loader processes."""
+        found = {}
+        for pid, environment in self.processes().items():
+            with suppress(OSError):
+                # pid (program name) state parent …
+                stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+                parent = int(stat.rpartition(")")[2].split()[1])
+                if parent == self.launcher.pid and "RANK" in environment:
+                    found[int(environment["RANK"])] = pid
+        return found
+
+    def is_running(self) -> bool:
+        """Whether torchrun has not ended yet."""
+        return self.launcher.poll() is None
+
+    def kill_all(self, first: int | None = None) -> None:
+        """SIGKILL to `first`, then to torchrun and all that it has started."""
+        for pid in (first, self.launcher.pid, *self.processes()):
+            if pid is not None and (pid != self.launcher.pid or self.is_running()):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def wait_until_gone(self, seconds: float) -> float | None:
+        """Wait for all processes to end; the seconds it took, None if that was not enough."""
+        started = time.monotonic()
+        while time.monotonic() - started < seconds:
+            if not self.is_running() and not self.processes():
+                return time.monotonic() - started
+            time.sleep(0.05)
+        return None
+
+
+@contextmanager
+def running(folder: Path, number: int) -> Iterator[Job]:
+    """A `Job` that leaves no process behind, whatever happens."""
+    job = Job(folder, number)
+    try:
+        yield job
+    finally:
+        while job.is_running() or job.processes():
+            job.kill_all()
+            time.sleep(0.1)
+
+
+def wait_for(job: Job, condition: Callable[[], bool], what: str, pause: float = 0.01) -> bool:
+    """Poll until the condition holds (True) or the job has ended (False).
+
+    Leaves the program with exit code 1 when neither happens within `PATIENCE`.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if not job.is_running():
+            return False
+        if time.monotonic() > deadline:
+            sys.exit(f"no {what} after {PATIENCE:.0f} s; see {job.console}")
+        time.sleep(pause)
+    return True
+
+
+def partial_files(experiment: Path) -> dict[str, int]:
+    """{name: time of change} of the files that are being written, or were when a kill came."""
+    found = {}
+    for folder in (experiment / "models", experiment / "training_states"):
+        with suppress(FileNotFoundError):
+            for entry in os.scandir(folder):
+                if entry.name.endswith(".part"):
+                    with suppress(FileNotFoundError):
+                        found[entry.name] = entry.stat().st_mtime_ns
+    return found

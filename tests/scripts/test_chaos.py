@@ -1,0 +1,83 @@
+"""A short form of scripts/chaos_test.py: one kill of each kind; and that it sees differences."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.append(str(ROOT / "scripts"))
+
+import chaos_test  # noqa: E402
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/environ").is_file(), reason="finds processes in /proc"
+)
+
+
+def test_four_kills_lose_nothing(tmp_path):
+    result = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "scripts/chaos_test.py",
+            "--kills=4",
+            "--steps=20",
+            "--output=chaos",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = (tmp_path / "chaos/report.md").read_text()
+    rows = re.findall(r"^\| \d+ \| ([^|]+) \|.*\| ok \|$", report, re.MULTILINE)
+    assert sorted(rows) == sorted(chaos_test.KINDS)
+    assert "bit for bit" in report
+    # The states that were compared are complete: the killed run has every one of its steps.
+    state = torch.load(
+        tmp_path / "chaos/killed/experiments/chaos/training_states/20.state", weights_only=True
+    )
+    assert state["step"] == 20
+    assert {"networks", "average", "optimizer", "best"} <= set(state)
+
+
+def test_a_difference_in_one_bit_or_line_is_seen(tmp_path):
+    tensor = torch.ones(3)
+    other = torch.nextafter(tensor, torch.tensor(2.0))
+    for name, value in (("ours", other), ("theirs", tensor)):
+        folder = tmp_path / name / "training_states"
+        folder.mkdir(parents=True)
+        torch.save({"a": [1, {"b": value}], "c": "text"}, folder / "8.state")
+    assert chaos_test.compare_files(tmp_path / "ours", tmp_path / "theirs", 8) == [
+        "training_states/8.state.a[1].b differs"
+    ]
+    assert chaos_test.compare_files(tmp_path / "theirs", tmp_path / "theirs", 8) == []
+    expected = {1: ["l_pix 0.5"], 2: ["l_pix 0.4"]}
+    assert chaos_test.compare_logs(expected, expected) == []
+    for merged in (
+        {1: ["l_pix 0.5"]},
+        {1: ["l_pix 0.5"], 2: ["l_pix 0.4", "l_pix 0.4"]},
+        {1: ["l_pix 0.5"], 2: ["l_pix 0.3"]},
+        {**expected, 3: ["l_pix 0.3"]},
+    ):
+        assert len(chaos_test.compare_logs(merged, expected)) == 1
+
+
+def test_lost_steps_are_seen():
+    def problems(kind, reached, resumed):
+        kill = chaos_test.Kill(kind, reached, "", 1.0)
+        chaos_test.judge(kill, resumed)
+        return kill.problems
+
+    assert problems(chaos_test.TERM, 6, 6) == []
+    assert problems(chaos_test.TERM, 6, 4) == ["steps after 4 are lost"]
+    assert problems(chaos_test.ALL, 6, 4) == []
+    assert problems(chaos_test.ALL, 8, 4) == []  # killed between the line and the checkpoint
+    assert problems(chaos_test.ALL, 9, 4) == ["steps after 4 are lost"]
+    assert problems(chaos_test.ALL, 6, 8) == ["resumed from a step that was not logged"]
