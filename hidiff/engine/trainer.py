@@ -139,8 +139,6 @@ class Trainer:
             stack.enter_context(self._failures_in_log())
             # Loader processes ignore SIGTERM, by which Python would end them at exit.
             stack.callback(delattr, self, "batches")
-            # Loader processes ignore SIGTERM, by which Python would end them at exit.
-            stack.callback(delattr, self, "batches")
             stop = stack.enter_context(StopRequest())
             tensorboard = self.experiment.tensorboard if self._uses_tensorboard else None
             self.writer = stack.enter_context(MetricsWriter(tensorboard, self.step + 1))
