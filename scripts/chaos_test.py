@@ -2,7 +2,7 @@
 
     python scripts/chaos_test.py --kills 20 --output results/chaos
 
-A tiny network trains on generated images, on CPUs. The run is killed at random moments in four
+A tiny network trains on generated images, on CPUs. The run is killed at random moments in five
 ways, and continued by the same command with --auto_resume, until it is complete. Then
 
 - the last training state (weights, their average, optimiser, best scores) and the weights files
@@ -50,8 +50,9 @@ STEPS_PER_KILL = 8
 EXIT_LIMIT = 60.0
 """Seconds after a kill until the last process of the training must be gone."""
 
-ONE, ALL, TERM, WRITING = KINDS = (
-    "SIGKILL to one rank",
+RANK_0, RANK_1, ALL, TERM, WRITING = KINDS = (
+    "SIGKILL to rank 0",
+    "SIGKILL to rank 1",
     "SIGKILL to all",
     "SIGTERM to torchrun",
     "SIGKILL during a write",
@@ -154,12 +155,12 @@ def strike(job: Job, kind: str, rng: random.Random, limit: int) -> str | None:
     """Kill at a random moment, before step `limit` where the training has not passed it yet.
 
     Returns:
-        What was hit; None when the training ended before.
+        When it was hit; None when the training ended before.
     """
     if not wait_for(job, lambda: len(job.ranks()) == 2, "second process", pause=0.05):
         return None
     before = partial_files(job.experiment)
-    if kind in (ONE, ALL) and rng.random() < 0.2:
+    if kind in (RANK_0, RANK_1, ALL) and rng.random() < 0.2:
         time.sleep(rng.uniform(0.0, 4.0))
     else:
         if not wait_for(job, lambda: job.resumed_from() is not None, "start of the training"):
@@ -172,16 +173,15 @@ def strike(job: Job, kind: str, rng: random.Random, limit: int) -> str | None:
     ranks = job.ranks()
     if not job.is_running() or len(ranks) < 2:
         return None
-    if kind == ONE:
-        rank = rng.randrange(2)
-        os.kill(ranks[rank], signal.SIGKILL)
-        return f"rank {rank}"
+    if kind in (RANK_0, RANK_1):
+        os.kill(ranks[(RANK_0, RANK_1).index(kind)], signal.SIGKILL)
+        return "while training"
     if kind == TERM:
         os.kill(job.launcher.pid, signal.SIGTERM)
-        return "both ranks, by torchrun"
+        return "while training"
     if kind == ALL:
         job.kill_all()
-        return "all processes"
+        return "while training"
     wanted = rng.choice((".pth.part", ".state.part"))
 
     def new_partial_files() -> list[str]:
@@ -286,7 +286,7 @@ def torture(
         if kind is None:
             break
         if resumed is None:
-            hit += ", at start-up"
+            hit = "while starting"
         kill = Kill(kind, reached, hit, seconds)
         if seconds is None:
             kill.problems.append(f"processes were left after {EXIT_LIMIT:.0f} s")
@@ -308,7 +308,7 @@ def uninterrupted(folder: Path) -> dict[int, list[str]]:
 def report(kills: list[Kill], steps: int, problems: list[str]) -> str:
     """The Markdown table and the verdict on the whole."""
     rows = [
-        "| kill | kind | hit | step reached | resumed after step | gone after | verdict |",
+        "| kill | kind | when | step reached | resumed after step | gone after | verdict |",
         "|---|---|---|---|---|---|---|",
     ]
     for number, kill in enumerate(kills, start=1):

@@ -19,12 +19,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_four_kills_lose_nothing(tmp_path):
+def test_five_kills_lose_nothing(tmp_path):
     result = subprocess.run(
         [
             sys.executable,
             ROOT / "scripts/chaos_test.py",
-            "--kills=4",
+            "--kills=5",
             "--steps=20",
             "--output=chaos",
         ],
