@@ -275,9 +275,7 @@ def test_encoders_in_each_others_place_are_refused(content):
         content["network_le_dm"],
         content["network_le"],
     )
-    with pytest.raises(
-        UserError, match=r"network_le\.in_chans: 3, .* set in_chans: 6 and"
-    ):
+    with pytest.raises(UserError, match=r"network_le\.in_chans: 3, .* set in_chans: 6 and"):
         build_model(parse_options(content).sections)
 
 

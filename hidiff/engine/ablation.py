@@ -39,7 +39,7 @@ TINY_NETWORKS: Mapping[str, Mapping[str, Any]] = {
 """Sizes of --tiny by network type: priors of 64 channels in all of them."""
 
 TINY_STEPS = 400
-"""Steps a stage with --tiny: three seeds of everything in about an hour on two cores."""
+"""Steps a stage with --tiny: one seed of everything in about half an hour on two cores."""
 
 TINY_TRAIN_SET = {"batch_size_per_gpu": 8, "gt_size": 64, "num_worker_per_gpu": 1}
 PHASE_LISTS = ("mini_batch_sizes", "iters", "gt_sizes")

@@ -204,7 +204,11 @@ def start_processes(options: Options, launcher: Launcher) -> Iterator[Processes]
     store, rank, world_size = _store_of_this_attempt()
     dist.init_process_group(backend=backend, store=store, rank=rank, world_size=world_size)
     try:
-        cpu_group = dist.new_group(backend="gloo")
-        yield Processes(dist.get_rank(), dist.get_world_size(), device, cpu_group)
+        # On CPUs the default group serves for Python values too.
+        cpu_group = dist.new_group(backend="gloo") if backend != "gloo" else None
+        processes = Processes(dist.get_rank(), dist.get_world_size(), device, cpu_group)
+        yield processes
+        # Who leaves while others still talk to it takes their connection away.
+        processes.barrier()
     finally:
         dist.destroy_process_group()
