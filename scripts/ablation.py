@@ -4,7 +4,7 @@
     # Table 1 and the T sweep of Fig. 3 as published: GoPro, full width
     torchrun --nproc_per_node=4 scripts/ablation.py --output results/ablation --launcher pytorch
 
-    # the same with tiny networks: three seeds of 400 steps a stage take under two hours on two CPU cores
+    # the same with tiny networks on a CPU: about half an hour a seed on two cores
     python scripts/ablation.py --tiny --data datasets/mine --seeds 0 1 2 --output results/tiny
 
     # a part of it
