@@ -20,6 +20,9 @@ from hidiff.typecheck import coerce, suggestion
 from hidiff.yaml_file import apply_overrides, read_yaml
 
 Section = Mapping[str, Any]
+Precision = Literal["fp32", "tf32", "bf16"]
+LEVELS = (1, 2, 3, 4)
+"""The Transformer's levels, from full to an eighth of the resolution."""
 
 DEAD_OPTIONS = {
     r"datasets\.\w+\.use_shuffle": "training data is always shuffled, validation data never",
@@ -150,6 +153,8 @@ class TrainOptions:
     `reference_world_size` is the number of processes whose global batch is kept by accumulation.
     `ema_decay` turns on the average of the weights. `max_bad_steps` in a row with a non-finite
     gradient stop the run. `on_bad_image: skip` replaces an image that cannot be used by another.
+    `precision` is that of `hidiff.engine.precision`; `compile` uses torch.compile. The blocks of
+    the levels in `activation_checkpointing` keep no activations and compute them again backward.
     """
 
     total_iter: int
@@ -161,6 +166,9 @@ class TrainOptions:
     ema_decay: float | None = None
     max_bad_steps: int = 10
     on_bad_image: Literal["stop", "skip"] = "stop"
+    precision: Precision = "tf32"
+    compile: bool = False
+    activation_checkpointing: tuple[int, ...] = ()
     pixel_opt: Section | None = None
     pixel_diff_opt: Section | None = None
     perceptual_opt: Section | None = None
@@ -172,6 +180,11 @@ class TrainOptions:
                 raise _error(f"train.{key}", f"{value} must be at least 1")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise _error("train.ema_decay", f"{self.ema_decay} must be between 0 and 1")
+        for level in self.activation_checkpointing:
+            if level not in LEVELS:
+                raise _error(
+                    "train.activation_checkpointing", f"there is no level {level}, only 1, 2, 3, 4"
+                )
 
 
 @dataclass(frozen=True)
@@ -182,6 +195,8 @@ class ValOptions:
     'benchmark' takes the published one of each data set, known by its name. `use_ema` validates
     the averaged weights where `train.ema_decay` keeps them; test.py takes those that
     `path.param_key_*` names. `save_img` unset writes the pictures of a test and none of validation.
+    `precision` is that of `hidiff.engine.precision`; `compile` uses torch.compile in test.py, which
+    pays for many images of one size.
     """
 
     val_freq: int | None = None
@@ -190,6 +205,8 @@ class ValOptions:
     save_img: bool | None = None
     suffix: str = ""
     selfensemble_testing: bool = False
+    precision: Precision = "tf32"
+    compile: bool = False
     metrics: Mapping[str, Section] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -2,6 +2,10 @@
 
 Feature maps are (B, C, H, W), channels last in memory, where the layer norms, 1×1 convolutions and
 matrix products need no copies. Parameter names are those of the released checkpoints.
+
+Every module computes in the dtype of its feature map, whatever the dtype of its parameters. With
+bfloat16 features, what would lose too much stays float32: statistics of the norms, Gram matrices,
+norms of q and k, softmax, and everything that is computed from the prior.
 """
 
 from __future__ import annotations
@@ -12,6 +16,20 @@ from torch import Tensor, nn
 
 LAYER_NORM_EPS = 1e-5
 NORMALIZE_EPS = 1e-12
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """bfloat16 → float32; float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution in the dtype of its input; its parameters keep theirs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) → (B, out_channels, H', W')."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return self._conv_forward(x, self.weight.to(x.dtype), bias)
 
 
 class _ChannelNormBody(nn.Module):
@@ -44,14 +62,17 @@ class LayerNorm(nn.Module):
         """Without the affine map, (…, dim) → (…, dim)."""
         if self.body.bias is not None:
             return F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
-        variance = x.var(dim=-1, keepdim=True, unbiased=False)
-        return x * torch.rsqrt(variance + LAYER_NORM_EPS)
+        # F.layer_norm computes its statistics in float32 by itself.
+        variance = at_least_float32(x).var(dim=-1, keepdim=True, unbiased=False)
+        return x * torch.rsqrt(variance + LAYER_NORM_EPS).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, dim) → (…, dim)."""
+        weight = self.body.weight.to(x.dtype)
         if self.body.bias is not None:
-            return F.layer_norm(x, x.shape[-1:], self.body.weight, self.body.bias, LAYER_NORM_EPS)
-        return self.normalize(x) * self.body.weight
+            bias = self.body.bias.to(x.dtype)
+            return F.layer_norm(x, x.shape[-1:], weight, bias, LAYER_NORM_EPS)
+        return self.normalize(x) * weight
 
 
 class LayerNorm2d(LayerNorm):
@@ -72,8 +93,8 @@ class LayerNorm2d(LayerNorm):
         # One affine map in place of two: (x̂·w + b)·scale + shift = x̂·(w·scale) + (b·scale + shift).
         weight = self.body.weight * scale  # (B, dim)
         bias = shift if self.body.bias is None else torch.addcmul(shift, self.body.bias, scale)
-        x = torch.addcmul(bias[:, None, None], self.normalize(x), weight[:, None, None])
-        return x.permute(0, 3, 1, 2)
+        out = torch.addcmul(bias[:, None, None], self.normalize(x), weight[:, None, None])
+        return out.to(x.dtype).permute(0, 3, 1, 2)
 
 
 class PriorModulation(nn.Module):
@@ -114,11 +135,11 @@ class Attention(PriorModulation):
         super().__init__(dim, prior_dim)
         self.num_heads = num_heads
         self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
-        self.qkv = nn.Conv2d(dim, dim * 3, kernel_size=1, bias=bias)
-        self.qkv_dwconv = nn.Conv2d(
+        self.qkv = Conv2d(dim, dim * 3, kernel_size=1, bias=bias)
+        self.qkv_dwconv = Conv2d(
             dim * 3, dim * 3, kernel_size=3, padding=1, groups=dim * 3, bias=bias
         )
-        self.project_out = nn.Conv2d(dim, dim, kernel_size=1, bias=bias)
+        self.project_out = Conv2d(dim, dim, kernel_size=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, dim, H, W) → (B, dim, H, W)."""
@@ -126,18 +147,19 @@ class Attention(PriorModulation):
         q, k, v = qkv.chunk(3, dim=1)
         attention = self._attention(*(t.unflatten(1, (self.num_heads, -1)) for t in (q, k)))
         if torch.is_grad_enabled():
-            heads = attention @ v.unflatten(1, (self.num_heads, -1))
+            heads = attention.to(v.dtype) @ v.unflatten(1, (self.num_heads, -1))
             return self.project_out(heads.reshape_as(x))
         # project_out(attention · v) with both matrices multiplied first: one pass over the pixels.
         weight = self.project_out.weight.view(x.shape[1], self.num_heads, -1)
         folded = torch.einsum("ohc,bhcd->bohd", weight, attention).flatten(2)  # (B, dim, dim)
-        out = v.transpose(1, 2) @ folded.transpose(1, 2)  # (B, H·W, dim)
+        out = v.transpose(1, 2) @ folded.to(v.dtype).transpose(1, 2)  # (B, H·W, dim)
         if self.project_out.bias is not None:
-            out = out + self.project_out.bias
+            out = out + self.project_out.bias.to(v.dtype)
         return out.transpose(1, 2).unflatten(2, x.shape[-2:])
 
     def _attention(self, q: Tensor, k: Tensor) -> Tensor:
-        """Softmax over channels; q, k (B, heads, c, H·W) → (B, heads, c, c)."""
+        """Softmax over channels; q, k (B, heads, c, H·W) → (B, heads, c, c), float32 or more."""
+        q, k = at_least_float32(q), at_least_float32(k)
         norms = [torch.linalg.vector_norm(t, dim=-1).clamp_min(NORMALIZE_EPS) for t in (q, k)]
         cosines = q @ k.transpose(-2, -1) / (norms[0][..., :, None] * norms[1][..., None, :])
         return (cosines * self.temperature).softmax(dim=-1)
@@ -163,11 +185,11 @@ class FeedForward(PriorModulation):
     ) -> None:
         super().__init__(dim, prior_dim)
         hidden = int(dim * ffn_expansion_factor)
-        self.project_in = nn.Conv2d(dim, hidden * 2, kernel_size=1, bias=bias)
-        self.dwconv = nn.Conv2d(
+        self.project_in = Conv2d(dim, hidden * 2, kernel_size=1, bias=bias)
+        self.dwconv = Conv2d(
             hidden * 2, hidden * 2, kernel_size=3, padding=1, groups=hidden * 2, bias=bias
         )
-        self.project_out = nn.Conv2d(hidden, dim, kernel_size=1, bias=bias)
+        self.project_out = Conv2d(hidden, dim, kernel_size=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, dim, H, W) → (B, dim, H, W)."""
@@ -205,7 +227,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, in_channels: int, dim: int, *, bias: bool = False) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, dim, kernel_size=3, padding=1, bias=bias)
+        self.proj = Conv2d(in_channels, dim, kernel_size=3, padding=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, dim, H, W)."""
@@ -218,7 +240,7 @@ class Downsample(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(dim, dim // 2, kernel_size=3, padding=1, bias=False), nn.PixelUnshuffle(2)
+            Conv2d(dim, dim // 2, kernel_size=3, padding=1, bias=False), nn.PixelUnshuffle(2)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -231,7 +253,7 @@ class Upsample(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(dim, dim * 2, kernel_size=3, padding=1, bias=False), nn.PixelShuffle(2)
+            Conv2d(dim, dim * 2, kernel_size=3, padding=1, bias=False), nn.PixelShuffle(2)
         )
 
     def forward(self, x: Tensor) -> Tensor:

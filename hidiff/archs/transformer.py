@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hidiff.archs.restormer import (
+    Conv2d,
     Downsample,
     LayerNorm,
     PatchEmbed,
     TransformerBlock,
     Upsample,
+    at_least_float32,
 )
 from hidiff.errors import UserError, require_positive
 from hidiff.registry import ARCHS
@@ -69,7 +72,7 @@ class HIM(nn.Module):
         k = k / math.sqrt(k.shape[-1])
         to_logits = torch.einsum("hci,bhnc->bihn", self.q.weight.unflatten(0, (heads, -1)), k)
         from_tokens = torch.einsum("ohc,bhnc->bhno", self.proj.weight.unflatten(1, (heads, -1)), v)
-        logits = self.norm1(tokens) @ to_logits.flatten(2)  # (B, H·W, heads·n)
+        logits = at_least_float32(self.norm1(tokens)) @ to_logits.flatten(2)  # (B, H·W, heads·n)
         if self.q.bias is not None:
             logits = (
                 logits
@@ -79,7 +82,7 @@ class HIM(nn.Module):
             )
         attention = logits.unflatten(2, (heads, -1)).softmax(dim=-1).flatten(2)
         out = torch.baddbmm(self.proj.bias, attention, from_tokens.flatten(1, 2))
-        return x + out.transpose(1, 2).unflatten(2, x.shape[-2:])
+        return x + out.to(x.dtype).transpose(1, 2).unflatten(2, x.shape[-2:])
 
 
 class BasicLayer(nn.Module):
@@ -121,13 +124,18 @@ class BasicLayer(nn.Module):
             )
             for _ in range(num_blocks)
         )
+        self.recompute = False
 
     def forward(self, x: Tensor, prior: Tensor | None = None) -> Tensor:
         """x (B, dim, H, W); prior (B, group², C'), (B, C') when group is 1, or None."""
         if prior is not None and self.him is not None:
             x, prior = self.him(x, prior), None
         for block in self.blocks:
-            x = block(x, prior)
+            if self.recompute and torch.is_grad_enabled():
+                # Nothing random is in a block, so no generator's state needs to be kept.
+                x = checkpoint(block, x, prior, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, prior)
         return x
 
 
@@ -153,6 +161,10 @@ class Transformer(nn.Module):
     """Prior-guided Restormer (weights file `net_g`).
 
     With `prior` None it computes plain Restormer: HIM and the modulation are skipped.
+
+    The attribute `feature_dtype` may be set to torch.bfloat16: the feature maps between patch
+    embedding and last convolution then have it, while parameters, prior and output stay float32.
+    None is the image's dtype.
 
     Args:
         inp_channels: channels of the input image.
@@ -211,6 +223,7 @@ class Transformer(nn.Module):
         self.prior_dim = prior_dim
         self.dual_pixel_task = dual_pixel_task
         self.guidance = guidance
+        self.feature_dtype: torch.dtype | None = None
 
         if guidance == "multi_scale":
             tokens = group * group
@@ -239,18 +252,36 @@ class Transformer(nn.Module):
         self.latent = level(3, 8 * dim, num_blocks[3], 1)
 
         self.up4_3 = Upsample(8 * dim)
-        self.reduce_chan_level3 = nn.Conv2d(8 * dim, 4 * dim, kernel_size=1, bias=bias)
+        self.reduce_chan_level3 = Conv2d(8 * dim, 4 * dim, kernel_size=1, bias=bias)
         self.decoder_level3 = level(2, 4 * dim, num_blocks[2], group // 2)
         self.up3_2 = Upsample(4 * dim)
-        self.reduce_chan_level2 = nn.Conv2d(4 * dim, 2 * dim, kernel_size=1, bias=bias)
+        self.reduce_chan_level2 = Conv2d(4 * dim, 2 * dim, kernel_size=1, bias=bias)
         self.decoder_level2 = level(1, 2 * dim, num_blocks[1], group // 2)
         self.up2_1 = Upsample(2 * dim)
         self.decoder_level1 = level(0, 2 * dim, num_blocks[0], group)
         self.refinement = level(0, 2 * dim, num_refinement_blocks, group)
 
         if dual_pixel_task:
-            self.skip_conv = nn.Conv2d(dim, 2 * dim, kernel_size=1, bias=bias)
-        self.output = nn.Conv2d(2 * dim, out_channels, kernel_size=3, padding=1, bias=bias)
+            self.skip_conv = Conv2d(dim, 2 * dim, kernel_size=1, bias=bias)
+        self.output = Conv2d(2 * dim, out_channels, kernel_size=3, padding=1, bias=bias)
+
+    def recompute_levels(self, levels: Collection[int]) -> None:
+        """Keep no activations of these levels' blocks; the backward pass computes them again.
+
+        Args:
+            levels: of 1 … 4; a level is its encoder and decoder, and level 1 the refinement too.
+        """
+        for level, parts in enumerate(
+            (
+                (self.encoder_level1, self.decoder_level1, self.refinement),
+                (self.encoder_level2, self.decoder_level2),
+                (self.encoder_level3, self.decoder_level3),
+                (self.latent,),
+            ),
+            start=1,
+        ):
+            for part in parts:
+                part.recompute = level in levels
 
     def forward(self, inp_img: Tensor, prior: Tensor | None = None) -> Tensor:
         """Restore.
@@ -268,7 +299,8 @@ class Transformer(nn.Module):
             z2 = self.down_1(z1)  # (B, N/4, C')
             z3 = self.down_2(z2).flatten(1)  # (B, C')
 
-        embedded = self.patch_embed(inp_img.contiguous(memory_format=FEATURE_FORMAT))
+        dtype = self.feature_dtype or inp_img.dtype
+        embedded = self.patch_embed(inp_img.contiguous(memory_format=FEATURE_FORMAT)).to(dtype)
         level1 = self.encoder_level1(embedded, z1)
         level2 = self.encoder_level2(self.down1_2(level1), z2)
         level3 = self.encoder_level3(self.down2_3(level2), z2)
@@ -283,8 +315,8 @@ class Transformer(nn.Module):
         x = self.refinement(x, z1)
 
         if self.dual_pixel_task:
-            return self.output(x + self.skip_conv(embedded))
-        return self.output(x) + inp_img
+            return self.output((x + self.skip_conv(embedded)).to(inp_img.dtype))
+        return self.output(x.to(inp_img.dtype)) + inp_img
 
 
 def _check_widths(

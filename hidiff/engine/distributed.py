@@ -138,9 +138,6 @@ def _device(options: Options, local_rank: int, launcher: Launcher = "none") -> t
             f"{torch.cuda.device_count()}; start as many processes as GPUs (--nproc_per_node)"
         )
     torch.cuda.set_device(local_rank)
-    # Released behaviour: PyTorch 1.9 used TF32 tensor cores for convolutions and matrix products.
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
     return torch.device("cuda", local_rank)
 
 

@@ -28,7 +28,7 @@ def adamw(
 ) -> torch.optim.Optimizer:
     """AdamW, what the released options use; the decay acts on every parameter."""
     return torch.optim.AdamW(
-        list(params), lr=lr, weight_decay=weight_decay, betas=tuple(betas), eps=eps
+        list(params), lr=lr, weight_decay=weight_decay, betas=tuple(betas), eps=eps, fused=True
     )
 
 
@@ -43,7 +43,7 @@ def adam(
 ) -> torch.optim.Optimizer:
     """Adam, what the paper's text names."""
     return torch.optim.Adam(
-        list(params), lr=lr, weight_decay=weight_decay, betas=tuple(betas), eps=eps
+        list(params), lr=lr, weight_decay=weight_decay, betas=tuple(betas), eps=eps, fused=True
     )
 
 

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 
 from hidiff.data import build_dataset
+from hidiff.engine.compilation import compile_blocks
 from hidiff.engine.distributed import Processes
 from hidiff.engine.evaluator import ImageResult, build_test_scorer, evaluate, mean_metrics
 from hidiff.engine.experiment import RESULTS, load_pretrained, set_aside
 from hidiff.engine.logger import get_logger
+from hidiff.engine.precision import precision
 from hidiff.engine.scoring import FolderScores, ImageScore
 from hidiff.engine.versions import library_versions
 from hidiff.models import build_model
@@ -112,6 +114,8 @@ def run_test(options: Options, processes: Processes, *, seeds: int = 1) -> bool:
     model = build_model({k: v for k, v in options.sections.items() if k not in training_only})
     notices = [*options.notices, *load_pretrained(model, options, training=False)]
     model.to(processes.device).eval()
+    if options.val.compile:
+        compile_blocks(model, "val.compile")
     for notice in notices:
         log.info(notice)
 
@@ -126,22 +130,23 @@ def run_test(options: Options, processes: Processes, *, seeds: int = 1) -> bool:
         name = section.name
         protocol, scorer = scorers[name]
         pictures = folder / "visualization" / name
-        runs = [
-            evaluate(
-                model,
-                datasets[name],
-                scorer,
-                processes,
-                seed=options.manual_seed + run,
-                label=name if seeds == 1 else f"{name}, seed {options.manual_seed + run}",
-                self_ensemble=options.val.selfensemble_testing,
-                score_blurry=run == 0,
-                picture_path=(lambda image, to=pictures: to / f"{image}{suffix}.png")
-                if options.val.save_img is not False and run == 0
-                else None,
-            )
-            for run in range(seeds)
-        ]
+        with precision(model, options.val.precision):
+            runs = [
+                evaluate(
+                    model,
+                    datasets[name],
+                    scorer,
+                    processes,
+                    seed=options.manual_seed + run,
+                    label=name if seeds == 1 else f"{name}, seed {options.manual_seed + run}",
+                    self_ensemble=options.val.selfensemble_testing,
+                    score_blurry=run == 0,
+                    picture_path=(lambda image, to=pictures: to / f"{image}{suffix}.png")
+                    if options.val.save_img is not False and run == 0
+                    else None,
+                )
+                for run in range(seeds)
+            ]
         tested.append(TestedSet(section, protocol, pictures, runs))
     if processes.is_main:
         report = summary(options, tested, upper_bound=model.restores_from_gt)
@@ -195,6 +200,7 @@ def summary(options: Options, tested: list[TestedSet], *, upper_bound: bool) -> 
         "upper_bound": upper_bound,
         "metrics": {key: dict(section) for key, section in options.val.metrics.items()},
         "manual_seed": options.manual_seed,
+        "precision": options.val.precision,
         "overrides": list(options.overrides),
         "selfensemble_testing": options.val.selfensemble_testing,
         "datasets": {

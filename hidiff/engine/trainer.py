@@ -16,12 +16,14 @@ from tqdm import tqdm
 
 from hidiff.data import BatchPlan, PhaseBatchSampler, build_dataset, training_batches
 from hidiff.engine import checkpoint
+from hidiff.engine.compilation import compile_blocks
 from hidiff.engine.distributed import Processes, no_sync
 from hidiff.engine.ema import WeightAverage
 from hidiff.engine.experiment import Experiment, load_pretrained, set_aside
 from hidiff.engine.logger import MetricsWriter, start_logging
 from hidiff.engine.lr_schedule import build_lr_schedule
 from hidiff.engine.optim import GRAD_CLIP_NORM, build_optimizer, clip_gradients, set_lr
+from hidiff.engine.precision import precision
 from hidiff.engine.resume import compare_options, options_hash
 from hidiff.engine.signals import StopRequest
 from hidiff.engine.validation import Validator
@@ -96,6 +98,9 @@ class Trainer:
         self.average = WeightAverage(self.model, decay) if decay else None
         if state is not None:
             self._restore(state)
+        self.model.net_g.recompute_levels(self.train_options.activation_checkpointing)
+        if self.train_options.compile:
+            compile_blocks(self.model, "train.compile")
         self.dtype = next(self.model.parameters()).dtype
         self.wrapped = processes.wrap(self.model)
         self.batches = training_batches(
@@ -140,6 +145,7 @@ class Trainer:
             # Loader processes ignore SIGTERM, by which Python would end them at exit.
             stack.callback(delattr, self, "batches")
             stop = stack.enter_context(StopRequest())
+            stack.enter_context(precision(self.model, self.train_options.precision))
             tensorboard = self.experiment.tensorboard if self._uses_tensorboard else None
             self.writer = stack.enter_context(MetricsWriter(tensorboard, self.step + 1))
             self.bar = stack.enter_context(

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from hidiff.engine.compilation import uncompiled
 from hidiff.engine.distributed import Processes
 from hidiff.engine.evaluator import Triptych, build_metrics, evaluate, mean_metrics
 from hidiff.engine.logger import MetricsWriter, get_logger
+from hidiff.engine.precision import precision
 from hidiff.models import DeblurModel
 from hidiff.options import Options
 
@@ -62,17 +64,18 @@ class Validator:
             def path(image: str, name: str = name) -> Path:
                 return self.folder / name / image / f"{image}_{step}.png"
 
-            results = evaluate(
-                model,
-                dataset,
-                self.scorer,
-                self.processes,
-                seed=self.options.manual_seed,
-                label=f"{label} {name}",
-                self_ensemble=self.options.val.selfensemble_testing,
-                picture_path=path if self.options.val.save_img else None,
-                on_triptych=keep,
-            )
+            with precision(model, self.options.val.precision), uncompiled():
+                results = evaluate(
+                    model,
+                    dataset,
+                    self.scorer,
+                    self.processes,
+                    seed=self.options.manual_seed,
+                    label=f"{label} {name}",
+                    self_ensemble=self.options.val.selfensemble_testing,
+                    picture_path=path if self.options.val.save_img else None,
+                    on_triptych=keep,
+                )
             for failed in (result for result in results if result.error):
                 log.warning("%s: %s", name, failed.error)
             means = mean_metrics(results)
