@@ -1,0 +1,63 @@
+"""torch.compile, block by block."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from hidiff.archs.restormer import TransformerBlock
+from hidiff.archs.transformer import HIM
+from hidiff.errors import UserError
+from hidiff.models import DeblurModel
+
+RECOMPILE_LIMIT = 512
+"""Forms that one block may be compiled in. Each level's widths, each phase's batch and image size,
+and training and restoring are forms of their own: the released networks need 84."""
+
+
+def check_compiler(device: torch.device, where: str) -> None:
+    """Compile something small, so that a missing compiler shows at once and not at step 1.
+
+    Raises:
+        UserError: it cannot be compiled; `where` is the option to turn off.
+    """
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return x + x
+
+    try:
+        torch.compile(double, dynamic=False)(torch.ones(8, device=device))
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise UserError(
+            f"{where}: torch.compile does not work here ({reason[0] if reason else error!r}); it "
+            "needs a C++ compiler on CPUs and Triton on GPUs. Install it, or set this to false"
+        ) from None
+
+
+def compile_blocks(model: DeblurModel, where: str) -> None:
+    """Compile the Transformer's blocks in place, when each is first called with new shapes.
+
+    Blocks of the same widths share their code. What was compiled for a batch and image size is
+    kept, so a phase that returns is not compiled again. Parameter names stay as they are.
+
+    Args:
+        model: on its device; not the wrapper around it.
+        where: the option that asks for it, for messages.
+
+    Raises:
+        UserError: see `check_compiler`.
+    """
+    check_compiler(next(model.parameters()).device, where)
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    torch._dynamo.config.accumulated_recompile_limit = RECOMPILE_LIMIT
+    for module in model.net_g.modules():
+        if isinstance(module, (TransformerBlock, HIM)):
+            # Static shapes: with dynamic ones Inductor neither tunes nor lays out as well.
+            module.compile(dynamic=False)
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """Context in which compiled blocks run as if they were not, for images of many sizes."""
+    return torch.compiler.set_stance("force_eager")
