@@ -41,12 +41,22 @@ class Processes:
         """Whether this process writes what is written once."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The one data-parallel wrapper around a model; the model itself for one process."""
+    def wrap(self, model: nn.Module, *, accumulates: bool) -> nn.Module:
+        """The one data-parallel wrapper around a model; the model itself for one process.
+
+        Args:
+            model: on this process's device.
+            accumulates: whether `no_sync` will skip backward passes.
+        """
         if self.world_size == 1:
             return model
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            model,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            # Every step has the same graph; but DDP cannot learn it from passes that it skips.
+            static_graph=not accumulates,
+        )
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean of a tensor over all processes."""

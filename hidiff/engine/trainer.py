@@ -102,7 +102,7 @@ class Trainer:
         if self.train_options.compile:
             compile_blocks(self.model, "train.compile")
         self.dtype = next(self.model.parameters()).dtype
-        self.wrapped = processes.wrap(self.model)
+        self.wrapped = processes.wrap(self.model, accumulates=self.plan.accumulation > 1)
         self.batches = training_batches(
             self.dataset,
             PhaseBatchSampler(
