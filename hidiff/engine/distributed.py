@@ -50,6 +50,13 @@ class Processes:
         """
         if self.world_size == 1:
             return model
+        for parameter in model.parameters():
+            if parameter.ndim == 4 and parameter.shape[1] == 1:
+                # A depthwise weight's gradient comes with channels-last strides. The bytes lie in
+                # the same order either way, but DDP compares the strides, copies and warns.
+                height, width = parameter.shape[2:]
+                strides = (height * width, 1, width, 1)
+                parameter.data = parameter.data.as_strided(parameter.shape, strides)
         return DistributedDataParallel(
             model,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
