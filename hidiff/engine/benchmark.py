@@ -6,10 +6,13 @@ is what counts.
 
 from __future__ import annotations
 
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -103,6 +106,18 @@ def bytes_for_backward(work: Callable[[], Any], model: nn.Module) -> int:
     return sum(kept.values())
 
 
+def machine_name(device: torch.device) -> str:
+    """'NVIDIA H200', or 'AMD EPYC, 2 threads'."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    processor = platform.processor()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        processor = models[0] if models else processor
+    return f"{processor or platform.machine()}, {torch.get_num_threads()} threads"
+
+
 @torch.no_grad()
 def matmul_rate(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
     """Floating-point operations a second of large matrix products, the best of some runs."""
@@ -114,7 +129,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> f
 
 def copy_rate(device: torch.device, repeats: int = 5) -> float:
     """Bytes a second that copying reads and writes, the best of some runs."""
-    source = torch.empty(2**30 if device.type == "cuda" else 2**27, device=device)
+    source = torch.ones(2**30 if device.type == "cuda" else 2**27, device=device)
     target = torch.empty_like(source)
     timing = alternate({"copy": lambda: target.copy_(source)}, repeats=repeats, device=device)
     return 2 * source.nbytes / timing["copy"].smallest
