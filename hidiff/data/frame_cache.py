@@ -171,7 +171,10 @@ class FrameCache:
         except (ValueError, TypeError, KeyError) as error:
             raise self._damaged(f"its index cannot be understood: {error}") from None
         if size != entries["bytes"] or len(frames) != len(self._numbers):
-            raise self._damaged(f"{size} bytes where {entries['bytes']} were written")
+            raise self._damaged(
+                f"{size} bytes with {len(frames)} frames, where {entries['bytes']} with "
+                f"{len(self._numbers)} were written"
+            )
         return frames, np.asarray(pixels)
 
     def _damaged(self, what: str) -> UserError:
