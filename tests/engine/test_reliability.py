@@ -244,7 +244,9 @@ def test_changed_options_are_listed_or_refused(data):
     now = copy.deepcopy(before)
     now["logger"]["print_freq"] = 7
     now["datasets"]["train"]["num_worker_per_gpu"] = 2
+    now["datasets"]["train"]["cache"] = "folder"
     assert compare_options(before, now, "it") == [
+        "changed since the run was started: datasets.train.cache: absent → folder",
         "changed since the run was started: datasets.train.num_worker_per_gpu: 0 → 2",
         "changed since the run was started: logger.print_freq: 1 → 7",
     ]
