@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
+import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +34,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch  # noqa: E402
 from plain_formulation import plain  # noqa: E402
+from torch.utils.data import Dataset  # noqa: E402
 
-from hidiff.data import BatchPlan, CropRequest, PhaseBatchSampler, build_dataset  # noqa: E402
+from hidiff.data import (  # noqa: E402
+    BatchPlan,
+    PhaseBatchSampler,
+    build_dataset,
+    training_batches,
+)
+from hidiff.data.transfer import to_device  # noqa: E402
 from hidiff.engine.benchmark import (  # noqa: E402
     alternate,
     bytes_for_backward,
@@ -205,33 +214,67 @@ def train_step(
     return cases
 
 
+def _as_released(
+    dataset: Dataset, indices: Sequence[int], phase: Phase, crop_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read, convert, crop and augment a pair for each index; keep the phase's part of them."""
+    crops = {"lq": [], "gt": []}
+    for index in indices:
+        pair = dataset[index]
+        height, width = pair["lq"].shape[1:]
+        top, left = random.randint(0, height - crop_size), random.randint(0, width - crop_size)
+        turns, flip = random.randint(0, 3), random.random() < 0.5
+        for side, chosen in crops.items():
+            crop = pair[side][:, top : top + crop_size, left : left + crop_size]
+            crop = torch.rot90(crop, turns, (1, 2))
+            chosen.append((crop.flip(1) if flip else crop).contiguous())
+    kept = random.sample(range(len(indices)), phase.batch_size)
+    start = random.randint(0, crop_size - phase.patch_size)
+    part = slice(start, start + phase.patch_size)
+    lq, gt = (torch.stack(chosen)[kept][:, :, part, part] for chosen in crops.values())
+    return lq, gt
+
+
 def data(options: Options, args: argparse.Namespace, machine: Machine) -> list[dict[str, Any]]:
-    """Read the crops of one step of each phase, in this process."""
+    """Load the batches of each phase, with one core."""
     section = options.for_training()[1]
-    dataset = build_dataset(section)
+    datasets = {"ours": build_dataset(section)}
+    if args.cache:
+        source = {**section.source, "cache": str(args.cache)}
+        datasets["ours, cache"] = build_dataset(dataclasses.replace(section, source=source))
+    plain_dataset = datasets["ours"]
+    torch.set_num_threads(1)
+    random.seed(options.manual_seed)
     cases = []
     for number, phase in _phases(options, args.phase).items():
-        sampler = PhaseBatchSampler(
-            size=len(dataset),
-            plan=BatchPlan([phase], 1),
-            rank=0,
-            seed=options.manual_seed,
-            crop_size=section.gt_size,
-            total_iter=args.repeats + 1,
+
+        def ours(dataset: Dataset, phase: Phase = phase) -> Callable[[], Any]:
+            batches = training_batches(
+                dataset,
+                PhaseBatchSampler(
+                    size=len(dataset),
+                    plan=BatchPlan([phase], 1),
+                    rank=0,
+                    seed=options.manual_seed,
+                    crop_size=section.gt_size,
+                    total_iter=1 + args.repeats,  # one call to warm up
+                ),
+                num_workers=0,
+            )
+            return lambda: to_device(next(batches), args.device, torch.float32)
+
+        def as_released(phase: Phase = phase) -> None:
+            indices = random.choices(range(len(plain_dataset)), k=section.batch_size_per_gpu)
+            for pixels in _as_released(plain_dataset, indices, phase, section.gt_size):
+                pixels.to(args.device)
+
+        work = {"read all": as_released, **{name: ours(d) for name, d in datasets.items()}}
+        # The cache compares each frame with its hash once, which is not what an epoch costs later.
+        for index in range(len(plain_dataset)) if args.cache else ():
+            datasets["ours, cache"][index]
+        ways = comparison(
+            alternate(work, repeats=args.repeats, device=args.device), baseline="read all"
         )
-        batches = list(sampler)
-        turn = iter(range(len(batches)))
-
-        def fast(turn: Any = turn, batches: Any = batches) -> None:
-            for request in batches[next(turn)]:
-                dataset[request]
-
-        def slow() -> None:
-            for index in range(section.batch_size_per_gpu):
-                dataset[CropRequest(index % len(dataset), section.gt_size, section.gt_size, (1,))]
-
-        timings = alternate({"read all": slow, "ours": fast}, repeats=args.repeats)
-        ways = comparison(timings, "read all")
         for way in ways.values():
             way["rate"] = f"{phase.batch_size / way['median']:.1f} crops/s"
         case = f"phase {number}, {phase.batch_size}×{phase.patch_size}²"
@@ -248,12 +291,16 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("-opt", type=Path, required=True, metavar="FILE", help="option file")
+    parser.add_argument(
+        "--force_yml", nargs="+", default=[], metavar="OPTION=VALUE", help="as for train.py"
+    )
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--ways", nargs="+", metavar="WAY", help="compared with the plain way")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"))
     parser.add_argument("--phase", default="all", help="of progressive training, from 1, or all")
     parser.add_argument("--batch", type=int, help="batch size in place of the phase's")
     parser.add_argument("--patch", type=int, help="patch size in place of the phase's")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="of decoded frames, for data")
     parser.add_argument("--repeats", type=int, default=5, help="measured calls of each way")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the table into this page")
@@ -269,7 +316,7 @@ def main() -> None:
         names = args.ways or DEFAULT_WAYS.get(args.device.type, ("fp32",))
         args.ways = [Way.parse(name) for name in dict.fromkeys((BASELINE, *names))]
         machine = Machine(args.device)
-        cases = COMMANDS[args.command](load_options(args.opt), args, machine)
+        cases = COMMANDS[args.command](load_options(args.opt, args.force_yml), args, machine)
         report = {
             "command": " ".join(["python scripts/benchmark.py", *sys.argv[1:]]),
             "machine": machine_name(args.device),

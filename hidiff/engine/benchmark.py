@@ -115,7 +115,8 @@ def machine_name(device: torch.device) -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
         processor = models[0] if models else processor
-    return f"{processor or platform.machine()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{processor or platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 @torch.no_grad()
