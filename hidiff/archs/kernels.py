@@ -1,7 +1,8 @@
 """Depthwise 3×3 convolution, plain and gated by GELU (GDFN), as fused GPU kernels in Triton.
 
 Sums are float32, also for bfloat16 data. The backward pass of the gated form needs nothing but the
-input and computes the convolution again. Gradients are bit for bit the same in every run.
+input and computes the convolution again. The kernels' results and gradients are bit for bit the
+same in every run.
 
 Both are custom operators, which torch.compile keeps as single calls, with a second implementation
 in PyTorch's own. What the kernels do not serve, as float64 and the CPU, always gets that one.
@@ -28,7 +29,8 @@ except ModuleNotFoundError:  # Triton comes with PyTorch for NVIDIA GPUs on Linu
     triton_kernels = None
 
 Mode = Literal["eager", "triton", "auto"]
-"""'eager': PyTorch's own operators. 'triton': the kernels. 'auto': the faster of the two."""
+"""'eager': PyTorch's own operators. 'triton': the kernels, wherever they can run. 'auto': the faster
+of the two."""
 
 T = TypeVar("T")
 
@@ -45,8 +47,8 @@ def depthwise_conv3x3(
         weight: (C, 1, 3, 3), any floating type: float32 weights serve bfloat16 data as they are.
         bias: (C,) or None.
         mode: see `Mode`. 'auto' times both at the first use of about this size; as timings vary,
-            so may the choice and with it the last bits of the result. In both other modes runs
-            are repeatable. 'eager' follows autocast, the others compute in the type of `x`.
+            so may the choice and with it the last bits of the result. 'eager' follows autocast,
+            the others compute in the type of `x`.
 
     Returns:
         (B, C, H, W) of the type of `x`, channels last except in mode 'eager'.
