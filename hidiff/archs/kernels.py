@@ -29,8 +29,8 @@ except ModuleNotFoundError:  # Triton comes with PyTorch for NVIDIA GPUs on Linu
     triton_kernels = None
 
 Mode = Literal["eager", "triton", "auto"]
-"""'eager': PyTorch's own operators. 'triton': the kernels, wherever they can run. 'auto': the faster
-of the two."""
+"""'eager': PyTorch's own operators. 'triton': the kernels, wherever they can run. 'auto': the
+faster of the two."""
 
 T = TypeVar("T")
 
