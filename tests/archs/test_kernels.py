@@ -1,0 +1,228 @@
+"""The depthwise convolutions: operators, choice of implementation, and Triton's kernels."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from hidiff.archs import kernels
+from hidiff.errors import UserError
+
+FUNCTIONS = {
+    "plain": (kernels.depthwise_conv3x3, torch.ops.hidiff.depthwise_conv3x3),
+    "gated": (kernels.gated_depthwise_conv3x3, torch.ops.hidiff.gated_depthwise_conv3x3),
+}
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+
+
+@pytest.fixture(params=FUNCTIONS)
+def function(request):
+    return FUNCTIONS[request.param][0]
+
+
+def tensors(dtype=torch.float64, channels=6, bias=True):
+    """x, weight and bias, which need gradients."""
+    shapes = [(2, channels, 5, 7), (channels, 1, 3, 3), (channels,)]
+    inputs = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+    return inputs if bias else [*inputs[:2], None]
+
+
+@pytest.mark.parametrize("mode", ["auto", "triton"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_without_a_gpu_the_values_are_eager_ones(function, mode, bias):
+    inputs = tensors(bias=bias)
+    needed = [t for t in inputs if t is not None]
+    expected = function(*inputs, mode="eager")
+    grad = torch.randn_like(expected)
+    out = function(*inputs, mode=mode)
+    torch.testing.assert_close(out, expected)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(
+        torch.autograd.grad(out, needed, grad), torch.autograd.grad(expected, needed, grad)
+    )
+
+
+def test_eager_is_the_networks_formula():
+    x, weight, bias = tensors()
+    convolved = F.conv2d(x, weight, bias, padding=1, groups=6)
+    assert torch.equal(kernels.depthwise_conv3x3(x, weight, bias, mode="eager"), convolved)
+    gated = F.gelu(convolved[:, :3]) * convolved[:, 3:]
+    assert torch.equal(kernels.gated_depthwise_conv3x3(x, weight, bias, mode="eager"), gated)
+
+
+def test_float32_weights_serve_bfloat16_data_also_under_autocast(function):
+    x, weight, bias = tensors(torch.float32)
+    x = x.detach().bfloat16().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = function(x, weight, bias, mode="auto")
+        single = function(x.float(), weight, bias, mode="auto")
+    assert (out.dtype, single.dtype) == (torch.bfloat16, torch.float32)
+    gradients = torch.autograd.grad(out.float().sum(), [x, weight, bias])
+    assert [g.dtype for g in gradients] == [torch.bfloat16, torch.float32, torch.float32]
+    # Data, weights and results are rounded to eight digits here: three roundings, and a sum.
+    assert float(((out - single).norm() / single.norm()).detach()) < 0.01
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_operators_keep_torchs_rules(name, bias):
+    operator = FUNCTIONS[name][1].default
+    torch.library.opcheck(operator, (*tensors(bias=bias), "auto"))
+    x, weight, bias = (t if t is None else t.detach() for t in tensors(bias=bias))
+    grad = torch.randn_like(operator(x, weight, bias, "auto"))
+    backward = getattr(torch.ops.hidiff, f"{operator._opname}_backward").default
+    torch.library.opcheck(backward, (grad, x, weight, bias, "auto"))
+
+
+def test_torch_compile_keeps_them_in_one_graph():
+    operators = []
+
+    def network(x, weight, bias):
+        x = kernels.depthwise_conv3x3(x.relu(), weight, bias, mode="auto")
+        x = kernels.gated_depthwise_conv3x3(x, weight, None, mode="auto")
+        return kernels.depthwise_conv3x3(torch.cat([x, x], dim=1), weight, bias, mode="auto").sin()
+
+    def backend(graph, example_inputs):
+        operators.extend(str(node.target) for node in graph.graph.nodes)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, example_inputs)
+
+    inputs = tensors()
+    torch._dynamo.reset()
+    out = torch.compile(network, fullgraph=True, backend=backend)(*inputs)
+    expected = network(*inputs)
+    torch.testing.assert_close(out, expected)
+    grad = torch.randn_like(out)
+    torch.testing.assert_close(
+        torch.autograd.grad(out, inputs, grad), torch.autograd.grad(expected, inputs, grad)
+    )
+    assert sum("hidiff" in name for name in operators) == 3
+
+
+def test_operations_are_counted_as_for_eager(function):
+    inputs = [t.to("meta") for t in tensors()]
+    counts = []
+    for mode in ("eager", "auto"):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            function(*inputs, mode=mode)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] == 2 * 9 * 2 * 6 * 5 * 7
+
+
+class Timer:
+    """Gives out prepared times, one a call."""
+
+    def __init__(self, *times):
+        self.times = list(times)
+
+    def __call__(self, way):
+        time = self.times.pop(0)
+        if isinstance(time, Exception):
+            raise time
+        return time
+
+
+WAYS = {"eager": lambda: "eager", "triton": lambda: "triton"}
+
+
+@pytest.mark.parametrize(("times", "winner"), [((2.0, 1.0), "triton"), ((1.0, 2.0), "eager")])
+def test_chooser_times_once_and_remembers(times, winner):
+    chooser = kernels.Chooser(Timer(*times))
+    assert [chooser.run("a", WAYS), chooser.run("a", WAYS)] == [winner, winner]
+    chooser = kernels.Chooser(Timer(*times, *reversed(times)))
+    assert chooser.run("a", WAYS) == winner
+    assert chooser.run("b", WAYS) != winner
+    assert chooser.run("a", WAYS) == winner
+
+
+def test_chooser_gives_up_a_way_that_fails():
+    chooser = kernels.Chooser(Timer(2.0, torch.OutOfMemoryError("too large")))
+    with pytest.warns(UserWarning, match="triton way failed and is not used: too large"):
+        assert chooser.run("a", WAYS) == "eager"
+    assert chooser.run("a", WAYS) == "eager"
+
+
+def test_chooser_remembers_nothing_where_it_must_not_time():
+    chooser = kernels.Chooser(Timer(2.0, 1.0))
+    assert chooser.run("a", WAYS, may_time=False) == "eager"
+    assert chooser.run("a", WAYS) == "triton"
+    assert chooser.run("a", WAYS, may_time=False) == "triton"
+
+
+class OnGpu(torch.Tensor):
+    """A CPU tensor that says that it is on the GPU."""
+
+    is_cuda = True
+
+
+def test_kernels_without_triton(monkeypatch):
+    monkeypatch.setattr(kernels, "triton_kernels", None)
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: torch.no_grad())
+    inputs = [t.detach() for t in tensors(torch.float32)]
+    inputs[0] = inputs[0].as_subclass(OnGpu)
+    with pytest.raises(UserError, match="pip install triton"):
+        kernels._run("conv", "triton", inputs)
+    out = kernels._run("conv", "auto", inputs)
+    expected = kernels.depthwise_conv3x3(*inputs, mode="eager")
+    torch.testing.assert_close(out, expected)
+
+
+@needs_triton
+def test_the_kernels_values_in_tritons_interpreter(root):
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    tests = root / "tests/archs/kernels_interpreted.py"
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)],
+        env=environment, cwd=root, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("capability", "dtype", "channels"), [(80, torch.bfloat16, 254), (90, torch.float32, 256)]
+)
+def test_the_kernels_compile_for_gpus(capability, dtype, channels, monkeypatch, tmp_path):
+    """Down to machine code, which needs no GPU, with the arguments of real launches."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from hidiff.archs import triton_kernels
+
+    if triton_kernels.INTERPRETED:
+        pytest.skip("TRITON_INTERPRET is set")
+    launches = []
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(
+        triton.JITFunction,
+        "run",
+        lambda kernel, *args, grid, warmup, **options: launches.append((kernel, args, options)),
+    )
+    x, weight, bias = tensors(torch.float32, channels)
+    x = x.detach().to(dtype, memory_format=torch.channels_last)
+    triton_kernels.conv(x, weight, bias)
+    triton_kernels.gated(x, weight, None)
+    triton_kernels.gated_backward(x[:, : channels // 2], x, weight, bias)
+
+    names = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+    for kernel, arguments, options in launches:
+        signature = dict.fromkeys(kernel.arg_names, "constexpr")
+        aligned = {}
+        for index, (name, value) in enumerate(zip(kernel.arg_names, arguments, strict=False)):
+            is_tensor = isinstance(value, torch.Tensor)
+            signature[name] = names[value.dtype] if is_tensor else "i32"
+            if is_tensor:
+                aligned[(index,)] = [["tt.divisibility", 16]]
+        constants = {name: options.pop(name) for name in kernel.arg_names if name in options}
+        assert list(constants) == kernel.arg_names[len(arguments) :]
+        source = ASTSource(kernel, signature, constants, aligned)
+        target = GPUTarget("cuda", capability, 32)
+        compiled = triton.compile(source, target=target, options=options)
+        assert len(compiled.asm["cubin"]) > 1000
+        assert ".f64" not in compiled.asm["ptx"]  # no constant has become double precision
+    assert len(launches) == 4
