@@ -244,6 +244,7 @@ class DistOptions:
 class Options:
     """A whole option file.
 
+    `kernels` chooses the depthwise convolutions on GPUs, see `hidiff.archs.kernels`.
     `sections` is the checked content as parsed, what `hidiff.build_model` takes.
     """
 
@@ -257,6 +258,7 @@ class Options:
     diffusion_schedule: Section | None = None
     scale: int = 1
     num_gpu: int | Literal["auto"] = "auto"
+    kernels: Literal["auto", "eager", "triton"] = "auto"
     manual_seed: int = 100
     path: PathOptions = field(default_factory=PathOptions)
     train: TrainOptions | None = None

@@ -57,6 +57,11 @@ def _him(layer: transformer.HIM, x: Tensor, prior: Tensor) -> Tensor:
     return tokens.reshape(batch, height, width, channels).permute(0, 3, 1, 2).contiguous()
 
 
+def _gated(layer: restormer.DepthwiseConv2d, x: Tensor) -> Tensor:
+    gate, value = layer(x).chunk(2, dim=1)
+    return F.gelu(gate) * value
+
+
 def _sample(layer, x: Tensor) -> Tensor:
     return layer.body(x)
 
@@ -68,6 +73,8 @@ def plain() -> Iterator[None]:
         mock.patch.object(restormer.LayerNorm, "forward", _layer_norm),
         mock.patch.object(restormer.LayerNorm2d, "forward", _layer_norm_2d),
         mock.patch.object(restormer.Attention, "forward", _attention),
+        mock.patch.object(restormer.DepthwiseConv2d, "forward", restormer.Conv2d.forward),
+        mock.patch.object(restormer.DepthwiseConv2d, "gated", _gated),
         mock.patch.object(restormer.Downsample, "forward", _sample),
         mock.patch.object(restormer.Upsample, "forward", _sample),
         mock.patch.object(transformer.HIM, "forward", _him),

@@ -34,6 +34,10 @@ faster of the two."""
 
 T = TypeVar("T")
 
+ROUNDING = 0.02
+"""Relative difference between implementations that is still taken for rounding: bfloat16 rounds to
+0.004, and a wrong or missing pixel row, tap or channel makes more."""
+
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -97,8 +101,8 @@ def gated_depthwise_conv3x3(
 class Chooser:
     """Runs the faster of several ways to compute a thing; times them once for each key.
 
-    A way that fails while it is timed loses: too little memory, or a system that cannot compile
-    the kernels.
+    A way that fails while it is timed loses: too little memory, a system that cannot compile the
+    kernels, or a result that is not that of the first way.
 
     Args:
         timer: the time that a way takes, in any unit.
@@ -109,18 +113,39 @@ class Chooser:
         self.chosen: dict[Hashable, str] = {}
 
     def run(
-        self, key: Hashable, ways: Mapping[str, Callable[[], T]], *, may_time: bool = True
+        self,
+        key: Hashable,
+        ways: Mapping[str, Callable[[], T]],
+        *,
+        agree: Callable[[T, T], bool] = lambda result, reference: True,
+        may_time: bool = True,
     ) -> T:
-        """The result of the fastest way; of the first where none is known and none can be timed."""
+        """The result of the fastest way; of the first where none is known and none can be timed.
+
+        Args:
+            key: what the choice holds for.
+            ways: by name; the first is the reference.
+            agree: whether a way's result is that of the reference, but for rounding.
+            may_time: False where timing would do harm.
+        """
+        reference = next(iter(ways.values()))
         if key not in self.chosen:
             if not may_time:
-                return next(iter(ways.values()))()
-            times = {name: self._time(name, way) for name, way in ways.items()}
+                return reference()
+            times = {name: self._time(name, way, reference, agree) for name, way in ways.items()}
             self.chosen[key] = min(times, key=times.__getitem__)
         return ways[self.chosen[key]]()
 
-    def _time(self, name: str, way: Callable[[], object]) -> float:
+    def _time(
+        self,
+        name: str,
+        way: Callable[[], T],
+        reference: Callable[[], T],
+        agree: Callable[[T, T], bool],
+    ) -> float:
         try:
+            if way is not reference and not agree(way(), reference()):
+                raise ArithmeticError("its result is another")
             return self._timer(way)
         except Exception as error:
             warnings.warn(f"kernels: the {name} way failed and is not used: {error}", stacklevel=2)
@@ -167,7 +192,21 @@ def _run(name: str, mode: str, tensors: Sequence[Tensor | None]) -> Any:
         pixels = (x.numel() // x.shape[1]).bit_length()
         key = (name, x.device, x.dtype, x.shape[1], pixels)
         may_time = not (x.is_cuda and torch.cuda.is_current_stream_capturing())  # a CUDA graph
-        return _chooser.run(key, {"eager": eager, "triton": fused}, may_time=may_time)
+        return _chooser.run(
+            key, {"eager": eager, "triton": fused}, agree=_agree, may_time=may_time
+        )
+
+
+def _agree(result: Any, reference: Any) -> bool:
+    """Whether two implementations differ by rounding only, TF32's and bfloat16's included."""
+    if isinstance(reference, Tensor):
+        result, reference = (result,), (reference,)
+    for ours, theirs in zip(result, reference, strict=True):
+        limit = ROUNDING * theirs.float().norm()
+        # `not >` and not `<=`: where the reference is not finite there is nothing to compare.
+        if (ours.float() - theirs.float()).norm() > limit:
+            return False
+    return True
 
 
 def _interpreted() -> bool:

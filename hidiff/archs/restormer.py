@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hidiff.archs.kernels import Mode, depthwise_conv3x3, gated_depthwise_conv3x3
+
 LAYER_NORM_EPS = 1e-5
 NORMALIZE_EPS = 1e-12
 
@@ -30,6 +32,28 @@ class Conv2d(nn.Conv2d):
         """(B, in_channels, H, W) → (B, out_channels, H', W')."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return self._conv_forward(x, self.weight.to(x.dtype), bias)
+
+
+class DepthwiseConv2d(Conv2d):
+    """A 3×3 convolution of each channel by itself; on GPUs with `hidiff.archs.kernels`."""
+
+    kernels: Mode = "auto"
+
+    def __init__(self, channels: int, *, bias: bool) -> None:
+        super().__init__(channels, channels, kernel_size=3, padding=1, groups=channels, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) → (B, channels, H, W)."""
+        if x.is_cuda and self.kernels != "eager":
+            return depthwise_conv3x3(x, self.weight, self.bias, mode=self.kernels)
+        return super().forward(x)
+
+    def gated(self, x: Tensor) -> Tensor:
+        """GELU of the result's first half times its second: (B, 2h, H, W) → (B, h, H, W)."""
+        if x.is_cuda and self.kernels != "eager":
+            return gated_depthwise_conv3x3(x, self.weight, self.bias, mode=self.kernels)
+        gate, value = super().forward(x).chunk(2, dim=1)
+        return F.gelu(gate) * value
 
 
 class _ChannelNormBody(nn.Module):
@@ -136,9 +160,7 @@ class Attention(PriorModulation):
         self.num_heads = num_heads
         self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
         self.qkv = Conv2d(dim, dim * 3, kernel_size=1, bias=bias)
-        self.qkv_dwconv = Conv2d(
-            dim * 3, dim * 3, kernel_size=3, padding=1, groups=dim * 3, bias=bias
-        )
+        self.qkv_dwconv = DepthwiseConv2d(dim * 3, bias=bias)
         self.project_out = Conv2d(dim, dim, kernel_size=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -186,15 +208,12 @@ class FeedForward(PriorModulation):
         super().__init__(dim, prior_dim)
         hidden = int(dim * ffn_expansion_factor)
         self.project_in = Conv2d(dim, hidden * 2, kernel_size=1, bias=bias)
-        self.dwconv = Conv2d(
-            hidden * 2, hidden * 2, kernel_size=3, padding=1, groups=hidden * 2, bias=bias
-        )
+        self.dwconv = DepthwiseConv2d(hidden * 2, bias=bias)
         self.project_out = Conv2d(hidden, dim, kernel_size=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, dim, H, W) → (B, dim, H, W)."""
-        gate, value = self.dwconv(self.project_in(x)).chunk(2, dim=1)
-        return self.project_out(F.gelu(gate) * value)
+        return self.project_out(self.dwconv.gated(self.project_in(x)))
 
 
 class TransformerBlock(nn.Module):

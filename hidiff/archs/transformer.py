@@ -11,8 +11,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hidiff.archs.kernels import Mode
 from hidiff.archs.restormer import (
     Conv2d,
+    DepthwiseConv2d,
     Downsample,
     LayerNorm,
     PatchEmbed,
@@ -264,6 +266,12 @@ class Transformer(nn.Module):
         if dual_pixel_task:
             self.skip_conv = Conv2d(dim, 2 * dim, kernel_size=1, bias=bias)
         self.output = Conv2d(2 * dim, out_channels, kernel_size=3, padding=1, bias=bias)
+
+    def use_kernels(self, mode: Mode) -> None:
+        """Choose how the depthwise convolutions are computed on GPUs, 'auto' at first."""
+        for module in self.modules():
+            if isinstance(module, DepthwiseConv2d):
+                module.kernels = mode
 
     def recompute_levels(self, levels: Collection[int]) -> None:
         """Keep no activations of these levels' blocks; the backward pass computes them again.

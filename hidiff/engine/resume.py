@@ -21,7 +21,8 @@ WITHOUT_INFLUENCE = (
     r"path\..*",
     r"dist_params\..*",
     r"train\.(max_bad_steps|on_bad_image)",
-    # The same computation in another way, to rounding (compile) or exactly.
+    # The same computation in another way, to rounding (kernels, compile) or exactly.
+    r"kernels",
     r"train\.(compile|activation_checkpointing)",
     # The number of processes and this one matter by their global batch only, which is compared.
     r"train\.reference_world_size",

@@ -114,6 +114,7 @@ def run_test(options: Options, processes: Processes, *, seeds: int = 1) -> bool:
     model = build_model({k: v for k, v in options.sections.items() if k not in training_only})
     notices = [*options.notices, *load_pretrained(model, options, training=False)]
     model.to(processes.device).eval()
+    model.net_g.use_kernels(options.kernels)
     if options.val.compile:
         compile_blocks(model, "val.compile")
     for notice in notices:

@@ -99,6 +99,7 @@ class Trainer:
         self.average = WeightAverage(self.model, decay) if decay else None
         if state is not None:
             self._restore(state)
+        self.model.net_g.use_kernels(options.kernels)
         self.model.net_g.recompute_levels(self.train_options.activation_checkpointing)
         if self.train_options.compile:
             compile_blocks(self.model, "train.compile")

@@ -226,3 +226,25 @@ def test_the_kernels_compile_for_gpus(capability, dtype, channels, monkeypatch, 
         assert len(compiled.asm["cubin"]) > 1000
         assert ".f64" not in compiled.asm["ptx"]  # no constant has become double precision
     assert len(launches) == 4
+
+
+def test_chooser_gives_up_a_way_with_another_result():
+    chooser = kernels.Chooser(Timer(2.0, 1.0))
+    with pytest.warns(UserWarning, match="triton way failed and is not used: its result is"):
+        assert chooser.run("a", WAYS, agree=lambda ours, theirs: ours == theirs) == "eager"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_agrees_and_mistakes_do_not(dtype):
+    x, weight, bias = (t.detach() for t in tensors(torch.float32, channels=64))
+    exact = kernels.depthwise_conv3x3(x, weight, bias, mode="eager")
+    rounded = exact.to(dtype)
+    assert kernels._agree(rounded, exact)
+    assert kernels._agree((rounded, weight), (exact, weight))
+    without_tap = weight.clone()
+    without_tap[:, :, 2, 2] = 0
+    assert not kernels._agree(kernels.depthwise_conv3x3(x, without_tap, bias, mode="eager"), exact)
+    without_row = rounded.clone()
+    without_row[:, :, -1] = 0
+    assert not kernels._agree(without_row, exact)
+    assert not kernels._agree((rounded, 0 * weight), (exact, weight))
