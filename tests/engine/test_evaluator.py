@@ -176,9 +176,11 @@ def test_an_exception_ends_the_evaluation_and_its_threads(place, workers, failur
     model, dataset, parts = failing_in(place, failure)
     model.train()
     before = set(threading.enumerate())
-    with pytest.raises(type(failure)):
+    # The exception is kept: its traceback holds what would else be closed by going out of scope.
+    with pytest.raises(type(failure)) as caught:
         run(model, dataset, **parts, num_workers=workers)
     assert set(threading.enumerate()) == before
+    assert caught.value is failure
     assert model.training
 
 
