@@ -182,7 +182,7 @@ def test_an_exception_ends_the_evaluation_and_its_threads(place, workers, failur
     model, dataset, parts = failing_in(place, failure)
     model.train()
     before = own_threads()
-    # The exception is kept: its traceback holds what would else be closed by going out of scope.
+    # The exception is kept, and by its traceback all that going out of scope would end.
     with pytest.raises(type(failure)) as caught:
         run(model, dataset, **parts, num_workers=workers)
     assert own_threads() == before
@@ -249,6 +249,23 @@ def test_no_more_than_a_handful_of_images_is_in_progress(threads):
         yielded.append(key)
     assert yielded == list(range(12))
     assert max(most) == bound
+
+
+def test_closing_it_early_ends_the_threads_and_begins_nothing_more():
+    before, begun = own_threads(), []
+
+    def read(key):
+        begun.append(key)
+        return key
+
+    jobs = run_in_order(range(50), read=read, work=abs, finish=abs, threads=2)
+    assert [next(jobs), next(jobs)] == [0, 1]
+    jobs.close()
+    assert own_threads() == before
+    count = len(begun)
+    assert count <= 2 + 2 + AHEAD
+    time.sleep(0.05)
+    assert len(begun) == count
 
 
 @pytest.mark.parametrize("workers", [0, 2])
