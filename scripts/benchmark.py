@@ -1,21 +1,31 @@
-"""Measure how fast training, restoring and loading are, against the plain way, in one process.
+"""Measure how fast training, restoring, scoring and loading are, against the plain way.
 
-    python scripts/benchmark.py restore    -opt options/test/GoPro.yml --size 256 256
-    python scripts/benchmark.py train-step -opt options/train/GoPro_S2.yml --phase 1
-    python scripts/benchmark.py data       -opt options/train/GoPro_S1.yml --phase 6
+    python scripts/benchmark.py restore    -opt options/test/GoPro.yml --size 720 1280 --device cuda
+    python scripts/benchmark.py train-step -opt options/train/GoPro_S2.yml --device cuda
+    python scripts/benchmark.py evaluate   -opt options/test/GoPro.yml --device cuda
+    python scripts/benchmark.py data       -opt options/train/GoPro_S1.yml --cache datasets/cache
 
-restore and train-step compare this project's formulation of the networks with the plain one of the
-papers (tests/plain_formulation.py), data compares reading just a phase's batch with the release's
-way: reading `batch_size_per_gpu` crops of `gt_size` and keeping some. The two ways alternate; the
-table shows medians and their ratio.
+restore, train-step and evaluate compare ways of computing with the plain formulation of the papers
+(tests/plain_formulation.py) in eager float32, data compares reading just a phase's batch with the
+release's way: reading `batch_size_per_gpu` crops of `gt_size` and keeping the phase's. All ways of
+a comparison run in turn in one process on the same input; medians and their ratio count.
+
+A way is a precision with what is switched on beside it: fp32, tf32, bf16, +compile, +checkpoint
+(activation checkpointing of all levels); with 'plain+' before it, it is computed as the papers
+write it.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import dataclasses
 import json
-import platform
+import random
 import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +34,118 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch  # noqa: E402
 from plain_formulation import plain  # noqa: E402
+from torch.utils.data import Dataset  # noqa: E402
 
-from hidiff.data import BatchPlan, CropRequest, PhaseBatchSampler, build_dataset  # noqa: E402
-from hidiff.engine.benchmark import alternate, comparison  # noqa: E402
-from hidiff.engine.optim import build_optimizer, clip_gradients  # noqa: E402
+from hidiff.data import (  # noqa: E402
+    BatchPlan,
+    PhaseBatchSampler,
+    build_dataset,
+    training_batches,
+)
+from hidiff.data.transfer import to_device  # noqa: E402
+from hidiff.engine.benchmark import (  # noqa: E402
+    alternate,
+    bytes_for_backward,
+    comparison,
+    copy_rate,
+    machine_name,
+    matmul_rate,
+)
+from hidiff.engine.benchmark_table import table, write_table  # noqa: E402
+from hidiff.engine.compilation import compile_blocks  # noqa: E402
+from hidiff.engine.floors import Work, restoring, training_step  # noqa: E402
+from hidiff.engine.optim import GRAD_CLIP_NORM, build_optimizer, clip_gradients  # noqa: E402
+from hidiff.engine.precision import precision  # noqa: E402
 from hidiff.engine.versions import library_versions  # noqa: E402
 from hidiff.errors import UserError, friendly_errors  # noqa: E402
 from hidiff.models import DeblurModel, build_model  # noqa: E402
-from hidiff.options import Options, load_options  # noqa: E402
+from hidiff.options import LEVELS, Options, Phase, load_options  # noqa: E402
+
+BASELINE = "plain+fp32"
+DEFAULT_WAYS = {"cpu": ("fp32",), "cuda": ("tf32", "bf16", "bf16+compile")}
 
 
-def _phase(options: Options, number: int) -> Any:
+@dataclass(frozen=True)
+class Way:
+    """One way of computing; `precision` is that of `hidiff.engine.precision`."""
+
+    name: str
+    precision: str
+    plain: bool = False
+    compile: bool = False
+    checkpoint: bool = False
+
+    @classmethod
+    def parse(cls, name: str) -> Way:
+        """From 'bf16+compile'.
+
+        Raises:
+            UserError: there is no such way.
+        """
+        parts = name.split("+")
+        precisions = [part for part in parts if part in ("fp32", "tf32", "bf16")]
+        switches = {part for part in parts if part not in precisions}
+        if len(precisions) != 1 or switches - {"plain", "compile", "checkpoint"}:
+            raise UserError(
+                f"--ways {name}: give one of fp32, tf32, bf16, and +compile or +checkpoint if "
+                "wanted, for example bf16+compile"
+            )
+        return cls(name, precisions[0], **dict.fromkeys(switches, True))
+
+    def prepare(self, model: DeblurModel) -> DeblurModel:
+        """A copy of the model that computes in this way."""
+        model = copy.deepcopy(model)
+        if self.checkpoint:
+            model.net_g.recompute_levels(LEVELS)
+        if self.compile:
+            compile_blocks(model, f"--ways {self.name}")
+        return model
+
+    def wrap(self, model: DeblurModel, work: Callable[[], Any]) -> Callable[[], Any]:
+        """The work, done in this way with the model of `prepare`."""
+
+        def call() -> Any:
+            with ExitStack() as stack:
+                stack.enter_context(precision(model, self.precision))
+                if self.plain:
+                    stack.enter_context(plain())
+                return work()
+
+        return call
+
+
+class Machine:
+    """The device, and its speed at what cannot be avoided: matrix products and copying."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.copy_rate = copy_rate(device)
+        self._matmul_rates: dict[str, float] = {}
+
+    def floor(self, work: Work, way: Way) -> dict[str, float]:
+        """See `Work.floor`; for the way's precision."""
+        if way.precision not in self._matmul_rates:
+            dtype = torch.bfloat16 if way.precision == "bf16" else torch.float32
+            tf32 = torch.backends.cuda.matmul.allow_tf32
+            torch.backends.cuda.matmul.allow_tf32 = way.precision == "tf32"
+            self._matmul_rates[way.precision] = matmul_rate(self.device, dtype)
+            torch.backends.cuda.matmul.allow_tf32 = tf32
+        element_bytes = 2 if way.precision == "bf16" else 4
+        return work.floor(self._matmul_rates[way.precision], self.copy_rate, element_bytes)
+
+    def rates(self) -> dict[str, float]:
+        """What was measured, for the report."""
+        return {"copy": self.copy_rate, "matmul": dict(self._matmul_rates)}
+
+
+def _phases(options: Options, chosen: str) -> dict[int, Phase]:
     train, data = options.for_training()
-    phases = data.phases(train.total_iter)
-    if not 1 <= number <= len(phases):
-        raise UserError(f"--phase {number}: the option file has phases 1 to {len(phases)}")
-    return phases[number - 1]
+    phases = dict(enumerate(data.phases(train.total_iter), start=1))
+    if chosen == "all":
+        return phases
+    if not chosen.isdigit() or int(chosen) not in phases:
+        raise UserError(f"--phase {chosen}: the option file has phases 1 to {len(phases)}, or all")
+    return {int(chosen): phases[int(chosen)]}
 
 
 def _model(options: Options, device: torch.device) -> DeblurModel:
@@ -47,118 +153,181 @@ def _model(options: Options, device: torch.device) -> DeblurModel:
     return build_model(options.sections).to(device)
 
 
-def restore(options: Options, args: argparse.Namespace) -> dict[str, Any]:
+def restore(options: Options, args: argparse.Namespace, machine: Machine) -> list[dict[str, Any]]:
     """Restore one image of random pixels."""
     model = _model(options, args.device).eval()
     image = torch.rand(1, 3, *args.size, device=args.device)
     noise = None
     if (shape := model.noise_shape(1)) is not None:
         noise = torch.randn(shape, device=args.device)
+    work = restoring(options.sections, *args.size)
 
-    def fast() -> None:
-        model.restore(image, image, noise=noise)
+    def prepare(way: Way) -> Callable[[], Any]:
+        own = way.prepare(model)
+        return way.wrap(own, lambda: own.restore(image, image, noise=noise))
 
-    def slow() -> None:
-        with plain():
-            model.restore(image, image, noise=noise)
-
-    timings = alternate({"plain": slow, "fast": fast}, repeats=args.repeats, device=args.device)
-    return {"size": [1, 3, *args.size], **comparison(timings, "plain")}
-
-
-def train_step(options: Options, args: argparse.Namespace) -> dict[str, Any]:
-    """One training step on random pixels, with the batch and patch size of a phase."""
-    phase = _phase(options, args.phase)
-    batch_size, patch_size = args.batch or phase.batch_size, args.patch or phase.patch_size
-    model = _model(options, args.device).train()
-    optimizer = build_optimizer(options.train.optim_total, model)
-    lq, gt = torch.rand(2, batch_size, 3, patch_size, patch_size, device=args.device)
-
-    def fast() -> None:
-        sum(model(lq, gt).values()).backward()
-        clip_gradients(model, 0.01)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    def slow() -> None:
-        with plain():
-            fast()
-
-    timings = alternate({"plain": slow, "fast": fast}, repeats=args.repeats, device=args.device)
-    return {
-        "size": [batch_size, 3, patch_size, patch_size],
-        **comparison(timings, "plain"),
-    }
-
-
-def data(options: Options, args: argparse.Namespace) -> dict[str, Any]:
-    """Read the crops of one step of a phase, in this process."""
-    phase = _phase(options, args.phase)
-    section = options.for_training()[1]
-    dataset = build_dataset(section)
-    sampler = PhaseBatchSampler(
-        size=len(dataset),
-        plan=BatchPlan([phase], 1),
-        rank=0,
-        seed=options.manual_seed,
-        crop_size=section.gt_size,
-        total_iter=args.repeats + 1,
+    timings = alternate(
+        {way.name: prepare(way) for way in args.ways}, repeats=args.repeats, device=args.device
     )
-    batches = list(sampler)
-    turn = iter(range(len(batches)))
+    ways = comparison(timings, BASELINE)
+    for way in args.ways:
+        ways[way.name]["floor"] = machine.floor(work, way)
+    return [{"case": f"{args.size[0]}×{args.size[1]}", "ways": ways}]
 
-    def fast() -> None:
-        for request in batches[next(turn)]:
-            dataset[request]
 
-    def slow() -> None:
-        for index in range(section.batch_size_per_gpu):
-            dataset[CropRequest(index % len(dataset), section.gt_size, section.gt_size, (1,))]
+def train_step(
+    options: Options, args: argparse.Namespace, machine: Machine
+) -> list[dict[str, Any]]:
+    """Training steps on random pixels, with the batch and patch size of each phase."""
+    model = _model(options, args.device).train()
+    models = {way.name: way.prepare(model) for way in args.ways}
+    optimizers = {n: build_optimizer(options.train.optim_total, m) for n, m in models.items()}
+    cases = []
+    for number, phase in _phases(options, args.phase).items():
+        batch_size, patch_size = args.batch or phase.batch_size, args.patch or phase.patch_size
+        lq, gt = torch.rand(2, batch_size, 3, patch_size, patch_size, device=args.device)
 
-    timings = alternate({"read all": slow, "fast": fast}, repeats=args.repeats)
-    return {
-        "batch": phase.batch_size,
-        "patch": phase.patch_size,
-        "crops_per_second": phase.batch_size / timings["fast"].median,
-        **comparison(timings, "read all"),
-    }
+        def prepare(way: Way, lq: torch.Tensor = lq, gt: torch.Tensor = gt) -> Callable[[], Any]:
+            own, optimizer = models[way.name], optimizers[way.name]
+
+            def step() -> None:
+                sum(own(lq, gt).values()).backward()
+                clip_gradients(own, GRAD_CLIP_NORM)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+
+            return way.wrap(own, step)
+
+        timings = alternate(
+            {way.name: prepare(way) for way in args.ways}, repeats=args.repeats, device=args.device
+        )
+        ways = comparison(timings, BASELINE)
+        work = training_step(options.sections, batch_size, patch_size)
+        for way in args.ways:
+            own = models[way.name]
+            forward = way.wrap(own, lambda own=own, lq=lq, gt=gt: own(lq, gt))
+            ways[way.name] |= {
+                "floor": machine.floor(work, way),
+                "kept_for_backward": bytes_for_backward(forward, own),
+            }
+        cases.append({"case": f"phase {number}, {batch_size}×{patch_size}²", "ways": ways})
+    return cases
+
+
+def _as_released(
+    dataset: Dataset, indices: Sequence[int], phase: Phase, crop_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read, convert, crop and augment a pair for each index; keep the phase's part of them."""
+    crops = {"lq": [], "gt": []}
+    for index in indices:
+        pair = dataset[index]
+        height, width = pair["lq"].shape[1:]
+        top, left = random.randint(0, height - crop_size), random.randint(0, width - crop_size)
+        turns, flip = random.randint(0, 3), random.random() < 0.5
+        for side, chosen in crops.items():
+            crop = pair[side][:, top : top + crop_size, left : left + crop_size]
+            crop = torch.rot90(crop, turns, (1, 2))
+            chosen.append((crop.flip(1) if flip else crop).contiguous())
+    kept = random.sample(range(len(indices)), phase.batch_size)
+    start = random.randint(0, crop_size - phase.patch_size)
+    part = slice(start, start + phase.patch_size)
+    lq, gt = (torch.stack(chosen)[kept][:, :, part, part] for chosen in crops.values())
+    return lq, gt
+
+
+def data(options: Options, args: argparse.Namespace, machine: Machine) -> list[dict[str, Any]]:
+    """Load the batches of each phase, with one core."""
+    section = options.for_training()[1]
+    datasets = {"ours": build_dataset(section)}
+    if args.cache:
+        source = {**section.source, "cache": str(args.cache)}
+        datasets["ours, cache"] = build_dataset(dataclasses.replace(section, source=source))
+    plain_dataset = datasets["ours"]
+    torch.set_num_threads(1)
+    random.seed(options.manual_seed)
+    cases = []
+    for number, phase in _phases(options, args.phase).items():
+
+        def ours(dataset: Dataset, phase: Phase = phase) -> Callable[[], Any]:
+            batches = training_batches(
+                dataset,
+                PhaseBatchSampler(
+                    size=len(dataset),
+                    plan=BatchPlan([phase], 1),
+                    rank=0,
+                    seed=options.manual_seed,
+                    crop_size=section.gt_size,
+                    total_iter=1 + args.repeats,  # one call to warm up
+                ),
+                num_workers=0,
+            )
+            return lambda: to_device(next(batches), args.device, torch.float32)
+
+        def as_released(phase: Phase = phase) -> None:
+            indices = random.choices(range(len(plain_dataset)), k=section.batch_size_per_gpu)
+            for pixels in _as_released(plain_dataset, indices, phase, section.gt_size):
+                pixels.to(args.device)
+
+        work = {"read all": as_released, **{name: ours(d) for name, d in datasets.items()}}
+        # The cache compares each frame with its hash once, which is not what an epoch costs later.
+        for index in range(len(plain_dataset)) if args.cache else ():
+            datasets["ours, cache"][index]
+        ways = comparison(
+            alternate(work, repeats=args.repeats, device=args.device), baseline="read all"
+        )
+        for way in ways.values():
+            way["rate"] = f"{phase.batch_size / way['median']:.1f} crops/s"
+        case = f"phase {number}, {phase.batch_size}×{phase.patch_size}²"
+        cases.append({"case": case, "ways": ways})
+    return cases
 
 
 COMMANDS = {"restore": restore, "train-step": train_step, "data": data}
 
 
-def main() -> None:
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("-opt", type=Path, required=True, metavar="FILE", help="option file")
+    parser.add_argument(
+        "--force_yml", nargs="+", default=[], metavar="OPTION=VALUE", help="as for train.py"
+    )
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--ways", nargs="+", metavar="WAY", help="compared with the plain way")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"))
-    parser.add_argument("--phase", type=int, default=1, help="of progressive training, from 1")
+    parser.add_argument("--phase", default="all", help="of progressive training, from 1, or all")
     parser.add_argument("--batch", type=int, help="batch size in place of the phase's")
     parser.add_argument("--patch", type=int, help="patch size in place of the phase's")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="of decoded frames, for data")
     parser.add_argument("--repeats", type=int, default=5, help="measured calls of each way")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    args = parser.parse_args()
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the table into this page")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = _arguments()
     with friendly_errors():
         if args.device.type == "cuda" and not torch.cuda.is_available():
             raise UserError(f"--device {args.device}: PyTorch sees no GPU here")
-        result = COMMANDS[args.command](load_options(args.opt), args)
-    gpu = args.device.type == "cuda"
-    machine = torch.cuda.get_device_name(args.device) if gpu else platform.processor()
-    result |= {"machine": machine, "threads": torch.get_num_threads()}
-    if args.json:
-        print(json.dumps({**result, "versions": library_versions()}, indent=2))
-        return
-    for name, timing in result.items():
-        if isinstance(timing, dict):
-            print(
-                f"{name:10} {timing['median']:.4f} s ({timing['smallest']:.4f} to "
-                f"{timing['largest']:.4f}), {timing['times_faster']:.2f} times as fast"
-            )
-        else:
-            print(f"{name}: {timing}")
+        torch.backends.cudnn.benchmark = True
+        names = args.ways or DEFAULT_WAYS.get(args.device.type, ("fp32",))
+        args.ways = [Way.parse(name) for name in dict.fromkeys((BASELINE, *names))]
+        machine = Machine(args.device)
+        cases = COMMANDS[args.command](load_options(args.opt, args.force_yml), args, machine)
+        report = {
+            "command": " ".join(["python scripts/benchmark.py", *sys.argv[1:]]),
+            "machine": machine_name(args.device),
+            "repeats": args.repeats,
+            "rates": machine.rates(),
+            "cases": cases,
+            "versions": library_versions(),
+        }
+        if args.write:
+            write_table(args.write, f"{args.command} on {args.device.type}", table(report))
+        print(json.dumps(report, indent=2) if args.json else table(report))
 
 
 if __name__ == "__main__":

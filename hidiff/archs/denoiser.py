@@ -123,6 +123,8 @@ class SimpleDenoiser(nn.Module):
         Returns:
             (B, N, C').
         """
-        t = torch.as_tensor(time / self.max_period, dtype=x.dtype, device=x.device)
+        scaled = time / self.max_period
+        # A number is filled in on the device; a tensor made from it would have to be copied there.
+        t = scaled.to(x) if isinstance(scaled, Tensor) else x.new_full((), scaled)
         t = t.expand(*x.shape[:-1], 1)
         return self.resmlp(torch.cat([c, t, x], dim=-1))

@@ -7,8 +7,11 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from hidiff.data.image import to_float
 from hidiff.data.sampler import CropRequest, PhaseBatchSampler
 from hidiff.errors import UserError
 
@@ -43,8 +46,22 @@ def _collate(items: list[Any]) -> Any:
     errors = [item for item in items if isinstance(item, UserError)]
     if errors:
         return errors[0]
-    notices = [notice for item in items for notice in item.pop("notices")]
-    return {**default_collate(items), "notices": notices}
+    return {
+        **{side: _stack([item[side] for item in items]) for side in ("lq", "gt")},
+        **{key: [item[key] for item in items] for key in ("symmetry", "name")},
+        "notices": [notice for item in items for notice in item["notices"]],
+    }
+
+
+def _stack(patches: list[Tensor]) -> Tensor:
+    """A batch of patches; of float32 where images of 8 bits and of 16 bits meet."""
+    if len({patch.dtype for patch in patches}) > 1:
+        patches = [
+            torch.from_numpy(to_float(patch.numpy())) if patch.dtype == torch.uint8 else patch
+            for patch in patches
+        ]
+    # Within a loader process this stacks into memory that the trainer's process shares.
+    return default_collate(patches)
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
@@ -64,11 +81,12 @@ def training_batches(
 ) -> Iterator[dict[str, Any]]:
     """The sampler's batches in order.
 
-    A batch is a dict: `lq`, `gt` (B, 3, h, w) float32, `name`, a list, and `notices`, a list of
-    texts about images that others stand in for.
+    A batch is a dict for `hidiff.data.transfer.to_device`: `lq`, `gt`, (B, h, w, 3) uint8, or
+    float32 in [0, 1] where an image has 16 bits; `symmetry` and `name`, lists; and `notices`, a
+    list of texts about images that others stand in for.
 
     Args:
-        dataset: items as of `PairedImageIRDataset`.
+        dataset: items as `PairedImageIRDataset` gives for a `CropRequest`.
         sampler: which crops make each batch.
         num_workers: loader processes; 0 loads in this process.
         pin_memory: for copies to a GPU that do not block.

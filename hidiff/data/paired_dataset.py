@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from hidiff.data.frame_cache import FrameCache, file_identity
 from hidiff.data.image import decode_image, read_image, to_float
 from hidiff.data.lmdb_store import LmdbImages
 from hidiff.data.pairs import Pair, match_names, pairs_from_folders, pairs_from_list
 from hidiff.data.sampler import CropRequest
-from hidiff.data.transforms import SYMMETRIES, draw_offset, symmetry
+from hidiff.data.transforms import SYMMETRIES, draw_offset
 from hidiff.errors import UserError
 from hidiff.registry import DATASETS
 from hidiff.typecheck import suggestion
@@ -25,9 +27,12 @@ BACKENDS = ("disk", "lmdb")
 class PairedImageIRDataset(Dataset):
     """Blurry and sharp images, matched by name.
 
-    Indexed by a number it gives whole images, by a `CropRequest` an augmented patch. An item is a
-    dict: `lq` and `gt`, float32 (3, H, W) RGB in [0, 1] (`gt` is absent where there is no ground
-    truth), and `name`.
+    Indexed by a number it gives whole images: a dict of `lq` and `gt`, float32 (3, H, W) RGB in
+    [0, 1] (`gt` is absent where there is no ground truth), and `name`.
+
+    Indexed by a `CropRequest` it gives a patch for `hidiff.data.transfer.to_device` to finish: `lq`
+    and `gt`, (h, w, 3) RGB uint8, or float32 in [0, 1] where the image has 16 bits; `symmetry`, the
+    number of the symmetry of the square that is still to be applied to both; and `name`.
 
     Args:
         where: YAML path of the section, for messages.
@@ -36,10 +41,12 @@ class PairedImageIRDataset(Dataset):
         filename_tmpl: the blurry image's name made from the sharp one's, '{}' when equal.
         io_backend: `type: disk` or `type: lmdb`.
         meta_info_file: text file that lists the pairs to use, see `pairs_from_list`.
+        cache: folder for the decoded images, see `FrameCache`; None decodes on every reading.
 
     Raises:
-        UserError: a folder is missing or empty, or an image has no counterpart; on reading also:
-            an image is damaged, smaller than the patch, or of another size than its counterpart.
+        UserError: a folder is missing or empty, an image has no counterpart, or the cache cannot be
+            built; on reading also: an image is damaged, smaller than the patch, or of another size
+            than its counterpart.
     """
 
     def __init__(
@@ -51,6 +58,7 @@ class PairedImageIRDataset(Dataset):
         filename_tmpl: str = "{}",
         io_backend: Mapping[str, Any] | None = None,
         meta_info_file: str | None = None,
+        cache: str | None = None,
     ) -> None:
         backend = dict(io_backend or {"type": "disk"})
         kind = backend.pop("type", "disk")
@@ -82,6 +90,7 @@ class PairedImageIRDataset(Dataset):
         else:
             self.pairs = pairs_from_folders(dataroot_lq, dataroot_gt, filename_tmpl, where)
         self.has_gt = dataroot_gt is not None
+        self.cache = None if cache is None else self._cache(cache, f"{where}.cache")
 
     def _pairs_from_lmdb(
         self, dataroot_lq: str, dataroot_gt: str | None, filename_tmpl: str, where: str
@@ -97,11 +106,35 @@ class PairedImageIRDataset(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def _read(self, side: str, location: str) -> np.ndarray:
+    def _cache(self, folder: str, where: str) -> FrameCache:
+        sides = {"lq": [p.lq for p in self.pairs], "gt": [p.gt for p in self.pairs if self.has_gt]}
+        frames = {self._location(side, key): (side, key) for side in sides for key in sides[side]}
+        if self.stores:
+            files = [Path(store.path) / "data.mdb" for store in self.stores.values()]
+            identity = [*map(file_identity, files), *frames]
+        else:
+            identity = [file_identity(path) for path in frames]
+        return FrameCache(
+            folder,
+            list(frames),
+            identity=identity,
+            decode=lambda location: self._decode(*frames[location]),
+            where=where,
+        )
+
+    def _location(self, side: str, key: str) -> str:
+        return f"{self.stores[side].path}: {key}" if side in self.stores else key
+
+    def _decode(self, side: str, key: str) -> np.ndarray:
         if side in self.stores:
-            store = self.stores[side]
-            return decode_image(store.read(location), f"{store.path}: {location}")
-        return read_image(location)
+            return decode_image(self.stores[side].read(key), self._location(side, key))
+        return read_image(key)
+
+    def _read(self, side: str, key: str) -> np.ndarray:
+        """An image (H, W, 3); a read-only view where it comes from the cache."""
+        image = self.cache.read(self._location(side, key)) if self.cache else None
+        # What could not be decoded for the cache tells here what is wrong with it.
+        return self._decode(side, key) if image is None else image
 
     def __getitem__(self, item: int | CropRequest) -> dict[str, Any]:
         pair = self.pairs[item.index if isinstance(item, CropRequest) else item]
@@ -115,7 +148,7 @@ class PairedImageIRDataset(Dataset):
                     f"is {sizes['gt']} (width×height); replace or remove it"
                 )
         if isinstance(item, CropRequest):
-            images = random_patch(images, item, pair.lq)
+            return {**random_patch(images, item, pair.lq), "name": pair.name}
         tensors = {
             side: torch.from_numpy(np.ascontiguousarray(to_float(image).transpose(2, 0, 1)))
             for side, image in images.items()
@@ -125,8 +158,8 @@ class PairedImageIRDataset(Dataset):
 
 def random_patch(
     images: Mapping[str, np.ndarray], request: CropRequest, where: str
-) -> dict[str, np.ndarray]:
-    """The same patch, in the same symmetry, of the images (H, W, 3) of a pair.
+) -> dict[str, Any]:
+    """The same patch of the images (H, W, 3) of a pair, and its `symmetry`.
 
     Raises:
         UserError: the images are smaller than the request's crop; `where` names them.
@@ -143,4 +176,10 @@ def random_patch(
     left = draw_offset(width, request.crop_size, request.patch_size, rng)
     index = int(rng.integers(SYMMETRIES))
     rows, columns = (slice(start, start + request.patch_size) for start in (top, left))
-    return {side: symmetry(image[rows, columns], index) for side, image in images.items()}
+    patches = {side: image[rows, columns] for side, image in images.items()}
+    # Torch hardly calculates with uint16, so 16 bits become floats here.
+    tensors = {
+        side: torch.from_numpy(patch.copy() if patch.dtype == np.uint8 else to_float(patch))
+        for side, patch in patches.items()
+    }
+    return {**tensors, "symmetry": index}

@@ -6,13 +6,17 @@ is what counts.
 
 from __future__ import annotations
 
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -76,3 +80,57 @@ def comparison(timings: Mapping[str, Timing], baseline: str) -> dict[str, Any]:
         name: {**asdict(timing), "times_faster": timings[baseline].median / timing.median}
         for name, timing in timings.items()
     }
+
+
+def bytes_for_backward(work: Callable[[], Any], model: nn.Module) -> int:
+    """Bytes that a forward pass keeps for the backward pass, on any device.
+
+    Parameters are not counted, and memory that several tensors share is counted once.
+
+    Args:
+        work: runs the forward pass; its result holds what is kept.
+        model: whose parameters these are.
+    """
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = work()
+    del result  # until here nothing that was kept can have made room for something else
+    return sum(kept.values())
+
+
+def machine_name(device: torch.device) -> str:
+    """'NVIDIA H200', or 'AMD EPYC, 2 threads'."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    processor = platform.processor()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        processor = models[0] if models else processor
+    threads = torch.get_num_threads()
+    return f"{processor or platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+@torch.no_grad()
+def matmul_rate(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
+    """Floating-point operations a second of large matrix products, the best of some runs."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    timing = alternate({"product": lambda: a @ b}, repeats=repeats, device=device)["product"]
+    return 2 * size**3 / timing.smallest
+
+
+def copy_rate(device: torch.device, repeats: int = 5) -> float:
+    """Bytes a second that copying reads and writes, the best of some runs."""
+    source = torch.ones(2**30 if device.type == "cuda" else 2**27, device=device)
+    target = torch.empty_like(source)
+    timing = alternate({"copy": lambda: target.copy_(source)}, repeats=repeats, device=device)
+    return 2 * source.nbytes / timing["copy"].smallest

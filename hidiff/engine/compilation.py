@@ -16,6 +16,11 @@ RECOMPILE_LIMIT = 512
 and training and restoring are forms of their own: the released networks need 84."""
 
 
+INDUCTOR_OPTIONS = {"force_layout_optimization": True}
+"""Inductor decides for channels last by the convolutions in a graph, and a backward graph has none
+of those, only their derivatives: it would copy the features to the other layout and back."""
+
+
 def check_compiler(device: torch.device, where: str) -> None:
     """Compile something small, so that a missing compiler shows at once and not at step 1.
 
@@ -29,14 +34,14 @@ def check_compiler(device: torch.device, where: str) -> None:
     try:
         torch.compile(double, dynamic=False)(torch.ones(8, device=device))
     except Exception as error:
-        reason = str(error).strip().splitlines()
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise UserError(
-            f"{where}: torch.compile does not work here ({reason[0] if reason else error!r}); it "
-            "needs a C++ compiler on CPUs and Triton on GPUs. Install it, or set this to false"
+            f"{where}: torch.compile does not work here ({reason}); it needs a C++ compiler on "
+            "CPUs and Triton on GPUs. Install it, or set this to false"
         ) from None
 
 
-def compile_blocks(model: DeblurModel, where: str) -> None:
+def compile_blocks(model: DeblurModel, where: str, *, backend: str = "inductor") -> None:
     """Compile the Transformer's blocks in place, when each is first called with new shapes.
 
     Blocks of the same widths share their code. What was compiled for a batch and image size is
@@ -45,17 +50,21 @@ def compile_blocks(model: DeblurModel, where: str) -> None:
     Args:
         model: on its device; not the wrapper around it.
         where: the option that asks for it, for messages.
+        backend: of torch.compile; the others are for finding errors.
 
     Raises:
         UserError: see `check_compiler`.
     """
-    check_compiler(next(model.parameters()).device, where)
+    options = None
+    if backend == "inductor":
+        check_compiler(next(model.parameters()).device, where)
+        options = INDUCTOR_OPTIONS
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     torch._dynamo.config.accumulated_recompile_limit = RECOMPILE_LIMIT
     for module in model.net_g.modules():
         if isinstance(module, (TransformerBlock, HIM)):
             # Static shapes: with dynamic ones Inductor neither tunes nor lays out as well.
-            module.compile(dynamic=False)
+            module.compile(dynamic=False, backend=backend, options=options)
 
 
 def uncompiled() -> AbstractContextManager[None]:

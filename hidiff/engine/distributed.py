@@ -41,12 +41,29 @@ class Processes:
         """Whether this process writes what is written once."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The one data-parallel wrapper around a model; the model itself for one process."""
+    def wrap(self, model: nn.Module, *, accumulates: bool) -> nn.Module:
+        """The one data-parallel wrapper around a model; the model itself for one process.
+
+        Args:
+            model: on this process's device.
+            accumulates: whether `no_sync` will skip backward passes.
+        """
         if self.world_size == 1:
             return model
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        for parameter in model.parameters():
+            if parameter.ndim == 4 and parameter.shape[1] == 1:
+                # A depthwise weight's gradient comes with channels-last strides. The bytes lie in
+                # the same order either way, but DDP compares the strides, copies and warns.
+                height, width = parameter.shape[2:]
+                strides = (height * width, 1, width, 1)
+                parameter.data = parameter.data.as_strided(parameter.shape, strides)
+        return DistributedDataParallel(
+            model,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            # Every step has the same graph; but DDP cannot learn it from passes that it skips.
+            static_graph=not accumulates,
+        )
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean of a tensor over all processes."""

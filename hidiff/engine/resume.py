@@ -17,10 +17,12 @@ WITHOUT_INFLUENCE = (
     r"val\..*",
     r"datasets\.(val|test).*",
     # The place of the data may change; that it is the same data is the user's word.
-    r"datasets\.train\.(name|num_worker_per_gpu|dataroot_\w+|io_backend.*|meta_info_file)",
+    r"datasets\.train\.(name|num_worker_per_gpu|dataroot_\w+|io_backend.*|meta_info_file|cache)",
     r"path\..*",
     r"dist_params\..*",
     r"train\.(max_bad_steps|on_bad_image)",
+    # The same computation in another way, to rounding (compile) or exactly.
+    r"train\.(compile|activation_checkpointing)",
     # The number of processes and this one matter by their global batch only, which is compared.
     r"train\.reference_world_size",
 )

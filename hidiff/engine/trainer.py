@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hidiff.data import BatchPlan, PhaseBatchSampler, build_dataset, training_batches
+from hidiff.data.transfer import to_device
 from hidiff.engine import checkpoint
 from hidiff.engine.compilation import compile_blocks
 from hidiff.engine.distributed import Processes, no_sync
@@ -102,7 +103,7 @@ class Trainer:
         if self.train_options.compile:
             compile_blocks(self.model, "train.compile")
         self.dtype = next(self.model.parameters()).dtype
-        self.wrapped = processes.wrap(self.model)
+        self.wrapped = processes.wrap(self.model, accumulates=self.plan.accumulation > 1)
         self.batches = training_batches(
             self.dataset,
             PhaseBatchSampler(
@@ -235,10 +236,7 @@ class Trainer:
             images += batch["name"]
             for notice in batch["notices"]:
                 self.log.warning("step %d: %s", step, notice)
-            lq, gt = (
-                batch[side].to(self.processes.device, self.dtype, non_blocking=True)
-                for side in ("lq", "gt")
-            )
+            lq, gt = to_device(batch, self.processes.device, self.dtype)
             # A model draws from torch's generator what it needs beside the noise (time steps).
             seed = self._slot_rng(MODEL_STREAM, step, micro).integers(2**63)
             torch.manual_seed(int(seed))

@@ -1,6 +1,6 @@
 """Train stage 2 for five steps in float64; run by test_reliability.py, alone or by torchrun.
 
-float64_training.py DATA OUTPUT_NAME
+float64_training.py DATA OUTPUT_NAME REFERENCE_WORLD_SIZE
 """
 
 import os
@@ -21,7 +21,7 @@ from hidiff.options import parse_options  # noqa: E402
 def main() -> None:
     data, name = Path(sys.argv[1]), sys.argv[2]
     torch.set_default_dtype(torch.float64)
-    content = train_options(data, 2, total_iter=5, reference_world_size=2)
+    content = train_options(data, 2, total_iter=5, reference_world_size=int(sys.argv[3]))
     content["datasets"].pop("val")
     content |= {"name": name, "val": {}}
     # Weights of stage 1: any will do.

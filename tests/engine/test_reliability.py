@@ -244,7 +244,9 @@ def test_changed_options_are_listed_or_refused(data):
     now = copy.deepcopy(before)
     now["logger"]["print_freq"] = 7
     now["datasets"]["train"]["num_worker_per_gpu"] = 2
+    now["datasets"]["train"]["cache"] = "folder"
     assert compare_options(before, now, "it") == [
+        "changed since the run was started: datasets.train.cache: absent → folder",
         "changed since the run was started: datasets.train.num_worker_per_gpu: 0 → 2",
         "changed since the run was started: logger.print_freq: 1 → 7",
     ]
@@ -262,15 +264,26 @@ def test_resuming_with_another_global_batch_is_refused(data):
         trainer(train_options(data, 1, reference_world_size=2), auto_resume=True)
 
 
-def test_two_processes_are_one_that_accumulates(data):
-    """Five steps in float64 give the same weights to 1e-10, and read the same images."""
+@pytest.mark.parametrize("reference", [2, 4])
+def test_two_processes_are_one_that_accumulates(data, reference):
+    """Five steps in float64 give the same weights to 1e-10, and read the same images.
+
+    For the batch of 4 the two processes accumulate as well.
+    """
     outputs = []
     for name, launch in (
         ("one", []),
         ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]),
     ):
         result = subprocess.run(
-            [sys.executable, *launch, str(HERE / "float64_training.py"), str(data), name],
+            [
+                sys.executable,
+                *launch,
+                str(HERE / "float64_training.py"),
+                str(data),
+                name,
+                str(reference),
+            ],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,

@@ -16,6 +16,7 @@ from small_data import make_pairs, picture, test_options, train_options, write_r
 
 from hidiff import UserError, build_model
 from hidiff.data.image import read_image, to_float
+from hidiff.data.transfer import to_device
 from hidiff.engine.distributed import Processes
 from hidiff.engine.evaluator import restore_item, to_image
 from hidiff.engine.experiment import Experiment
@@ -127,6 +128,22 @@ def test_resuming_ends_where_an_uninterrupted_run_ends(trained, data, monkeypatc
         assert torch.equal(tensor, after[key]), key
 
 
+def test_a_cache_of_the_frames_changes_no_weight(trained, data, monkeypatch):
+    folder, _, after = trained
+    monkeypatch.chdir(folder)
+    options = {**train_options(data, 2), "name": "cached_S2"}
+    for section in options["datasets"].values():
+        section["cache"] = str(folder / "cache")
+    options["datasets"]["train"]["num_worker_per_gpu"] = 1
+    options["path"] = {
+        f"pretrain_network_{n}": f"experiments/tiny_S1/models/net_{n}_latest.pth"
+        for n in ("g", "le")
+    }
+    for key, tensor in parameters(train(options)).items():
+        assert torch.equal(tensor, after[key]), key
+    assert len(list((folder / "cache").glob("*.json"))) == 2, "one of each data set"
+
+
 def test_auto_resume_of_nothing_starts_anew(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trainer = train(train_options(data, 1, total_iter=1), auto_resume=True)
@@ -145,8 +162,9 @@ def test_accumulation_gives_the_gradient_of_the_larger_batch(data, tmp_path, mon
     trainer._accumulate(1)
     accumulated = [p.grad.clone() for p in trainer.model.parameters()]
     trainer.model.zero_grad()
-    together = {k: torch.cat([b[k] for b in batches]).double() for k in ("lq", "gt")}
-    sum(trainer.model(**together).values()).backward()
+    pixels = [to_device(batch, ALONE.device, torch.float64) for batch in batches]
+    lq, gt = (torch.cat(side) for side in zip(*pixels, strict=True))
+    sum(trainer.model(lq, gt).values()).backward()
     for ours, p in zip(accumulated, trainer.model.parameters(), strict=True):
         torch.testing.assert_close(ours, p.grad, rtol=1e-10, atol=1e-14)
 

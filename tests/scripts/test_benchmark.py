@@ -7,9 +7,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from small_data import make_pairs, train_options, write_yaml
 
-from hidiff.engine.benchmark import Timing, alternate, comparison
+from hidiff.engine.benchmark import Timing, alternate, bytes_for_backward, comparison
+from hidiff.engine.benchmark_table import write_table
+from hidiff.engine.complexity import model_complexity
+from hidiff.engine.floors import restoring, training_step
+from hidiff.errors import UserError
+from hidiff.options import load_options
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -44,30 +50,121 @@ def run(folder, *arguments):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "baseline"),
+    ("arguments", "ways", "cases"),
     [
-        (["restore", "--size", "24", "30"], "plain"),
-        (["train-step", "--phase", "2"], "plain"),
-        (["data", "--phase", "2"], "read all"),
+        (["restore", "--size", "24", "32", "--ways", "fp32", "bf16"],
+         ["plain+fp32", "fp32", "bf16"], ["24×32"]),
+        (["train-step", "--ways", "fp32", "fp32+checkpoint"],
+         ["plain+fp32", "fp32", "fp32+checkpoint"], ["phase 1, 2×16²", "phase 2, 1×32²"]),
+        (["data", "--phase", "2", "--cache", "cache"],
+         ["read all", "ours", "ours, cache"], ["phase 2, 1×32²"]),
     ],
     ids=["restore", "train-step", "data"],
-)
-def test_the_program_compares_two_ways(tmp_path, arguments, baseline):
+)  # fmt: skip
+def test_the_program_compares_ways(tmp_path, arguments, ways, cases):
     make_pairs(tmp_path / "train", 3)
     make_pairs(tmp_path / "test", 1)
     options = write_yaml(tmp_path / "a.yml", train_options(tmp_path, 2))
     command, *rest = arguments
-    result = run(tmp_path, command, "-opt", str(options), "--repeats", "2", "--json", *rest)
+    page = tmp_path / "page.md"
+    page.write_text("# Speed\n\nMeasured by hand.\n")
+    result = run(
+        tmp_path, command, "-opt", str(options), "--repeats", "2", "--json",
+        "--write", str(page), *rest,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
-    assert report[baseline]["times_faster"] == 1.0
-    ratio = report[baseline]["median"] / report["fast"]["median"]
-    assert report["fast"]["times_faster"] == pytest.approx(ratio)
+    assert [case["case"] for case in report["cases"]] == cases
+    for case in report["cases"]:
+        assert list(case["ways"]) == ways
+        plain, *others = case["ways"].values()
+        assert plain["times_faster"] == 1.0
+        for other in others:
+            assert other["times_faster"] == pytest.approx(plain["median"] / other["median"])
+            if command != "data":
+                assert other["floor"]["floor"] > 0
+        if command == "train-step":
+            kept = [way["kept_for_backward"] for way in case["ways"].values()]
+            assert kept[2] < kept[1] < kept[0]
+    text = page.read_text()
+    assert text.startswith("# Speed\n\nMeasured by hand.\n\n<!-- benchmark:")
+    assert text.count("\n| ") == len(cases) * len(ways) + 1
 
 
-def test_a_phase_that_does_not_exist_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train-step", "--phase", "3"], "--phase 3: the option file has phases 1 to 2, or all"),
+        (["restore", "--ways", "fp16"], "--ways fp16: give one of fp32, tf32, bf16"),
+        (["restore", "--ways", "fp32+fast"], "--ways fp32+fast: give one of"),
+        (["restore", "--device", "cuda"], "--device cuda: PyTorch sees no GPU here"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, arguments, message):
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
     make_pairs(tmp_path / "train", 1)
     options = write_yaml(tmp_path / "a.yml", train_options(tmp_path, 1))
-    result = run(tmp_path, "train-step", "-opt", str(options), "--phase", "3")
+    command, *rest = arguments
+    result = run(tmp_path, command, "-opt", str(options), *rest)
     assert result.returncode == 2
-    assert "--phase 3: the option file has phases 1 to 2" in result.stderr
+    assert message in result.stderr
+
+
+def test_a_table_replaces_its_own_block_only(tmp_path):
+    page = tmp_path / "page.md"
+    write_table(page, "a", "first\n")
+    write_table(page, "b", "other\n")
+    before = page.read_text()
+    assert before.index("first") < before.index("other")
+    write_table(page, "a", r"second \1" + "\n")
+    assert page.read_text() == before.replace("first", r"second \1")
+
+
+def test_a_page_with_half_a_table_is_left_alone(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("text\n<!-- benchmark: a -->\n| my | own |\n")
+    with pytest.raises(UserError, match="only one of the markers"):
+        write_table(page, "a", "table\n")
+    assert page.read_text().endswith("| my | own |\n")
+
+
+def test_floors_are_those_computed_by_hand():
+    """The released network: 2.0 T multiply-accumulates at 1280×720, 5 ms at 790 TFLOP/s."""
+    options = load_options(ROOT / "options/train/GoPro_S2.yml").sections
+    work = restoring(options, 720, 1280)
+    assert work.macs == pytest.approx(2.0e12, rel=0.001)
+    floor = work.floor(matmul_rate=790e12, copy_rate=4.3e12, element_bytes=2)
+    assert floor["arithmetic"] == pytest.approx(5.07e-3, rel=0.001)
+    # Blocks × channels × share of the pixels at each level, and int(2.66 · channels) beside it.
+    levels = [(3, 48, 1), (3 + 4, 96, 1), (10, 96, 4), (12, 192, 16), (6, 384, 64)]
+    pixels = 720 * 1280
+    elements = sum(n * (18 * c + 6 * int(2.66 * c)) * pixels // share for n, c, share in levels)
+    assert work.elements == elements
+    assert floor["traffic"] == elements * 2 / 4.3e12
+    assert floor["floor"] == max(floor["arithmetic"], floor["traffic"])
+
+
+def test_a_training_step_is_three_forward_passes():
+    options = load_options(ROOT / "options/train/GoPro_S1.yml").sections
+    one, step = restoring(options, 128, 128), training_step(options, 16, 128)
+    assert step.macs == 3 * 16 * one.macs
+    assert step.elements == 3 * 16 * one.elements
+    # In stage 2 the encoder of stage 1 is frozen and only runs forward.
+    options = load_options(ROOT / "options/train/GoPro_S2.yml").sections
+    frozen = training_step(options, 1, 128).macs - 3 * restoring(options, 128, 128).macs
+    le = model_complexity(
+        load_options(ROOT / "options/train/GoPro_S1.yml").sections, (3, 128, 128)
+    ).networks["net_le"]
+    assert frozen == le.macs
+
+
+def test_what_is_kept_for_the_backward_pass_is_counted_once():
+    weight = torch.nn.Linear(4, 4, bias=False)
+    x = torch.rand(8, 4)
+
+    def work():
+        y = weight(x)  # keeps x
+        return y * y + y.sigmoid()  # keeps y, twice, and the sigmoid
+
+    assert bytes_for_backward(work, weight) == 3 * 8 * 4 * 4

@@ -1,0 +1,57 @@
+"""Training batches on their way to the device: bytes are copied, pixels are made there.
+
+A loader process cuts patches and nothing else. Turning, flipping and the conversion to floating
+point happen on the device, so that a quarter of the bytes crosses to it and no core waits for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def apply_symmetries(patches: Tensor, indices: Sequence[int]) -> Tensor:
+    """Give each patch its own symmetry of the square, see `hidiff.data.transforms.symmetry`.
+
+    Takes at most two small operations for a patch and one for the batch, and sends no indices to
+    the device.
+
+    Args:
+        patches: (B, s, s, C) of any type, on any device.
+        indices: B numbers from 0 to 7.
+    """
+    turned = []
+    for patch, index in zip(patches, indices, strict=True):
+        patch = torch.rot90(patch, index // 2)
+        turned.append(patch.flip(0) if index % 2 else patch)
+    return torch.stack(turned)
+
+
+def to_device(
+    batch: Mapping[str, Any], device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The pictures of a training batch, ready for the model.
+
+    Args:
+        batch: `lq` and `gt`, (B, s, s, 3) uint8 or float32 in [0, 1], and `symmetry`, B numbers;
+            see `training_batches`. Copies do not block where the memory is pinned.
+        device: where to.
+        dtype: floating point type of the result; the pixels are rounded to float32 first.
+
+    Returns:
+        (lq, gt), each (B, 3, s, s) in [0, 1], in channels-last memory.
+    """
+
+    def pixels(patches: Tensor) -> Tensor:
+        patches = patches.to(device, non_blocking=True)
+        patches = apply_symmetries(patches, batch["symmetry"]).permute(0, 3, 1, 2)
+        if patches.dtype == torch.uint8:
+            # Divided by a number or by a tensor of the CPU, CUDA multiplies by the reciprocal,
+            # which is another value in the last bit than the division of `to_float`.
+            patches = patches.to(torch.float32).div_(torch.full((), 255.0, device=device))
+        return patches.to(dtype)
+
+    return pixels(batch["lq"]), pixels(batch["gt"])

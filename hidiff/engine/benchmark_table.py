@@ -1,0 +1,93 @@
+"""What a benchmark has measured, as a Markdown table inside a page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hidiff.errors import UserError
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Markdown: the machine, the command, and one row a case and way.
+
+    Args:
+        report: what scripts/benchmark.py prints with `--json`.
+    """
+    lines = [
+        f"`{report['command']}`",
+        "",
+        f"{report['machine']}, PyTorch {report['versions']['torch']}. Median of "
+        f"{report['repeats']} alternating runs (smallest to largest).",
+        "",
+    ]
+    rows = [row for case in report["cases"] for row in _rows(case)]
+    columns = [key for key in rows[0] if any(row[key] for row in rows)]
+    lines.append(f"| {' | '.join(columns)} |")
+    lines.append(f"|{'---|' * len(columns)}")
+    lines += [f"| {' | '.join(row[key] for key in columns)} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(case: Mapping[str, Any]) -> list[dict[str, str]]:
+    rows = []
+    for name, way in case["ways"].items():
+        floor = way.get("floor")
+        rows.append(
+            {
+                "case": case["case"],
+                "way": name,
+                "time": f"{_seconds(way['median'])} ({_seconds(way['smallest'])} to "
+                f"{_seconds(way['largest'])})",
+                "times as fast": f"{way['times_faster']:.2f}",
+                "rate": way.get("rate", ""),
+                "floor: arithmetic, traffic": f"{_seconds(floor['arithmetic'])}, "
+                f"{_seconds(floor['traffic'])}"
+                if floor
+                else "",
+                "time / floor": f"{way['median'] / floor['floor']:.1f}" if floor else "",
+                "kept for backward": _bytes(way.get("kept_for_backward")),
+                "GPU memory": _bytes(way.get("peak_bytes")),
+            }
+        )
+    return rows
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+
+
+def _bytes(value: int | None) -> str:
+    if value is None:
+        return ""
+    return f"{value / 2**30:.2f} GiB" if value >= 2**28 else f"{value / 2**20:.1f} MiB"
+
+
+def write_table(path: Path, name: str, content: str) -> None:
+    """Put a table between its two markers in a page; the rest of the page stays as it is.
+
+    Args:
+        path: Markdown page; the table is added at its end where it has no markers for it, and the
+            page is made where there is none.
+        name: of the table, in the markers.
+        content: Markdown.
+
+    Raises:
+        UserError: the page cannot be written, or has one marker without the other.
+    """
+    start, end = f"<!-- benchmark: {name} -->", f"<!-- end: {name} -->"
+    try:
+        page = path.read_text(encoding="utf-8") if path.exists() else ""
+        if (start in page) != (end in page):
+            raise UserError(f"{path}: it has only one of the markers {start} and {end}")
+        block = f"{start}\n{content}{end}"
+        if start in page:
+            pattern = f"{re.escape(start)}.*?{re.escape(end)}"
+            page = re.sub(pattern, lambda match: block, page, flags=re.DOTALL)
+        else:
+            page = f"{page.rstrip()}\n\n{block}\n".lstrip()
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None

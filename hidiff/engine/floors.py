@@ -1,0 +1,102 @@
+"""The least time that restoring or a training step can take on a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hidiff.archs.restormer import TransformerBlock
+from hidiff.engine.complexity import count_macs, model_complexity
+from hidiff.models import build_model
+
+BACKWARD_SHARE = 2
+"""A layer's backward pass is two products of the forward pass's size: for input and weights."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What must be done: multiply-accumulates, and elements of feature maps read or written.
+
+    `elements` counts what the Transformer's blocks move when everything between two passes over
+    the pixels that cannot be joined is fused.
+    """
+
+    macs: int
+    elements: int
+
+    def floor(self, matmul_rate: float, copy_rate: float, element_bytes: int) -> dict[str, float]:
+        """Seconds: of the arithmetic alone, of the traffic alone, and the larger of both.
+
+        Args:
+            matmul_rate: floating-point operations a second of large matrix products.
+            copy_rate: bytes a second, read or written.
+            element_bytes: 4 for float32, 2 for bfloat16.
+        """
+        arithmetic = 2 * self.macs / matmul_rate
+        traffic = self.elements * element_bytes / copy_rate
+        return {"arithmetic": arithmetic, "traffic": traffic, "floor": max(arithmetic, traffic)}
+
+
+def _block_elements(block: TransformerBlock, x: Tensor) -> int:
+    """Elements that a block with C channels and hidden width h moves, per pixel 18·C + 6·h.
+
+    MDTA, 15·C: norm and qkv (C in, 3·C out), depthwise (3·C, 3·C), Gram matrix (2·C in), output
+    (v and the residual in, C out). GDFN, 3·C + 6·h: norm and project_in (C, 2·h), depthwise and
+    gate (2·h, h), project_out (h and the residual in, C out).
+    """
+    pixels = x.numel() // x.shape[1]
+    return pixels * (18 * x.shape[1] + 6 * block.ffn.project_out.in_channels)
+
+
+def _forward(options: Mapping[str, Any], height: int, width: int) -> tuple[Work, nn.Module]:
+    """The work of restoring one image, and the model on torch's meta device."""
+    elements = 0
+
+    def count(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal elements
+        elements += _block_elements(block, inputs[0])
+
+    with torch.device("meta"):
+        model = build_model(options)
+        network = model.net_g
+        for module in network.modules():
+            if isinstance(module, TransformerBlock):
+                module.register_forward_pre_hook(count)
+        prior = torch.empty(1, network.group**2, network.prior_dim) if model.guided else None
+        network(torch.empty(1, 3, height, width), prior)
+    return Work(model_complexity(options, (3, height, width)).macs, elements), model
+
+
+def restoring(options: Mapping[str, Any], height: int, width: int) -> Work:
+    """The work of restoring one image.
+
+    Args:
+        options: sections as parsed from YAML, see `hidiff.build_model`.
+        height, width: in pixels, multiples of 8.
+
+    Raises:
+        UserError: the options are wrong.
+    """
+    return _forward(options, height, width)[0]
+
+
+def training_step(options: Mapping[str, Any], batch_size: int, patch_size: int) -> Work:
+    """The work of a training step: forward and backward, and a frozen encoder's forward pass.
+
+    Args:
+        options: sections as parsed from YAML, see `hidiff.build_model`.
+        batch_size, patch_size: of the step; the patch size in pixels, a multiple of 8.
+
+    Raises:
+        UserError: the options are wrong.
+    """
+    work, model = _forward(options, patch_size, patch_size)
+    macs = work.macs * (1 + BACKWARD_SHARE)
+    if "net_le" in model.frozen:
+        image = torch.empty(1, 3, patch_size, patch_size, device="meta")
+        macs += count_macs(model.net_le, image, image)
+    return Work(batch_size * macs, batch_size * work.elements * (1 + BACKWARD_SHARE))
