@@ -196,7 +196,8 @@ class ValOptions:
     the averaged weights where `train.ema_decay` keeps them; test.py takes those that
     `path.param_key_*` names. `save_img` unset writes the pictures of a test and none of validation.
     `precision` is that of `hidiff.engine.precision`; `compile` uses torch.compile in test.py, which
-    pays for many images of one size.
+    pays for many images of one size. `num_workers` threads read, score and write while the GPU
+    restores: 'auto' takes up to 4 beside a GPU and none beside a CPU.
     """
 
     val_freq: int | None = None
@@ -205,6 +206,7 @@ class ValOptions:
     save_img: bool | None = None
     suffix: str = ""
     selfensemble_testing: bool = False
+    num_workers: int | Literal["auto"] = "auto"
     precision: Precision = "tf32"
     compile: bool = False
     metrics: Mapping[str, Section] = field(default_factory=dict)
@@ -212,6 +214,11 @@ class ValOptions:
     def __post_init__(self) -> None:
         if self.val_freq is not None and self.val_freq < 1:
             raise _error("val.val_freq", f"{self.val_freq} must be at least 1")
+        if self.num_workers != "auto" and self.num_workers < 0:
+            raise _error(
+                "val.num_workers",
+                f"{self.num_workers} must be auto or a number of threads, 0 for none",
+            )
         if self.suffix and not re.fullmatch(r"[\w.+-]+", self.suffix):
             raise _error(
                 "val.suffix", f"'{self.suffix}' becomes part of file names; use letters, digits, -_"

@@ -135,6 +135,8 @@ def with_value(content, path, value):
         ("scale", 4, r"scale: 4 is not possible"),
         ("name", "../elsewhere", r"name: '../elsewhere' becomes a folder name"),
         ("val.val_freqs", 1, r"val\.val_freqs: .*'val_freq'"),
+        ("val.num_workers", -1, r"val\.num_workers: -1 must be auto or a number of threads"),
+        ("val.num_workers", "all", r"val\.num_workers: expected a whole number or"),
         ("logger.print_freq", 0, r"logger\.print_freq: 0 must be at least 1"),
         ("path.pretrain_network", "x", r"path\.pretrain_network: .*did you mean"),
         ("datasets.training", {}, r"datasets\.training: a data set is called"),

@@ -1,8 +1,10 @@
-"""Paired crops and the symmetries of the square, on numpy images (H, W, C)."""
+"""Offsets of crops and the symmetries of the square."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
 
 SYMMETRIES = 8
 
@@ -16,10 +18,16 @@ def symmetry(image: np.ndarray, index: int) -> np.ndarray:
     return turned[::-1] if index % 2 else turned
 
 
-def undo_symmetry(image: np.ndarray, index: int) -> np.ndarray:
-    """The inverse of `symmetry` with the same index."""
-    flipped = image[::-1] if index % 2 else image
-    return np.rot90(flipped, k=-(index // 2))
+def tensor_symmetry(image: Tensor, index: int) -> Tensor:
+    """`symmetry` of a tensor (..., H, W), on its device."""
+    turned = torch.rot90(image, index // 2, dims=(-2, -1))
+    return turned.flip(-2) if index % 2 else turned
+
+
+def undo_tensor_symmetry(image: Tensor, index: int) -> Tensor:
+    """The inverse of `tensor_symmetry` with the same index."""
+    flipped = image.flip(-2) if index % 2 else image
+    return torch.rot90(flipped, -(index // 2), dims=(-2, -1))
 
 
 def draw_offset(length: int, crop_size: int, patch_size: int, rng: np.random.Generator) -> int:

@@ -7,9 +7,10 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from hidiff.data.image import to_uint8, write_image
-from hidiff.data.transforms import SYMMETRIES, symmetry, undo_symmetry
+from hidiff.data.transforms import SYMMETRIES, tensor_symmetry, undo_tensor_symmetry
 from hidiff.engine.distributed import Processes
+from hidiff.engine.pipeline import run_in_order, thread_count
 from hidiff.errors import UserError
 from hidiff.metrics import evaluate_pair
 from hidiff.metrics.published import BENCHMARKS
@@ -89,9 +91,14 @@ def image_generator(seed: int, name: str) -> torch.Generator:
 
 
 def to_image(tensor: Tensor) -> np.ndarray:
-    """(1, 3, H, W) or (3, H, W) float in [0, 1] → (H, W, 3) uint8, rounded."""
-    array = tensor.detach().float().cpu().numpy()
-    return to_uint8(array.reshape(array.shape[-3:]).transpose(1, 2, 0))
+    """(1, 3, H, W) or (3, H, W) float in [0, 1] → (H, W, 3) uint8, rounded half to even.
+
+    What lies outside is clipped, and NaN becomes 0. Computed on the tensor's device, so that a
+    quarter of the bytes leaves it.
+    """
+    pixels = tensor.detach().reshape(tensor.shape[-3:]).permute(1, 2, 0).float()
+    pixels = pixels.nan_to_num(nan=0.0).clamp(0, 1).mul(255).round()
+    return pixels.to(torch.uint8).contiguous().cpu().numpy()
 
 
 def restore_item(
@@ -111,36 +118,74 @@ def restore_item(
         self_ensemble: average the restorations of the 8 symmetries of the image.
 
     Returns:
-        (3, H, W) on the CPU.
+        (3, H, W) float32 on `device`.
 
     Raises:
         UserError: the image is too small, or too large for the device's memory.
     """
+    sides = ("lq", "gt") if model.restores_from_gt and "gt" in item else ("lq",)
     total = None
-    for index in range(SYMMETRIES if self_ensemble else 1):
-        images = [
-            torch.from_numpy(
-                np.ascontiguousarray(symmetry(item[k].permute(1, 2, 0).numpy(), index))
-            ).permute(2, 0, 1)[None]
-            for k in ("lq", "gt")
-            if k in item
-        ]
-        try:
+    try:
+        images = [item[side].to(device)[None] for side in sides]
+        for index in range(SYMMETRIES if self_ensemble else 1):
             restored = model.restore(
-                *(image.to(device) for image in images),
+                *(tensor_symmetry(image, index).contiguous() for image in images),
                 generator=image_generator(seed, item["name"]),
             )
-        except torch.cuda.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            size = "×".join(str(side) for side in item["lq"].shape[:0:-1])
-            raise UserError(
-                f"{item['name']}: {size} pixels do not fit into the GPU's memory; use a larger GPU "
-                "or the CPU (--force_yml num_gpu=0)"
-            ) from None
-        array = undo_symmetry(restored[0].float().cpu().permute(1, 2, 0).numpy(), index)
-        total = array if total is None else total + array
-    average = total / SYMMETRIES if self_ensemble else total
-    return torch.from_numpy(np.ascontiguousarray(average)).permute(2, 0, 1)
+            restored = undo_tensor_symmetry(restored[0].float(), index)
+            total = restored if total is None else total + restored
+        return total / SYMMETRIES if self_ensemble else total
+    except torch.cuda.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        size = "×".join(str(side) for side in item["lq"].shape[:0:-1])
+        raise UserError(
+            f"{item['name']}: {size} pixels do not fit into the GPU's memory; use a larger GPU "
+            "or the CPU (--force_yml num_gpu=0)"
+        ) from None
+
+
+@dataclass
+class _Job:
+    """An image on its way: the item until it is restored, uint8 pictures as they come."""
+
+    result: ImageResult
+    item: Mapping[str, Any] | None = None
+    blurry: np.ndarray | None = None
+    sharp: np.ndarray | None = None
+    restored: np.ndarray | None = None
+
+    @property
+    def triptych(self) -> Triptych:
+        """Blurry, restored and, where it is known, sharp picture."""
+        pictures = (self.blurry, self.restored, self.sharp)
+        return tuple(picture for picture in pictures if picture is not None)
+
+
+def _read(dataset: Dataset, index: int) -> _Job:
+    result = ImageResult(index, dataset.pairs[index].name)
+    try:
+        item = dataset[index]
+    except UserError as error:
+        result.error = str(error)
+        return _Job(result)
+    pictures = {
+        # Not with torch, which starts a pool of its own for each thread that calls it.
+        side: np.ascontiguousarray(to_uint8(item[side].permute(1, 2, 0).numpy()))
+        for side in ("lq", "gt")
+        if side in item
+    }
+    return _Job(result, item, pictures["lq"], pictures.get("gt"))
+
+
+def _score(job: _Job, scorer: Scorer, score_blurry: bool) -> None:
+    if job.sharp is None:
+        return
+    try:
+        job.result.restored = dict(scorer(job.restored, job.sharp))
+        if score_blurry:
+            job.result.blurry = dict(scorer(job.blurry, job.sharp))
+    except UserError as error:
+        job.result.error = f"restored but not scored: {error}"
 
 
 def evaluate(
@@ -155,6 +200,7 @@ def evaluate(
     score_blurry: bool = False,
     picture_path: Callable[[str], Path] | None = None,
     on_triptych: Callable[[int, str, Triptych], None] | None = None,
+    num_workers: int | Literal["auto"] = "auto",
 ) -> list[ImageResult]:
     """Restore and score every image of a data set once.
 
@@ -163,8 +209,8 @@ def evaluate(
 
     Args:
         model: the unwrapped model; it is left in the mode it was in.
-        dataset: items as of `PairedImageIRDataset`.
-        scorer: see `build_metrics` and `build_test_scorer`.
+        dataset: items as of `PairedImageIRDataset`; read in threads.
+        scorer: see `build_metrics` and `build_test_scorer`; called in threads.
         processes: those that share the work.
         seed: of the noise, with the image's name.
         label: stands before the progress bar.
@@ -172,44 +218,63 @@ def evaluate(
         score_blurry: score the input images too.
         picture_path: where to write the restored image of a name; None writes none.
         on_triptych: called with (index, name, (blurry, restored[, sharp])) uint8 RGB on the
-            process that restored it.
+            process that restored it, in order.
+        num_workers: threads, see `hidiff.engine.pipeline.thread_count`; they change nothing in the
+            results.
 
     Returns:
         On every process the results of all images, in the data set's order.
+
+    Raises:
+        UserError: a picture cannot be written.
     """
-    training = model.training
-    model.eval()
-    mine = range(processes.rank, len(dataset), processes.world_size)
-    results = []
-    for index in tqdm(mine, desc=label, leave=False, disable=None if processes.is_main else True):
-        result = ImageResult(index, dataset.pairs[index].name)
-        results.append(result)
+
+    def restore(job: _Job) -> _Job:
+        if job.item is None:
+            return job
+        started = time.perf_counter()
         try:
-            item = dataset[index]
-            started = time.perf_counter()
-            restored = to_image(
+            job.restored = to_image(
                 restore_item(
-                    model, item, seed=seed, device=processes.device, self_ensemble=self_ensemble
+                    *(model, job.item),
+                    seed=seed,
+                    device=processes.device,
+                    self_ensemble=self_ensemble,
                 )
             )
-            result.seconds = time.perf_counter() - started
+            job.result.seconds = time.perf_counter() - started
         except UserError as error:
-            result.error = str(error)
-            continue
-        pictures = [to_image(item["lq"]), restored]
-        if "gt" in item:
-            pictures.append(to_image(item["gt"]))
-            try:
-                result.restored = dict(scorer(restored, pictures[2]))
-                if score_blurry:
-                    result.blurry = dict(scorer(pictures[0], pictures[2]))
-            except UserError as error:
-                result.error = f"restored but not scored: {error}"
-        if picture_path is not None:
-            write_image(picture_path(result.name), restored)
-        if on_triptych is not None:
-            on_triptych(index, result.name, tuple(pictures))
-    model.train(training)
+            job.result.error = str(error)
+        job.item = None
+        return job
+
+    def finish(job: _Job) -> _Job:
+        if job.restored is not None:
+            _score(job, scorer, score_blurry)
+            if picture_path is not None:
+                write_image(picture_path(job.result.name), job.restored)
+        return job
+
+    mine = range(processes.rank, len(dataset), processes.world_size)
+    jobs = run_in_order(
+        mine,
+        read=functools.partial(_read, dataset),
+        work=restore,
+        finish=finish,
+        threads=thread_count(num_workers, processes.device),
+    )
+    hidden = None if processes.is_main else True
+    results = []
+    training = model.training
+    model.eval()
+    try:
+        with closing(jobs):
+            for job in tqdm(jobs, label, len(mine), leave=False, disable=hidden):
+                results.append(job.result)
+                if on_triptych is not None and job.restored is not None:
+                    on_triptych(job.result.index, job.result.name, job.triptych)
+    finally:
+        model.train(training)
     everyone = [result for part in processes.gather(results) for result in part]
     return sorted(everyone, key=lambda result: result.index)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from hidiff.data.pairs import listing
+from hidiff.engine.pipeline import available_cores
 from hidiff.engine.score_files import check_replaceable, score_paths, write_scores
 from hidiff.engine.scoring import FolderScores, score_folders
 from hidiff.errors import UserError
@@ -61,13 +61,6 @@ def score_parser(description: str) -> argparse.ArgumentParser:
         help="worker processes, one core each (default: all cores)",
     )
     return parser
-
-
-def available_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def named_folders(texts: Iterable[str], names: Iterable[str], option: str) -> dict[str, Path]:

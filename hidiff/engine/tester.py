@@ -141,6 +141,7 @@ def run_test(options: Options, processes: Processes, *, seeds: int = 1) -> bool:
                     seed=options.manual_seed + run,
                     label=name if seeds == 1 else f"{name}, seed {options.manual_seed + run}",
                     self_ensemble=options.val.selfensemble_testing,
+                    num_workers=options.val.num_workers,
                     score_blurry=run == 0,
                     picture_path=(lambda image, to=pictures: to / f"{image}{suffix}.png")
                     if options.val.save_img is not False and run == 0

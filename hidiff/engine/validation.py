@@ -73,6 +73,7 @@ class Validator:
                     seed=self.options.manual_seed,
                     label=f"{label} {name}",
                     self_ensemble=self.options.val.selfensemble_testing,
+                    num_workers=self.options.val.num_workers,
                     picture_path=path if self.options.val.save_img else None,
                     on_triptych=keep,
                 )

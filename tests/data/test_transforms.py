@@ -2,8 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
-from hidiff.data.transforms import draw_offset, symmetry, undo_symmetry
+from hidiff.data.transforms import (
+    draw_offset,
+    symmetry,
+    tensor_symmetry,
+    undo_tensor_symmetry,
+)
 
 
 def test_the_eight_symmetries_of_the_square():
@@ -18,9 +24,12 @@ def test_the_eight_symmetries_of_the_square():
 
 
 @pytest.mark.parametrize("index", range(8))
-def test_undoing_gives_the_image_back(index):
+def test_tensors_are_turned_as_arrays_are_and_back(index):
     image = np.arange(2 * 5 * 3).reshape(2, 5, 3)
-    assert np.array_equal(undo_symmetry(symmetry(image, index), index), image)
+    tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
+    turned = tensor_symmetry(tensor, index)
+    assert np.array_equal(turned[0].permute(1, 2, 0).numpy(), symmetry(image, index))
+    assert torch.equal(undo_tensor_symmetry(turned, index), tensor)
 
 
 def test_offsets_are_the_sum_of_two_uniform_draws():

@@ -290,6 +290,24 @@ def test_the_benchmark_protocol_is_chosen_by_the_name_of_the_data_set(
     assert report["datasets"]["other"]["remarks"] == []
 
 
+def test_validation_and_testing_take_their_threads_from_the_options(
+    trained, data, monkeypatch, tmp_path
+):
+    asked = []
+    monkeypatch.setattr(
+        "hidiff.engine.evaluator.thread_count", lambda wanted, device: asked.append(wanted) or 2
+    )
+    monkeypatch.chdir(trained[0])
+    options = {**test_options(data), "name": "threads"}
+    options["val"]["num_workers"] = 5
+    assert run_test(parse_options(options), ALONE)
+    monkeypatch.chdir(tmp_path)
+    options = train_options(data, 1, total_iter=1)
+    options["val"]["num_workers"] = 6
+    train(options)
+    assert asked == [5, 6]
+
+
 def test_several_seeds_report_their_deviation(tested, trained, data):
     options = {**test_options(data), "name": "seeds"}
     assert run_test(parse_options(options), ALONE, seeds=3)
