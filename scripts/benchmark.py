@@ -12,7 +12,7 @@ a comparison run in turn in one process on the same input; medians and their rat
 
 A way is a precision with what is switched on beside it: fp32, tf32, bf16, +compile, +checkpoint
 (activation checkpointing of all levels); with 'plain+' before it, it is computed as the papers
-write it.
+write it. --force_yml kernels=eager measures without the Triton kernels.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,6 +54,8 @@ from hidiff.engine.benchmark import (  # noqa: E402
 )
 from hidiff.engine.benchmark_table import table, write_table  # noqa: E402
 from hidiff.engine.compilation import compile_blocks  # noqa: E402
+from hidiff.engine.distributed import Processes  # noqa: E402
+from hidiff.engine.evaluator import build_test_scorer, evaluate  # noqa: E402
 from hidiff.engine.floors import Work, restoring, training_step  # noqa: E402
 from hidiff.engine.optim import GRAD_CLIP_NORM, build_optimizer, clip_gradients  # noqa: E402
 from hidiff.engine.precision import precision  # noqa: E402
@@ -150,7 +153,9 @@ def _phases(options: Options, chosen: str) -> dict[int, Phase]:
 
 def _model(options: Options, device: torch.device) -> DeblurModel:
     torch.manual_seed(options.manual_seed)
-    return build_model(options.sections).to(device)
+    model = build_model(options.sections).to(device)
+    model.net_g.use_kernels(options.kernels)
+    return model
 
 
 def restore(options: Options, args: argparse.Namespace, machine: Machine) -> list[dict[str, Any]]:
@@ -282,7 +287,45 @@ def data(options: Options, args: argparse.Namespace, machine: Machine) -> list[d
     return cases
 
 
-COMMANDS = {"restore": restore, "train-step": train_step, "data": data}
+def score(options: Options, args: argparse.Namespace, machine: Machine) -> list[dict[str, Any]]:
+    """Read, restore, score and write the first images of the first test set, as test.py does.
+
+    The plain way does one step after the other, the others read, score and write in threads.
+    """
+    model = _model(options, args.device).eval()
+    section = next(iter(options.test_sets().values()))
+    dataset = build_dataset(section)
+    dataset.pairs = dataset.pairs[: args.images]
+    protocol, scorer = build_test_scorer(options.val, section.name)
+    processes = Processes(0, 1, args.device)
+
+    with TemporaryDirectory() as folder:
+
+        def prepare(way: Way) -> Callable[[], Any]:
+            own = way.prepare(model)
+
+            def work() -> None:
+                evaluate(
+                    *(own, dataset, scorer, processes),
+                    seed=options.manual_seed,
+                    label=way.name,
+                    score_blurry=True,
+                    picture_path=lambda name: Path(folder, f"{name}.png"),
+                    num_workers=0 if way.plain else options.val.num_workers,
+                )
+
+            return way.wrap(own, work)
+
+        timings = alternate(
+            {way.name: prepare(way) for way in args.ways}, repeats=args.repeats, device=args.device
+        )
+    ways = comparison(timings, BASELINE)
+    for way in ways.values():
+        way["rate"] = f"{len(dataset) / way['median']:.2f} images/s"
+    return [{"case": f"{len(dataset)} images, {protocol}", "ways": ways}]
+
+
+COMMANDS = {"restore": restore, "train-step": train_step, "evaluate": score, "data": data}
 
 
 def _arguments() -> argparse.Namespace:
@@ -300,6 +343,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--phase", default="all", help="of progressive training, from 1, or all")
     parser.add_argument("--batch", type=int, help="batch size in place of the phase's")
     parser.add_argument("--patch", type=int, help="patch size in place of the phase's")
+    parser.add_argument("--images", type=int, default=20, help="of the test set, for evaluate")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="of decoded frames, for data")
     parser.add_argument("--repeats", type=int, default=5, help="measured calls of each way")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hidiff.data.transforms import symmetry
+
 
 def apply_symmetries(patches: Tensor, indices: Sequence[int]) -> Tensor:
     """Give each patch its own symmetry of the square, see `hidiff.data.transforms.symmetry`.
@@ -23,11 +25,8 @@ def apply_symmetries(patches: Tensor, indices: Sequence[int]) -> Tensor:
         patches: (B, s, s, C) of any type, on any device.
         indices: B numbers from 0 to 7.
     """
-    turned = []
-    for patch, index in zip(patches, indices, strict=True):
-        patch = torch.rot90(patch, index // 2)
-        turned.append(patch.flip(0) if index % 2 else patch)
-    return torch.stack(turned)
+    pairs = zip(patches, indices, strict=True)
+    return torch.stack([symmetry(patch, index, dims=(0, 1)) for patch, index in pairs])
 
 
 def to_device(

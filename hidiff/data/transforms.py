@@ -9,25 +9,22 @@ from torch import Tensor
 SYMMETRIES = 8
 
 
-def symmetry(image: np.ndarray, index: int) -> np.ndarray:
+def symmetry(image: Tensor, index: int, dims: tuple[int, int] = (-2, -1)) -> Tensor:
     """One of the 8 symmetries of the square: quarter turns `index // 2`, then a flip if odd.
 
-    Works on (H, W, …) arrays; quarter turns swap the sides of non-square ones.
+    Args:
+        image: on any device; quarter turns swap the sides of one that is not square.
+        index: 0 … 7.
+        dims: where height and width are.
     """
-    turned = np.rot90(image, k=index // 2)
-    return turned[::-1] if index % 2 else turned
+    turned = torch.rot90(image, index // 2, dims)
+    return turned.flip(dims[0]) if index % 2 else turned
 
 
-def tensor_symmetry(image: Tensor, index: int) -> Tensor:
-    """`symmetry` of a tensor (..., H, W), on its device."""
-    turned = torch.rot90(image, index // 2, dims=(-2, -1))
-    return turned.flip(-2) if index % 2 else turned
-
-
-def undo_tensor_symmetry(image: Tensor, index: int) -> Tensor:
-    """The inverse of `tensor_symmetry` with the same index."""
-    flipped = image.flip(-2) if index % 2 else image
-    return torch.rot90(flipped, -(index // 2), dims=(-2, -1))
+def undo_symmetry(image: Tensor, index: int, dims: tuple[int, int] = (-2, -1)) -> Tensor:
+    """The inverse of `symmetry` with the same index."""
+    flipped = image.flip(dims[0]) if index % 2 else image
+    return torch.rot90(flipped, -(index // 2), dims)
 
 
 def draw_offset(length: int, crop_size: int, patch_size: int, rng: np.random.Generator) -> int:

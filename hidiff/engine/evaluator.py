@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from hidiff.data.image import to_uint8, write_image
-from hidiff.data.transforms import SYMMETRIES, tensor_symmetry, undo_tensor_symmetry
+from hidiff.data.transforms import SYMMETRIES, symmetry, undo_symmetry
 from hidiff.engine.distributed import Processes
 from hidiff.engine.pipeline import run_in_order, thread_count
 from hidiff.errors import UserError
@@ -129,10 +129,10 @@ def restore_item(
         images = [item[side].to(device)[None] for side in sides]
         for index in range(SYMMETRIES if self_ensemble else 1):
             restored = model.restore(
-                *(tensor_symmetry(image, index).contiguous() for image in images),
+                *(symmetry(image, index).contiguous() for image in images),
                 generator=image_generator(seed, item["name"]),
             )
-            restored = undo_tensor_symmetry(restored[0].float(), index)
+            restored = undo_symmetry(restored[0].float(), index)
             total = restored if total is None else total + restored
         return total / SYMMETRIES if self_ensemble else total
     except torch.cuda.OutOfMemoryError:

@@ -30,13 +30,15 @@ def available_cores() -> int:
 
 
 def thread_count(wanted: int | Literal["auto"], device: torch.device) -> int:
-    """The threads of `run_in_order` for `val.num_workers`: 'auto' takes none beside a CPU.
+    """The threads of `run_in_order` for `val.num_workers`.
 
-    There restoring uses all cores already.
+    'auto' takes none beside a CPU, where restoring uses all cores already, and beside a GPU up to
+    `GPU_THREADS` of the cores that torchrun's other processes on this machine leave.
     """
     if wanted != "auto":
         return wanted
-    return 0 if device.type == "cpu" else min(GPU_THREADS, available_cores())
+    cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return 0 if device.type == "cpu" else min(GPU_THREADS, max(cores, 1))
 
 
 def run_in_order(

@@ -16,7 +16,6 @@ from tqdm import TMonitor
 from hidiff import UserError, build_model
 from hidiff.data.image import read_image, to_float, to_uint8
 from hidiff.data.paired_dataset import PairedImageIRDataset
-from hidiff.data.transforms import symmetry
 from hidiff.engine.distributed import Processes
 from hidiff.engine.evaluator import build_metrics, evaluate, image_generator, restore_item, to_image
 from hidiff.engine.pipeline import AHEAD, available_cores, run_in_order, thread_count
@@ -305,9 +304,12 @@ def test_seconds_are_those_of_restoring_alone():
         assert 0.05 <= result.seconds < 0.2
 
 
-def test_threads_that_are_taken():
+def test_threads_that_are_taken(monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert thread_count("auto", CPU) == 0
     assert thread_count("auto", torch.device("cuda", 0)) == min(4, available_cores())
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(2 * available_cores()))
+    assert thread_count("auto", torch.device("cuda", 0)) == 1
     for device in (CPU, torch.device("cuda", 0)):
         assert [thread_count(wanted, device) for wanted in (0, 1, 7)] == [0, 1, 7]
 
@@ -343,10 +345,8 @@ def test_symmetries_on_the_device_are_those_of_numpy(tmp_path, stage, self_ensem
     item = {"lq": torch.rand(3, 19, 24), "gt": torch.rand(3, 19, 24), "name": "x"}
     total = 0
     for index in range(8 if self_ensemble else 1):
-        turned = [
-            symmetry(item[side].permute(1, 2, 0).numpy(), index).transpose(2, 0, 1)
-            for side in ("lq", "gt")
-        ]
+        turned = [np.rot90(item[side].numpy(), index // 2, (1, 2)) for side in ("lq", "gt")]
+        turned = [image[:, ::-1] if index % 2 else image for image in turned]
         restored = model.restore(
             *(torch.from_numpy(np.ascontiguousarray(image))[None] for image in turned),
             generator=image_generator(0, "x"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_data import make_pairs, train_options, write_yaml
+from small_data import make_pairs, test_options, train_options, write_yaml
 
 from hidiff.engine.benchmark import Timing, alternate, bytes_for_backward, comparison
 from hidiff.engine.benchmark_table import write_table
@@ -89,6 +89,21 @@ def test_the_program_compares_ways(tmp_path, arguments, ways, cases):
     text = page.read_text()
     assert text.startswith("# Speed\n\nMeasured by hand.\n\n<!-- benchmark:")
     assert text.count("\n| ") == len(cases) * len(ways) + 1
+
+
+def test_evaluation_is_compared_image_by_image(tmp_path):
+    make_pairs(tmp_path / "test", 3)
+    content = test_options(tmp_path)
+    content["val"] |= {"num_workers": 2}
+    options = write_yaml(tmp_path / "test.yml", content)
+    result = run(tmp_path, "evaluate", "-opt", str(options), "--images", "2", "--repeats", "1",
+                 "--json")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (case,) = json.loads(result.stdout)["cases"]
+    assert case["case"] == "2 images, basicsr"
+    for way in case["ways"].values():
+        assert way["rate"] == f"{2 / way['median']:.2f} images/s"
+    assert not (tmp_path / "results").exists(), "a measurement is no result"
 
 
 @pytest.mark.parametrize(
