@@ -44,13 +44,13 @@ def finish(*agents):
 def test_two_nodes_are_one(tmp_path):
     make_pairs(tmp_path / "train", 3)
     training = (str(HERE / "float64_training.py"), str(tmp_path))
-    finish(launch(tmp_path, "--standalone", "--nproc_per_node=2", *training, "one_node"))
+    finish(launch(tmp_path, "--standalone", "--nproc_per_node=2", *training, "one_node", "2"))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     meeting = ("--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=two_nodes",
                "--nnodes=2", "--nproc_per_node=1", "--local_addr=127.0.0.1")  # fmt: skip
-    finish(*(launch(tmp_path, *meeting, *training, "two_nodes") for _ in range(2)))
+    finish(*(launch(tmp_path, *meeting, *training, "two_nodes", "2") for _ in range(2)))
 
     one, two = (
         torch.load(tmp_path / f"{name}.pth", weights_only=True)
