@@ -67,6 +67,7 @@ class Trainer:
         # Every process initialises the same weights; the wrapper would only copy them anyway.
         torch.manual_seed(options.manual_seed)
         self.model = build_model(options.sections).to(processes.device).train()
+        self.model.net_g.use_kernels(options.kernels)
         self.optimizer = build_optimizer(self.train_options.optim_total, self.model)
         self.lr = build_lr_schedule(
             self.train_options.scheduler,
@@ -99,7 +100,6 @@ class Trainer:
         self.average = WeightAverage(self.model, decay) if decay else None
         if state is not None:
             self._restore(state)
-        self.model.net_g.use_kernels(options.kernels)
         self.model.net_g.recompute_levels(self.train_options.activation_checkpointing)
         if self.train_options.compile:
             compile_blocks(self.model, "train.compile")

@@ -84,6 +84,16 @@ def test_restoring_in_between_costs_training_nothing(models):
     assert compiled_graphs() == restoring
 
 
+def test_checkpointed_blocks_are_compiled_too(models):
+    plain, compiled = models
+    compiled.net_g.recompute_levels((1, 2, 3, 4))
+    expected, reference = step(plain, 16)
+    losses, gradients = step(compiled, 16)
+    assert compiled_graphs() > 5
+    torch.testing.assert_close(losses, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradients, reference, rtol=1e-4, atol=1e-6)
+
+
 def test_weights_keep_their_names(models):
     plain, compiled = models
     assert list(compiled.state_dict()) == list(plain.state_dict())
