@@ -6,7 +6,7 @@ point happen on the device, so that a quarter of the bytes crosses to it and no 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,3 +54,46 @@ def to_device(
         return patches.to(dtype)
 
     return pixels(batch["lq"]), pixels(batch["gt"])
+
+
+class DeviceBatches(Iterator[dict[str, Any]]):
+    """Training batches with their pictures on the device, one of them ahead of its use.
+
+    Args:
+        batches: see `training_batches`.
+        device, dtype: see `to_device`.
+    """
+
+    def __init__(
+        self, batches: Iterator[Mapping[str, Any]], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self._batches = batches
+        self._device = device
+        self._dtype = dtype
+        self._ahead: dict[str, Any] | Exception | None = None
+
+    def prefetch(self) -> None:
+        """Have the next batch brought to the device while that still computes.
+
+        What goes wrong is raised when the batch is asked for.
+        """
+        if self._ahead is not None:
+            return
+        try:
+            batch = next(self._batches)
+            lq, gt = to_device(batch, self._device, self._dtype)
+            self._ahead = {**batch, "lq": lq, "gt": gt}
+        except Exception as error:
+            self._ahead = error
+
+    def __next__(self) -> dict[str, Any]:
+        """The next batch: `lq` and `gt` as of `to_device`, `name` and `notices`.
+
+        Raises:
+            UserError: an image cannot be used, see `training_batches`.
+        """
+        self.prefetch()
+        batch, self._ahead = self._ahead, None
+        if isinstance(batch, Exception):
+            raise batch
+        return batch

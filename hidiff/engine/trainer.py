@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hidiff.data import BatchPlan, PhaseBatchSampler, build_dataset, training_batches
-from hidiff.data.transfer import to_device
+from hidiff.data.transfer import DeviceBatches
 from hidiff.engine import checkpoint
 from hidiff.engine.compilation import compile_blocks
 from hidiff.engine.distributed import Processes, no_sync
@@ -103,9 +103,8 @@ class Trainer:
         self.model.net_g.recompute_levels(self.train_options.activation_checkpointing)
         if self.train_options.compile:
             compile_blocks(self.model, "train.compile")
-        self.dtype = next(self.model.parameters()).dtype
         self.wrapped = processes.wrap(self.model, accumulates=self.plan.accumulation > 1)
-        self.batches = training_batches(
+        batches = training_batches(
             self.dataset,
             PhaseBatchSampler(
                 size=len(self.dataset),
@@ -121,6 +120,8 @@ class Trainer:
             pin_memory=processes.device.type == "cuda",
             skip_bad=self.train_options.on_bad_image == "skip",
         )
+        dtype = next(self.model.parameters()).dtype
+        self.batches = DeviceBatches(batches, processes.device, dtype)
         log_file = None
         with processes.main_first():
             if processes.is_main:
@@ -237,7 +238,7 @@ class Trainer:
             images += batch["name"]
             for notice in batch["notices"]:
                 self.log.warning("step %d: %s", step, notice)
-            lq, gt = to_device(batch, self.processes.device, self.dtype)
+            lq, gt = batch["lq"], batch["gt"]
             # A model draws from torch's generator what it needs beside the noise (time steps).
             seed = self._slot_rng(MODEL_STREAM, step, micro).integers(2**63)
             torch.manual_seed(int(seed))
@@ -245,6 +246,7 @@ class Trainer:
             with no_sync(self.wrapped, skip=not last):
                 losses = self.wrapped(lq, gt, noise=self._noise(step, micro, lq))
                 (sum(losses.values()) / self.plan.accumulation).backward()
+            self.batches.prefetch()
             for name, loss in losses.items():
                 part = loss.detach() / self.plan.accumulation
                 total[name] = total[name] + part if name in total else part

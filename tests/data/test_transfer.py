@@ -9,7 +9,8 @@ from small_data import make_pairs, picture, write_rgb
 
 from hidiff.data import BatchPlan, CropRequest, PairedImageIRDataset, PhaseBatchSampler
 from hidiff.data.loader import training_batches
-from hidiff.data.transfer import apply_symmetries, to_device
+from hidiff.data.transfer import DeviceBatches, apply_symmetries, to_device
+from hidiff.errors import UserError
 from hidiff.options import Phase
 
 CPU = torch.device("cpu")
@@ -164,3 +165,34 @@ def test_workers_send_what_the_trainer_process_would_load(tmp_path):
         assert torch.equal(ours["gt"], theirs["gt"])
         assert ours["symmetry"] == theirs["symmetry"]
         assert ours["name"] == theirs["name"]
+
+
+def test_one_batch_is_ahead_and_mistakes_come_in_their_turn():
+    asked = []
+
+    def batches():
+        for number in range(3):
+            asked.append(number)
+            if number == 2:
+                raise UserError("an image is missing")
+            patches = torch.full((1, 2, 2, 3), 51 * number, dtype=torch.uint8)
+            yield {"lq": patches, "gt": patches, "symmetry": [0], "name": [str(number)]}
+
+    ahead = DeviceBatches(batches(), torch.device("cpu"), torch.float64)
+    assert asked == []
+    first = next(ahead)
+    assert asked == [0]
+    ahead.prefetch()
+    ahead.prefetch()
+    assert asked == [0, 1]
+    assert first["name"] == ["0"]
+    second = next(ahead)
+    assert asked == [0, 1]
+    assert second["name"] == ["1"]
+    assert second["gt"].dtype == torch.float64
+    assert second["lq"].unique().tolist() == [float(np.float32(0.2))]
+    ahead.prefetch()
+    with pytest.raises(UserError, match="an image is missing"):
+        next(ahead)
+    with pytest.raises(StopIteration):
+        next(ahead)

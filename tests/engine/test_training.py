@@ -16,7 +16,6 @@ from small_data import make_pairs, picture, test_options, train_options, write_r
 
 from hidiff import UserError, build_model
 from hidiff.data.image import read_image, to_float
-from hidiff.data.transfer import to_device
 from hidiff.engine.distributed import Processes
 from hidiff.engine.evaluator import restore_item, to_image
 from hidiff.engine.experiment import Experiment
@@ -150,6 +149,16 @@ def test_auto_resume_of_nothing_starts_anew(data, tmp_path, monkeypatch):
     assert trainer.step == 1
 
 
+class Given(list):
+    """Batches in place of those of a data set."""
+
+    def __next__(self):
+        return self.pop(0)
+
+    def prefetch(self):
+        pass
+
+
 def test_accumulation_gives_the_gradient_of_the_larger_batch(data, tmp_path, monkeypatch):
     """One process standing for two: its gradient is that of both micro-batches together."""
     monkeypatch.chdir(tmp_path)
@@ -157,12 +166,13 @@ def test_accumulation_gives_the_gradient_of_the_larger_batch(data, tmp_path, mon
     trainer = Trainer(parse_options(options), ALONE)
     trainer.model.double()
     batches = list(itertools.islice(trainer.batches, 2))
-    trainer.batches = iter(batches)
-    trainer.dtype = torch.float64
+    pixels = [[batch[side].double() for side in ("lq", "gt")] for batch in batches]
+    trainer.batches = Given(
+        {**batch, "lq": lq, "gt": gt} for batch, (lq, gt) in zip(batches, pixels, strict=True)
+    )
     trainer._accumulate(1)
     accumulated = [p.grad.clone() for p in trainer.model.parameters()]
     trainer.model.zero_grad()
-    pixels = [to_device(batch, ALONE.device, torch.float64) for batch in batches]
     lq, gt = (torch.cat(side) for side in zip(*pixels, strict=True))
     sum(trainer.model(lq, gt).values()).backward()
     for ours, p in zip(accumulated, trainer.model.parameters(), strict=True):
