@@ -5,6 +5,9 @@
 Both runs read the same crops in the same order. Reported are the difference of their loss curves,
 averaged over windows of 50 steps, and of the PSNR of the validation images at the end, each run
 restoring in its own precision. The runs are experiments like any other, NAME_fp32 and NAME_bf16.
+
+Two runs that differ by rounding alone drift apart too. With --control a third one, NAME_control,
+has the first one's precision and weights changed by one part in a million, to tell how much.
 """
 
 from __future__ import annotations
@@ -17,16 +20,22 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import torch
 from torch import Tensor
 
 from hidiff.engine.benchmark import machine_name
 from hidiff.engine.distributed import Processes, start_processes
 from hidiff.engine.trainer import Trainer
 from hidiff.errors import UserError, friendly_errors
+from hidiff.models import DeblurModel
 from hidiff.options import Options, load_options
 
 WINDOW = 50
 """Steps whose mean loss is one point of a curve."""
+
+
+PERTURBATION = 1e-6
+"""Relative change of the control's first weights: some units in the last place of float32."""
 
 
 class RecordingTrainer(Trainer):
@@ -41,14 +50,24 @@ class RecordingTrainer(Trainer):
         super()._report(losses, grad_norm)
 
 
-def train(args: argparse.Namespace, precision: str) -> dict[str, Any]:
+def perturb(model: DeblurModel) -> None:
+    """Change every weight that is trained by about one part in a million."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for network in model.trained_networks().values():
+            for parameter in network.parameters():
+                noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+                parameter.mul_(1 + PERTURBATION * noise)
+
+
+def train(args: argparse.Namespace, label: str, precision: str) -> dict[str, Any]:
     """Train in a precision; the loss of each step and the metrics of the validation sets."""
     name = load_options(args.opt, args.force_yml).name
     options = load_options(
         args.opt,
         [
             *args.force_yml,
-            f"name={name}_{precision}",
+            f"name={name}_{label}",
             f"train:precision={precision}",
             f"train:total_iter={args.steps}",
             f"val:precision={precision}",
@@ -58,6 +77,8 @@ def train(args: argparse.Namespace, precision: str) -> dict[str, Any]:
     )
     with start_processes(options, "none") as processes:
         trainer = RecordingTrainer(options, processes)
+        if label == "control":
+            perturb(trainer.model)
         trainer.run()
         scores = {name: best["value"] for name, best in trainer.validator.best.items()}
         machine = machine_name(processes.device)
@@ -71,20 +92,38 @@ def windows(curve: list[float]) -> list[float]:
 
 
 def compare(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Relative differences of the loss windows, and differences of the scores."""
-    (first, a), (second, b) = runs.items()
-    pairs = list(zip(windows(a["losses"]), windows(b["losses"]), strict=True))
-    differences = [abs(y - x) / x for x, y in pairs]
-    return {
-        "precisions": [first, second],
-        "machine": a["machine"],
-        "steps": len(a["losses"]),
-        "loss_windows": {first: [x for x, _ in pairs], second: [y for _, y in pairs]},
-        "largest_loss_difference": max(differences),
-        "mean_loss_difference": sum(differences) / len(differences),
-        "scores": {first: a["scores"], second: b["scores"]},
-        "score_difference": {key: b["scores"][key] - a["scores"][key] for key in a["scores"]},
+    """Each run against the first: relative difference of loss windows, difference of scores."""
+    first, *others = runs
+    curves = {label: windows(run["losses"]) for label, run in runs.items()}
+    differences = {
+        label: [y / x - 1 for x, y in zip(curves[first], curves[label], strict=True)]
+        for label in others
     }
+    return {
+        "machine": runs[first]["machine"],
+        "steps": len(runs[first]["losses"]),
+        "loss_windows": curves,
+        "loss_differences": differences,
+        "scores": {label: run["scores"] for label, run in runs.items()},
+        "score_differences": {
+            label: {k: runs[label]["scores"][k] - v for k, v in runs[first]["scores"].items()}
+            for label in others
+        },
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the comparison."""
+    first, *others = result["loss_windows"]
+    for number, loss in enumerate(result["loss_windows"][first]):
+        parts = [f"{label} {result['loss_differences'][label][number]:+.3%}" for label in others]
+        print(f"window {number + 1}: loss of {first} {loss:.6f}; {', '.join(parts)}")
+    for label in others:
+        sizes = [abs(difference) for difference in result["loss_differences"][label]]
+        print(f"{label}: windows differ by {sum(sizes) / len(sizes):.3%}, at most {max(sizes):.3%}")
+        for key, value in result["scores"][label].items():
+            change = result["score_differences"][label][key]
+            print(f"{label}: {key} {value:.4f}, {change:+.4f} against {first}")
 
 
 def main() -> None:
@@ -94,6 +133,7 @@ def main() -> None:
     parser.add_argument("-opt", type=Path, required=True, metavar="FILE", help="option file")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--precisions", nargs=2, default=("fp32", "bf16"), metavar="NAME")
+    parser.add_argument("--control", action="store_true", help="train the control too")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
     parser.add_argument(
         "--force_yml", nargs="+", default=[], metavar="OPTION=VALUE", help="as for train.py"
@@ -102,17 +142,14 @@ def main() -> None:
     with friendly_errors():
         if len(set(args.precisions)) < 2:
             raise UserError("--precisions: name two different ones, for example fp32 bf16")
-        result = compare({name: train(args, name) for name in args.precisions})
+        precisions = {name: name for name in args.precisions}
+        if args.control:
+            precisions["control"] = args.precisions[0]
+        result = compare({label: train(args, label, p) for label, p in precisions.items()})
         if args.output:
             args.output.parent.mkdir(parents=True, exist_ok=True)
             args.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        first, second = result["precisions"]
-        for number, (x, y) in enumerate(zip(*result["loss_windows"].values(), strict=True)):
-            print(f"window {number + 1}: loss {first} {x:.6f}, {second} {y:.6f} ({y / x - 1:+.3%})")
-        print(f"largest difference of a window: {result['largest_loss_difference']:.3%}")
-        for key, difference in result["score_difference"].items():
-            values = [result["scores"][name][key] for name in (first, second)]
-            print(f"{key}: {first} {values[0]:.4f}, {second} {values[1]:.4f} ({difference:+.4f})")
+        show(result)
 
 
 if __name__ == "__main__":
