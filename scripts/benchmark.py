@@ -65,7 +65,7 @@ from hidiff.models import DeblurModel, build_model  # noqa: E402
 from hidiff.options import LEVELS, Options, Phase, load_options  # noqa: E402
 
 BASELINE = "plain+fp32"
-DEFAULT_WAYS = {"cpu": ("fp32",), "cuda": ("tf32", "bf16", "bf16+compile")}
+DEFAULT_WAYS = {"cpu": ("fp32",), "cuda": ("plain+tf32", "tf32", "bf16", "bf16+compile")}
 
 
 @dataclass(frozen=True)

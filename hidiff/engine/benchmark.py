@@ -21,7 +21,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: median, smallest and largest, and the device memory at its peak."""
+    """Seconds of one call: median, smallest and largest, and the GPU memory that it needs.
+
+    The memory is that at the peak, without what was allocated before the call, such as weights.
+    """
 
     median: float
     smallest: float
@@ -30,16 +33,19 @@ class Timing:
 
 
 def measure(work: Callable[[], Any], device: torch.device) -> tuple[float, int | None]:
-    """Seconds that a call takes, and the peak of the GPU's memory during it (None on CPUs)."""
+    """Seconds that a call takes, and the GPU memory that it needs (None on CPUs)."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
     started = time.perf_counter()
     work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - started
-    return seconds, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    if device.type != "cuda":
+        return seconds, None
+    return seconds, torch.cuda.max_memory_allocated(device) - before
 
 
 def alternate(

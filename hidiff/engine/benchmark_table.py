@@ -49,7 +49,7 @@ def _rows(case: Mapping[str, Any]) -> list[dict[str, str]]:
                 else "",
                 "time / floor": f"{way['median'] / floor['floor']:.1f}" if floor else "",
                 "kept for backward": _bytes(way.get("kept_for_backward")),
-                "GPU memory": _bytes(way.get("peak_bytes")),
+                "GPU memory for it": _bytes(way.get("peak_bytes")),
             }
         )
     return rows

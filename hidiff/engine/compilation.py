@@ -59,6 +59,9 @@ def compile_blocks(model: DeblurModel, where: str, *, backend: str = "inductor")
     if backend == "inductor":
         check_compiler(next(model.parameters()).device, where)
         options = INDUCTOR_OPTIONS
+    # Within a data-parallel model Dynamo would cut every large block in two, to send the gradients
+    # of the one while those of the other are computed. That is so between the blocks anyway.
+    torch._dynamo.config.optimize_ddp = False
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     torch._dynamo.config.accumulated_recompile_limit = RECOMPILE_LIMIT
     for module in model.net_g.modules():

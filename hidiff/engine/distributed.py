@@ -6,6 +6,7 @@ import os
 import subprocess
 import time
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -50,13 +51,9 @@ class Processes:
         """
         if self.world_size == 1:
             return model
-        for parameter in model.parameters():
-            if parameter.ndim == 4 and parameter.shape[1] == 1:
-                # A depthwise weight's gradient comes with channels-last strides. The bytes lie in
-                # the same order either way, but DDP compares the strides, copies and warns.
-                height, width = parameter.shape[2:]
-                strides = (height * width, 1, width, 1)
-                parameter.data = parameter.data.as_strided(parameter.shape, strides)
+        # Of depthwise and 1×1 weights, whose channels-last strides are other numbers for the same
+        # order of bytes. The copy into the bucket, which it warns of, is made in any case.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         return DistributedDataParallel(
             model,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
@@ -142,6 +139,8 @@ def _slurm_environment(port: int) -> None:
         os.environ["MASTER_ADDR"] = hosts[0]
     os.environ.setdefault("MASTER_PORT", str(port))
     os.environ.update(RANK=rank, WORLD_SIZE=world, LOCAL_RANK=local_rank)
+    if (tasks := os.environ.get("SLURM_NTASKS_PER_NODE", "")).isdigit():
+        os.environ["LOCAL_WORLD_SIZE"] = tasks
 
 
 def _device(options: Options, local_rank: int, launcher: Launcher = "none") -> torch.device:

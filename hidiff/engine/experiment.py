@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from hidiff.engine.checkpoint import load_network
+from hidiff.engine.distributed import Processes
 from hidiff.errors import UserError
 from hidiff.models import DeblurModel
 from hidiff.options import Options
@@ -189,3 +190,26 @@ def load_pretrained(model: DeblurModel, options: Options, *, training: bool) -> 
         notices += load_network(network, path, where, param_key=param_key, strict=strict)
         notices.append(f"{name}: weights from {path}{_last_step(path, name)}")
     return notices
+
+
+def training_warnings(options: Options, model: DeblurModel, processes: Processes) -> list[str]:
+    """What in the options has no effect on a training here, or another than it may seem."""
+    used = {**model.sections, **model.training_sections}.values()
+    networks = {key for key in options.sections if key.startswith("network_")}
+    warnings = [
+        f"{key} has no effect: {options.model_type} has no such network"
+        for key in sorted(networks - set(used))
+    ]
+    if options.train.reference_world_size is None:
+        warnings.append(
+            "train.reference_world_size is not set, so the global batch depends on the number of "
+            f"processes, {processes.world_size} here; the release's batch sizes are meant for 4 "
+            "(train.reference_world_size: 4 keeps their global batch)"
+        )
+    if options.num_gpu not in ("auto", 0, processes.world_size):
+        warnings.append(
+            f"num_gpu is {options.num_gpu}, and {processes.world_size} process(es) train; start "
+            f"torchrun --nproc_per_node={options.num_gpu} train.py … --launcher pytorch to use "
+            f"{options.num_gpu}"
+        )
+    return warnings

@@ -63,6 +63,16 @@ def build_optimizer(section: Mapping[str, Any], model: nn.Module) -> torch.optim
         raise UserError(f"train.optim_total: {error}") from None
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Take over a state, but not how its steps were computed.
+
+    Raises:
+        ValueError, KeyError: it is the state of another optimiser or of other parameters.
+    """
+    groups = [{**group, "fused": True} for group in state["param_groups"]]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+
+
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every parameter group this learning rate."""
     for group in optimizer.param_groups:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hidiff.errors import UserError
+from hidiff.options import TrainOptions
 
 WITHOUT_INFLUENCE = (
     r"name",
@@ -28,6 +30,12 @@ WITHOUT_INFLUENCE = (
     r"train\.reference_world_size",
 )
 """Options that do not change the weights that a run ends with."""
+
+
+_DEFAULTS = {
+    f"train.{field.name}": list(field.default) if field.default == () else field.default
+    for field in dataclasses.fields(TrainOptions)
+}
 
 
 def flatten(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -67,7 +75,8 @@ def compare_options(before: Mapping[str, Any], now: Mapping[str, Any], where: st
     changed = {
         path: f"{path}: {old.get(path, 'absent')} → {new.get(path, 'absent')}"
         for path in sorted({*old, *new})
-        if old.get(path) != new.get(path)
+        # An option that is left out is the same as one that says what it is by default.
+        if old.get(path, _DEFAULTS.get(path)) != new.get(path, _DEFAULTS.get(path))
     }
     deciding = [line for path, line in changed.items() if not _is_neutral(path)]
     if deciding:

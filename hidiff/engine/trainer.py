@@ -20,10 +20,21 @@ from hidiff.engine import checkpoint
 from hidiff.engine.compilation import compile_blocks
 from hidiff.engine.distributed import Processes, no_sync
 from hidiff.engine.ema import WeightAverage
-from hidiff.engine.experiment import Experiment, load_pretrained, set_aside
+from hidiff.engine.experiment import (
+    Experiment,
+    load_pretrained,
+    set_aside,
+    training_warnings,
+)
 from hidiff.engine.logger import MetricsWriter, start_logging
 from hidiff.engine.lr_schedule import build_lr_schedule
-from hidiff.engine.optim import GRAD_CLIP_NORM, build_optimizer, clip_gradients, set_lr
+from hidiff.engine.optim import (
+    GRAD_CLIP_NORM,
+    build_optimizer,
+    clip_gradients,
+    load_optimizer,
+    set_lr,
+)
 from hidiff.engine.precision import precision
 from hidiff.engine.resume import compare_options, options_hash
 from hidiff.engine.signals import StopRequest
@@ -92,7 +103,7 @@ class Trainer:
 
         self.step = 0
         self.bad_steps = 0
-        self.notices = [*options.notices, *self._warnings()]
+        self.notices = [*options.notices, *training_warnings(options, self.model, processes)]
         state = self._saved_state(auto_resume)
         if state is None:
             self.notices += load_pretrained(self.model, options, training=True)
@@ -404,7 +415,7 @@ class Trainer:
             if self.average:
                 for name, network in self.average.networks().items():
                     network.load_state_dict(state["average"][name])
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self.optimizer, state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(
                 f"{where} belongs to another configuration ({str(error).splitlines()[0]}); resume "
@@ -413,28 +424,6 @@ class Trainer:
         self.step, self.bad_steps = state["step"], state["bad_steps"]
         self.validator.best = state["best"]
         self.notices.append(f"resumed after step {self.step}")
-
-    def _warnings(self) -> list[str]:
-        """What in the options has no effect here, or another than it may seem."""
-        used = {**self.model.sections, **self.model.training_sections}.values()
-        networks = {key for key in self.options.sections if key.startswith("network_")}
-        warnings = [
-            f"{key} has no effect: {self.options.model_type} has no such network"
-            for key in sorted(networks - set(used))
-        ]
-        if self.train_options.reference_world_size is None:
-            warnings.append(
-                "train.reference_world_size is not set, so the global batch depends on the number "
-                f"of processes, {self.processes.world_size} here; the release's batch sizes are "
-                "meant for 4 (train.reference_world_size: 4 keeps their global batch)"
-            )
-        wanted = self.options.num_gpu
-        if wanted not in ("auto", 0, self.processes.world_size):
-            warnings.append(
-                f"num_gpu is {wanted}, and {self.processes.world_size} process(es) train; start "
-                f"torchrun --nproc_per_node={wanted} train.py … --launcher pytorch to use {wanted}"
-            )
-        return warnings
 
     def _log_start(self) -> None:
         """What a reader of the log must know about the run."""

@@ -146,6 +146,27 @@ def test_chooser_gives_up_a_way_that_fails():
     assert chooser.run("a", WAYS) == "eager"
 
 
+def test_chooser_goes_on_where_the_reference_fails():
+    def too_large():
+        raise torch.OutOfMemoryError("too large")
+
+    ways = {"eager": too_large, "triton": lambda: "triton"}
+    chooser = kernels.Chooser(lambda way: len(way()))
+    with pytest.warns(UserWarning, match="eager way failed and is not used: too large"):
+        assert chooser.run("a", ways, agree=lambda reference, result: False) == "triton"
+    assert chooser.run("a", ways) == "triton"
+
+
+def test_chooser_remembers_nothing_where_all_fail():
+    def broken():
+        raise torch.OutOfMemoryError("too large")
+
+    chooser = kernels.Chooser(lambda way: len(way()))
+    with pytest.warns(UserWarning), pytest.raises(torch.OutOfMemoryError):
+        chooser.run("a", {"eager": broken, "triton": broken})
+    assert chooser.run("a", WAYS) in WAYS
+
+
 def test_chooser_remembers_nothing_where_it_must_not_time():
     chooser = kernels.Chooser(Timer(2.0, 1.0))
     assert chooser.run("a", WAYS, may_time=False) == "eager"
@@ -231,7 +252,7 @@ def test_the_kernels_compile_for_gpus(capability, dtype, channels, monkeypatch, 
 def test_chooser_gives_up_a_way_with_another_result():
     chooser = kernels.Chooser(Timer(2.0, 1.0))
     with pytest.warns(UserWarning, match="triton way failed and is not used: its result is"):
-        assert chooser.run("a", WAYS, agree=lambda ours, theirs: ours == theirs) == "eager"
+        assert chooser.run("a", WAYS, agree=lambda reference, result: False) == "eager"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -239,12 +260,12 @@ def test_rounding_agrees_and_mistakes_do_not(dtype):
     x, weight, bias = (t.detach() for t in tensors(torch.float32, channels=64))
     exact = kernels.depthwise_conv3x3(x, weight, bias, mode="eager")
     rounded = exact.to(dtype)
-    assert kernels._agree(rounded, exact)
-    assert kernels._agree((rounded, weight), (exact, weight))
+    assert kernels._agree(exact, rounded)
+    assert kernels._agree((exact, weight), (rounded, weight))
     without_tap = weight.clone()
     without_tap[:, :, 2, 2] = 0
-    assert not kernels._agree(kernels.depthwise_conv3x3(x, without_tap, bias, mode="eager"), exact)
+    assert not kernels._agree(exact, kernels.depthwise_conv3x3(x, without_tap, bias, mode="eager"))
     without_row = rounded.clone()
     without_row[:, :, -1] = 0
-    assert not kernels._agree(without_row, exact)
-    assert not kernels._agree((rounded, 0 * weight), (exact, weight))
+    assert not kernels._agree(exact, without_row)
+    assert not kernels._agree((exact, weight), (rounded, 0 * weight))

@@ -154,8 +154,8 @@ def test_a_missing_compiler_is_told_at_once(monkeypatch):
         check_compiler(torch.device("cpu"), "train.compile")
 
 
-def test_training_and_testing_with_the_option(tmp_path):
-    """From the option file, through both programs."""
+def test_training_with_the_option(tmp_path):
+    """From the option file, through the program."""
     if not has_compiler():
         pytest.skip("Inductor finds no C++ compiler here")
     make_pairs(tmp_path / "train", 2)
@@ -171,3 +171,32 @@ def test_training_and_testing_with_the_option(tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "training is complete" in result.stdout + result.stderr
+
+
+def test_data_parallel_training_does_not_cut_the_blocks(tmp_path):
+    """Dynamo would, from 1 MiB of parameters on, and Inductor then fails for a batch of one."""
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        options = train_options(tmp_path, 1)
+        options["network_g"] |= {"dim": 24, "heads": [1, 1, 1, 1]}
+        model = build_model(options).train()
+        block = model.net_g.latent.blocks[0]
+        assert sum(p.numel() for p in block.parameters()) > 2**20 / 4
+        compile_blocks(model, "train.compile", backend="aot_eager")
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        lq, gt = torch.rand(2, 1, 3, 16, 16)
+        sum(wrapped(lq, gt).values()).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    alone = build_model(options).train()
+    alone.load_state_dict(model.state_dict())
+    graphs = compiled_graphs()
+    torch._dynamo.reset()
+    counters.clear()
+    compile_blocks(alone, "train.compile", backend="aot_eager")
+    sum(alone(lq, gt).values()).backward()
+    assert compiled_graphs() == graphs
+    for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)

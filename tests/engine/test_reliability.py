@@ -251,6 +251,13 @@ def test_changed_options_are_listed_or_refused(data):
         "changed since the run was started: logger.print_freq: 1 → 7",
     ]
     assert options_hash(before) == options_hash(now)
+    # What is said and what is left out may be the same.
+    now["train"] |= {"precision": "tf32", "compile": False, "activation_checkpointing": []}
+    assert len(compare_options(before, now, "it")) == 3
+    now["train"]["precision"] = "bf16"
+    with pytest.raises(UserError, match=r"train\.precision: absent → bf16"):
+        compare_options(before, now, "it")
+    del now["train"]["precision"]
     now["train"]["optim_total"]["lr"] = 1.0
     now["train"]["warmup_iter"] = 3
     with pytest.raises(UserError, match=r"lr: 0\.001 → 1\.0; train\.warmup_iter: absent → 3"):

@@ -15,6 +15,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from small_data import make_pairs, picture, test_options, train_options, write_rgb, write_yaml
 
 from hidiff import UserError, build_model
+from hidiff.archs.restormer import DepthwiseConv2d
 from hidiff.data.image import read_image, to_float
 from hidiff.engine.distributed import Processes
 from hidiff.engine.evaluator import restore_item, to_image
@@ -298,6 +299,50 @@ def test_the_benchmark_protocol_is_chosen_by_the_name_of_the_data_set(
     assert protocols == ["matlab", "realblur", "basicsr"]
     assert any("980" in remark for remark in report["datasets"]["RealBlur_J"]["remarks"])
     assert report["datasets"]["other"]["remarks"] == []
+
+
+def compiled_blocks(model):
+    return [m for m in model.modules() if m._compiled_call_impl is not None]
+
+
+def test_every_option_of_speed_arrives(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hidiff.engine.compilation.check_compiler", lambda device, where: None)
+    options = train_options(
+        data, 1, compile=True, activation_checkpointing=[2, 4], ema_decay=0.9, precision="bf16"
+    )
+    run = Trainer(parse_options({**options, "kernels": "triton"}), ALONE)
+    net = run.model.net_g
+    assert len(compiled_blocks(run.model)) > 10
+    assert not compiled_blocks(run.average.model)
+    recomputed = {name for name, part in net.named_children() if getattr(part, "recompute", False)}
+    assert recomputed == {"encoder_level2", "decoder_level2", "latent"}
+    for network in (net, run.average.model.net_g):
+        modes = {m.kernels for m in network.modules() if isinstance(m, DepthwiseConv2d)}
+        assert modes == {"triton"}
+    during = []
+    monkeypatch.setattr(run, "_accumulate", lambda step: during.append(net.feature_dtype) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run.run()
+    assert during == [torch.bfloat16]
+
+
+def test_every_option_of_speed_arrives_in_testing(trained, data, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    monkeypatch.setattr("hidiff.engine.compilation.check_compiler", lambda device, where: None)
+    seen = []
+
+    def look(model, *others, **options):
+        modes = {m.kernels for m in model.modules() if isinstance(m, DepthwiseConv2d)}
+        seen.append((len(compiled_blocks(model)) > 10, modes, model.net_g.feature_dtype))
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("hidiff.engine.tester.evaluate", look)
+    options = {**test_options(data), "name": "speed", "kernels": "eager"}
+    options["val"] |= {"compile": True, "precision": "bf16"}
+    with pytest.raises(ZeroDivisionError):
+        run_test(parse_options(options), ALONE)
+    assert seen == [(True, {"eager"}, torch.bfloat16)]
 
 
 def test_validation_and_testing_take_their_threads_from_the_options(
