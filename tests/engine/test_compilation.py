@@ -192,11 +192,11 @@ def test_data_parallel_training_does_not_cut_the_blocks(tmp_path):
         torch.distributed.destroy_process_group()
     alone = build_model(options).train()
     alone.load_state_dict(model.state_dict())
-    graphs = compiled_graphs()
+    pieces = counters["aot_autograd"]["total"]
     torch._dynamo.reset()
     counters.clear()
     compile_blocks(alone, "train.compile", backend="aot_eager")
     sum(alone(lq, gt).values()).backward()
-    assert compiled_graphs() == graphs
+    assert pieces == counters["aot_autograd"]["total"] > 5
     for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
