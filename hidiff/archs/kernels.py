@@ -1,10 +1,13 @@
-"""Depthwise 3×3 convolution, plain and gated by GELU (GDFN), as fused GPU kernels in Triton.
+"""What is faster on GPUs than PyTorch's own operators, and equal but for rounding.
+
+The depthwise 3×3 convolution, plain and gated by GELU (GDFN), has fused kernels in Triton; the Gram
+matrix of bfloat16 data is computed on tensor cores.
 
 Sums are float32, also for bfloat16 data. The backward pass of the gated form needs nothing but the
 input and computes the convolution again. The kernels' results and gradients are bit for bit the
 same in every run.
 
-Both are custom operators, which torch.compile keeps as single calls, with a second implementation
+All are custom operators, which torch.compile keeps as single calls, with a second implementation
 in PyTorch's own. What the kernels do not serve, as float64 and the CPU, always gets that one.
 """
 
@@ -96,6 +99,23 @@ def gated_depthwise_conv3x3(
     assert mode in ("triton", "auto"), mode
     assert weight.shape == (x.shape[1], 1, 3, 3), (weight.shape, x.shape)
     return _gated_depthwise(x, weight, bias, mode)
+
+
+def gram_matrix(q: Tensor, k: Tensor, *, mode: Mode = "auto") -> Tensor:
+    """q kᵀ of bfloat16 data in float32, on tensor cores where the GPU can.
+
+    A product of two bfloat16 numbers is exact in float32, so that only the order of the sums
+    differs from that of float32 matrices. The gradients are products of bfloat16 matrices.
+
+    Args:
+        q, k: (B, heads, c, N) bfloat16.
+        mode: see `Mode`; 'eager' multiplies float32 copies, 'triton' stands for the tensor cores.
+
+    Returns:
+        (B, heads, c, c) float32.
+    """
+    assert q.dtype == k.dtype == torch.bfloat16, (q.dtype, k.dtype)
+    return _gram(q.flatten(0, 1), k.flatten(0, 1), mode).unflatten(0, q.shape[:2])
 
 
 # Which implementation
@@ -201,10 +221,13 @@ def _run(name: str, mode: str, tensors: Sequence[Tensor | None]) -> Any:
         # one would be timed otherwise.
         pixels = (x.numel() // x.shape[1]).bit_length()
         key = (name, x.device, x.dtype, x.shape[1], pixels)
-        may_time = not (x.is_cuda and torch.cuda.is_current_stream_capturing())  # a CUDA graph
-        return _chooser.run(
-            key, {"eager": eager, "triton": fused}, agree=_agree, may_time=may_time
-        )
+        ways = {"eager": eager, "triton": fused}
+        return _chooser.run(key, ways, agree=_agree, may_time=_may_time(x))
+
+
+def _may_time(x: Tensor) -> bool:
+    """Not while a CUDA graph is recorded."""
+    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _agree(reference: Any, result: Any) -> bool:
@@ -348,3 +371,48 @@ def _define(operator: str, implementation: str, halves: int) -> Callable[..., Te
 
 _depthwise = _define("depthwise_conv3x3", "conv", 1)
 _gated_depthwise = _define("gated_depthwise_conv3x3", "gated", 2)
+
+
+def _gram_wide(q: Tensor, k: Tensor) -> Tensor:
+    return q.float() @ k.float().transpose(1, 2)
+
+
+def _gram_narrow(q: Tensor, k: Tensor) -> Tensor:
+    return torch.ops.aten.bmm.dtype(q, k.transpose(1, 2), torch.float32)  # CUDA only
+
+
+@torch.library.custom_op("hidiff::gram", mutates_args=())
+def _gram(q: Tensor, k: Tensor, mode: str) -> Tensor:
+    with torch.cuda.device_of(q), torch.autocast(q.device.type, enabled=False):
+        if mode == "eager" or not q.is_cuda:
+            return _gram_wide(q, k)
+        if mode == "triton":
+            return _gram_narrow(q, k)
+        ways = {"eager": partial(_gram_wide, q, k), "tensor cores": partial(_gram_narrow, q, k)}
+        key = ("gram", q.device, q.shape[:2], q.shape[2].bit_length())
+        return _chooser.run(key, ways, agree=_agree, may_time=_may_time(q))
+
+
+@_gram.register_fake
+def _(q: Tensor, k: Tensor, mode: str) -> Tensor:
+    return q.new_empty(q.shape[0], q.shape[1], k.shape[1], dtype=torch.float32)
+
+
+def _save_gram(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _gram_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    q, k = ctx.saved_tensors
+    grad = grad.to(q.dtype)
+    return grad @ k, grad.transpose(1, 2) @ q, None
+
+
+_gram.register_autograd(_gram_gradients, setup_context=_save_gram)
+
+
+@register_flop_formula(torch.ops.hidiff.gram)
+def _gram_operations(
+    q_shape: Sequence[int], k_shape: Sequence[int], *others: Any, **unused: Any
+) -> int:
+    return 2 * math.prod(q_shape) * k_shape[1]

@@ -14,7 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hidiff.archs.kernels import Mode, depthwise_conv3x3, gated_depthwise_conv3x3
+from hidiff.archs.kernels import (
+    Mode,
+    depthwise_conv3x3,
+    gated_depthwise_conv3x3,
+    gram_matrix,
+)
 
 LAYER_NORM_EPS = 1e-5
 NORMALIZE_EPS = 1e-12
@@ -42,15 +47,19 @@ class DepthwiseConv2d(Conv2d):
     def __init__(self, channels: int, *, bias: bool) -> None:
         super().__init__(channels, channels, kernel_size=3, padding=1, groups=channels, bias=bias)
 
+    def fused(self, x: Tensor) -> bool:
+        """Whether `hidiff.archs.kernels` computes what depends on x."""
+        return x.is_cuda and self.kernels != "eager"
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) → (B, channels, H, W)."""
-        if x.is_cuda and self.kernels != "eager":
+        if self.fused(x):
             return depthwise_conv3x3(x, self.weight, self.bias, mode=self.kernels)
         return super().forward(x)
 
     def gated(self, x: Tensor) -> Tensor:
         """GELU of the result's first half times its second: (B, 2h, H, W) → (B, h, H, W)."""
-        if x.is_cuda and self.kernels != "eager":
+        if self.fused(x):
             return gated_depthwise_conv3x3(x, self.weight, self.bias, mode=self.kernels)
         gate, value = super().forward(x).chunk(2, dim=1)
         return F.gelu(gate) * value
@@ -181,9 +190,16 @@ class Attention(PriorModulation):
 
     def _attention(self, q: Tensor, k: Tensor) -> Tensor:
         """Softmax over channels; q, k (B, heads, c, H·W) → (B, heads, c, c), float32 or more."""
-        q, k = at_least_float32(q), at_least_float32(k)
-        norms = [torch.linalg.vector_norm(t, dim=-1).clamp_min(NORMALIZE_EPS) for t in (q, k)]
-        cosines = q @ k.transpose(-2, -1) / (norms[0][..., :, None] * norms[1][..., None, :])
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        norms = [
+            torch.linalg.vector_norm(t, dim=-1, dtype=dtype).clamp_min(NORMALIZE_EPS)
+            for t in (q, k)
+        ]
+        if q.dtype == torch.bfloat16 and self.qkv_dwconv.fused(q):
+            gram = gram_matrix(q, k, mode=self.qkv_dwconv.kernels)
+        else:
+            gram = at_least_float32(q) @ at_least_float32(k).transpose(-2, -1)
+        cosines = gram / (norms[0][..., :, None] * norms[1][..., None, :])
         return (cosines * self.temperature).softmax(dim=-1)
 
 

@@ -113,6 +113,66 @@ def test_operations_are_counted_as_for_eager(function):
     assert counts[0] == counts[1] == 2 * 9 * 2 * 6 * 5 * 7
 
 
+@pytest.fixture
+def wide_products_on_the_cpu():
+    """Stand-in for the CUDA operator that multiplies bfloat16 into float32."""
+    library = torch.library.Library("aten", "IMPL")
+    calls = []
+
+    def multiply(a, b, dtype):
+        calls.append((a.dtype, dtype))
+        return torch.bmm(a.to(dtype), b.to(dtype))
+
+    library.impl("bmm.dtype", multiply, "CPU")
+    yield calls
+    library._destroy()
+
+
+def queries_and_keys():
+    q, k = (torch.randn(2, 3, 4, 25).bfloat16().requires_grad_() for _ in range(2))
+    return q, k, torch.randn(2, 3, 4, 4)
+
+
+@pytest.mark.parametrize("mode", ["eager", "triton", "auto"])
+def test_gram_matrix_is_that_of_exact_products(mode):
+    q, k, grad = queries_and_keys()
+    gram = kernels.gram_matrix(q, k, mode=mode)
+    exact = [t.detach().double().requires_grad_() for t in (q, k)]
+    expected = exact[0] @ exact[1].transpose(-2, -1)
+    assert gram.dtype == torch.float32
+    torch.testing.assert_close(gram, expected.float(), rtol=1e-5, atol=1e-5)
+    ours = torch.autograd.grad(gram, (q, k), grad)
+    theirs = torch.autograd.grad(expected, exact, grad.double())
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.dtype == torch.bfloat16
+        # Two roundings to eight digits: of the incoming gradient and of the result.
+        assert float((one - other).norm() / other.norm()) < 2**-7
+
+
+@pytest.mark.parametrize(("mode", "used"), [("eager", 0), ("triton", 1), ("auto", 2)])
+def test_gram_matrix_takes_tensor_cores_by_mode(mode, used, wide_products_on_the_cpu, monkeypatch):
+    monkeypatch.setattr(kernels, "_chooser", kernels.Chooser(lambda way: way() is None))
+    monkeypatch.setattr(kernels, "_may_time", lambda x: True)
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: torch.no_grad())
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+    q, k, _ = (t.detach() for t in queries_and_keys())
+    gram = kernels._gram._init_fn(q.flatten(0, 1), k.flatten(0, 1), mode)
+    torch.testing.assert_close(gram, kernels._gram_wide(q.flatten(0, 1), k.flatten(0, 1)))
+    # Both are as fast here: the check, the timing, and then the first one is kept.
+    assert len(wide_products_on_the_cpu) == used
+    assert set(wide_products_on_the_cpu) <= {(torch.bfloat16, torch.float32)}
+
+
+def test_gram_matrix_keeps_torchs_rules():
+    q, k, _ = queries_and_keys()
+    q, k = (t.detach().flatten(0, 1).requires_grad_() for t in (q, k))
+    for mode in ("eager", "auto"):
+        torch.library.opcheck(torch.ops.hidiff.gram.default, (q, k, mode))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        torch.ops.hidiff.gram(q.to("meta"), k.to("meta"), "auto")
+    assert counter.get_total_flops() == 2 * 6 * 4 * 4 * 25
+
+
 class Timer:
     """Gives out prepared times, one a call."""
 
