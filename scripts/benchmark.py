@@ -141,14 +141,14 @@ class Machine:
         return {"copy": self.copy_rate, "matmul": dict(self._matmul_rates)}
 
 
-def _phases(options: Options, chosen: str) -> dict[int, Phase]:
+def _phases(options: Options, chosen: Sequence[int] | None) -> dict[int, Phase]:
+    """The phases of these numbers, or all."""
     train, data = options.for_training()
     phases = dict(enumerate(data.phases(train.total_iter), start=1))
-    if chosen == "all":
-        return phases
-    if not chosen.isdigit() or int(chosen) not in phases:
-        raise UserError(f"--phase {chosen}: the option file has phases 1 to {len(phases)}, or all")
-    return {int(chosen): phases[int(chosen)]}
+    for number in chosen or ():
+        if number not in phases:
+            raise UserError(f"--phase {number}: the option file has phases 1 to {len(phases)}")
+    return {number: phases[number] for number in chosen or phases}
 
 
 def _model(options: Options, device: torch.device) -> DeblurModel:
@@ -340,7 +340,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--ways", nargs="+", metavar="WAY", help="compared with the plain way")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"))
-    parser.add_argument("--phase", default="all", help="of progressive training, from 1, or all")
+    parser.add_argument(
+        "--phase", type=int, nargs="+", metavar="N", help="of progressive training; default: all"
+    )
     parser.add_argument("--batch", type=int, help="batch size in place of the phase's")
     parser.add_argument("--patch", type=int, help="patch size in place of the phase's")
     parser.add_argument("--images", type=int, default=20, help="of the test set, for evaluate")
@@ -361,8 +363,10 @@ def main() -> None:
         args.ways = [Way.parse(name) for name in dict.fromkeys((BASELINE, *names))]
         machine = Machine(args.device)
         cases = COMMANDS[args.command](load_options(args.opt, args.force_yml), args, machine)
+        written = ["--write", str(args.write)]
+        words = [word for word in sys.argv[1:] if word not in written]
         report = {
-            "command": " ".join(["python scripts/benchmark.py", *sys.argv[1:]]),
+            "command": " ".join(["python scripts/benchmark.py", *words]),
             "machine": machine_name(args.device),
             "repeats": args.repeats,
             "rates": machine.rates(),
@@ -370,7 +374,9 @@ def main() -> None:
             "versions": library_versions(),
         }
         if args.write:
-            write_table(args.write, f"{args.command} on {args.device.type}", table(report))
+            patch = f", patch {args.patch}" if args.patch else ""
+            name = f"{args.command}{patch} on {args.device.type}"
+            write_table(args.write, name, table(report))
         print(json.dumps(report, indent=2) if args.json else table(report))
 
 

@@ -104,7 +104,8 @@ def bytes_for_backward(work: Callable[[], Any], model: nn.Module) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # An operator's own output would hold the operator, which holds the output, for ever.
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         result = work()
