@@ -10,9 +10,9 @@ restore, train-step and evaluate compare ways of computing with the plain formul
 release's way: reading `batch_size_per_gpu` crops of `gt_size` and keeping the phase's. All ways of
 a comparison run in turn in one process on the same input; medians and their ratio count.
 
-A way is a precision with what is switched on beside it: fp32, tf32, bf16, +compile, +checkpoint
-(activation checkpointing of all levels); with 'plain+' before it, it is computed as the papers
-write it. --force_yml kernels=eager measures without the Triton kernels.
+A way is a precision with what is switched on beside it: fp32, tf32, bf16, +compile, +checkpoint1
+(activation checkpointing of level 1; +checkpoint1234 of all). With 'plain+' before it, it is
+computed as the papers write it. --force_yml kernels=eager measures without the Triton kernels.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import copy
 import dataclasses
 import json
 import random
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -62,7 +63,7 @@ from hidiff.engine.precision import precision  # noqa: E402
 from hidiff.engine.versions import library_versions  # noqa: E402
 from hidiff.errors import UserError, friendly_errors  # noqa: E402
 from hidiff.models import DeblurModel, build_model  # noqa: E402
-from hidiff.options import LEVELS, Options, Phase, load_options  # noqa: E402
+from hidiff.options import Options, Phase, load_options  # noqa: E402
 
 BASELINE = "plain+fp32"
 DEFAULT_WAYS = {"cpu": ("fp32",), "cuda": ("plain+tf32", "tf32", "bf16", "bf16+compile")}
@@ -76,7 +77,7 @@ class Way:
     precision: str
     plain: bool = False
     compile: bool = False
-    checkpoint: bool = False
+    checkpoint: tuple[int, ...] = ()
 
     @classmethod
     def parse(cls, name: str) -> Way:
@@ -85,21 +86,21 @@ class Way:
         Raises:
             UserError: there is no such way.
         """
-        parts = name.split("+")
-        precisions = [part for part in parts if part in ("fp32", "tf32", "bf16")]
-        switches = {part for part in parts if part not in precisions}
-        if len(precisions) != 1 or switches - {"plain", "compile", "checkpoint"}:
+        match = re.fullmatch(
+            r"(plain\+)?(fp32|tf32|bf16)(\+compile)?(?:\+checkpoint([1-4]+))?", name
+        )
+        if match is None:
             raise UserError(
-                f"--ways {name}: give one of fp32, tf32, bf16, and +compile or +checkpoint if "
-                "wanted, for example bf16+compile"
+                f"--ways {name}: give one of fp32, tf32, bf16, with plain+ before it, or +compile "
+                "or +checkpoint and levels after it, for example bf16+compile+checkpoint12"
             )
-        return cls(name, precisions[0], **dict.fromkeys(switches, True))
+        plain, precision, compiled, levels = match.groups()
+        return cls(name, precision, bool(plain), bool(compiled), tuple(map(int, levels or "")))
 
     def prepare(self, model: DeblurModel) -> DeblurModel:
         """A copy of the model that computes in this way."""
         model = copy.deepcopy(model)
-        if self.checkpoint:
-            model.net_g.recompute_levels(LEVELS)
+        model.net_g.recompute_levels(self.checkpoint)
         if self.compile:
             compile_blocks(model, f"--ways {self.name}")
         return model

@@ -55,8 +55,9 @@ def run(folder, *arguments):
     [
         (["restore", "--size", "24", "32", "--ways", "fp32", "bf16"],
          ["plain+fp32", "fp32", "bf16"], ["24×32"]),
-        (["train-step", "--ways", "fp32", "fp32+checkpoint"],
-         ["plain+fp32", "fp32", "fp32+checkpoint"], ["phase 1, 2×16²", "phase 2, 1×32²"]),
+        (["train-step", "--ways", "fp32", "fp32+checkpoint1", "fp32+checkpoint1234"],
+         ["plain+fp32", "fp32", "fp32+checkpoint1", "fp32+checkpoint1234"],
+         ["phase 1, 2×16²", "phase 2, 1×32²"]),
         (["data", "--phase", "2", "--cache", "cache"],
          ["read all", "ours", "ours, cache"], ["phase 2, 1×32²"]),
     ],
@@ -86,7 +87,7 @@ def test_the_program_compares_ways(tmp_path, arguments, ways, cases):
                 assert other["floor"]["floor"] > 0
         if command == "train-step":
             kept = [way["kept_for_backward"] for way in case["ways"].values()]
-            assert kept[2] < kept[1] < kept[0]
+            assert kept[3] < kept[2] < kept[1] < kept[0]
     text = page.read_text()
     assert text.startswith("# Speed\n\nMeasured by hand.\n\n<!-- benchmark:")
     assert text.count("\n| ") == len(cases) * len(ways) + 1
@@ -113,6 +114,7 @@ def test_evaluation_is_compared_image_by_image(tmp_path):
         (["train-step", "--phase", "3"], "--phase 3: the option file has phases 1 to 2"),
         (["restore", "--ways", "fp16"], "--ways fp16: give one of fp32, tf32, bf16"),
         (["restore", "--ways", "fp32+fast"], "--ways fp32+fast: give one of"),
+        (["restore", "--ways", "fp32+checkpoint5"], "--ways fp32+checkpoint5: give one of"),
         (["restore", "--device", "cuda"], "--device cuda: PyTorch sees no GPU here"),
     ],
 )
