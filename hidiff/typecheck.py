@@ -45,10 +45,12 @@ def describe(value: Any) -> str:
 def suggestion(name: str, known: Iterable[str]) -> str:
     """'; did you mean …?' for a misspelled name, or the list of the known ones."""
     known = sorted(known)
+    return _close(name, known) or (f"; known: {', '.join(known)}" if known else "")
+
+
+def _close(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean '{close[0]}'?"
-    return f"; known: {', '.join(known)}" if known else ""
+    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def _number_from_text(text: str) -> str:
@@ -82,10 +84,9 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
     if origin is Literal:
         if value in args:
             return value
-        raise UserError(
-            f"{where}: {describe(value)} is not one of {', '.join(map(str, args))}"
-            + (suggestion(value, map(str, args)) if isinstance(value, str) else "")
-        )
+        choices = list(map(str, args))
+        hint = _close(value, choices) if isinstance(value, str) else ""
+        raise UserError(f"{where}: {describe(value)} is not one of {', '.join(choices)}{hint}")
     base = origin or annotation
     if base in (list, tuple, Sequence):
         return _coerce_sequence(value, base, args, where)
