@@ -63,6 +63,7 @@ from hidiff.engine.precision import precision  # noqa: E402
 from hidiff.engine.versions import library_versions  # noqa: E402
 from hidiff.errors import UserError, friendly_errors  # noqa: E402
 from hidiff.models import DeblurModel, build_model  # noqa: E402
+from hidiff.models.base import SIDE_MULTIPLE  # noqa: E402
 from hidiff.options import Options, Phase, load_options  # noqa: E402
 
 BASELINE = "plain+fp32"
@@ -166,7 +167,8 @@ def restore(options: Options, args: argparse.Namespace, machine: Machine) -> lis
     noise = None
     if (shape := model.noise_shape(1)) is not None:
         noise = torch.randn(shape, device=args.device)
-    work = restoring(options.sections, *args.size)
+    padded = (side + -side % SIDE_MULTIPLE for side in args.size)
+    work = restoring(options.sections, *padded)
 
     def prepare(way: Way) -> Callable[[], Any]:
         own = way.prepare(model)
@@ -185,9 +187,10 @@ def train_step(
     options: Options, args: argparse.Namespace, machine: Machine
 ) -> list[dict[str, Any]]:
     """Training steps on random pixels, with the batch and patch size of each phase."""
+    train, _ = options.for_training()
     model = _model(options, args.device).train()
     models = {way.name: way.prepare(model) for way in args.ways}
-    optimizers = {n: build_optimizer(options.train.optim_total, m) for n, m in models.items()}
+    optimizers = {n: build_optimizer(train.optim_total, m) for n, m in models.items()}
     cases = []
     for number, phase in _phases(options, args.phase).items():
         batch_size, patch_size = args.batch or phase.batch_size, args.patch or phase.patch_size
@@ -338,7 +341,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--force_yml", nargs="+", default=[], metavar="OPTION=VALUE", help="as for train.py"
     )
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1, for example")
     parser.add_argument("--ways", nargs="+", metavar="WAY", help="compared with the plain way")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"))
     parser.add_argument(
@@ -354,11 +357,29 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what cannot be measured; the device becomes torch's."""
+    try:
+        args.device = torch.device(args.device)
+    except RuntimeError:
+        raise UserError(f"--device {args.device}: use cpu, cuda or cuda:N") from None
+    gpus = torch.cuda.device_count()
+    if args.device.type == "cuda" and (args.device.index or 0) >= gpus:
+        found = f"{gpus} GPUs" if gpus else "no GPU"
+        raise UserError(f"--device {args.device}: PyTorch sees {found} here")
+    for name in ("batch", "patch", "repeats", "images"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise UserError(f"--{name} {value}: must be at least 1")
+    if min(args.size) < 1:
+        raise UserError("--size: give height and width in pixels, for example 720 1280")
+    if args.patch and args.patch % SIDE_MULTIPLE:
+        raise UserError(f"--patch {args.patch}: must be a multiple of {SIDE_MULTIPLE}")
+
+
 def main() -> None:
     args = _arguments()
     with friendly_errors():
-        if args.device.type == "cuda" and not torch.cuda.is_available():
-            raise UserError(f"--device {args.device}: PyTorch sees no GPU here")
+        _check(args)
         torch.backends.cudnn.benchmark = True
         names = args.ways or DEFAULT_WAYS.get(args.device.type, ("fp32",))
         args.ways = [Way.parse(name) for name in dict.fromkeys((BASELINE, *names))]

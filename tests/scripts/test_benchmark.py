@@ -53,8 +53,8 @@ def run(folder, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "ways", "cases"),
     [
-        (["restore", "--size", "24", "32", "--ways", "fp32", "bf16"],
-         ["plain+fp32", "fp32", "bf16"], ["24×32"]),
+        (["restore", "--size", "24", "30", "--ways", "fp32", "bf16"],
+         ["plain+fp32", "fp32", "bf16"], ["24×30"]),
         (["train-step", "--ways", "fp32", "fp32+checkpoint1", "fp32+checkpoint1234"],
          ["plain+fp32", "fp32", "fp32+checkpoint1", "fp32+checkpoint1234"],
          ["phase 1, 2×16²", "phase 2, 1×32²"]),
@@ -116,17 +116,30 @@ def test_evaluation_is_compared_image_by_image(tmp_path):
         (["restore", "--ways", "fp32+fast"], "--ways fp32+fast: give one of"),
         (["restore", "--ways", "fp32+checkpoint5"], "--ways fp32+checkpoint5: give one of"),
         (["restore", "--device", "cuda"], "--device cuda: PyTorch sees no GPU here"),
+        (["restore", "--device", "gpu"], "--device gpu: use cpu, cuda or cuda:N"),
+        (["restore", "--size", "4", "4"], "an image of 4×4 pixels is too small"),
+        (["restore", "--size", "0", "8"], "--size: give height and width in pixels"),
+        (["restore", "--repeats", "0"], "--repeats 0: must be at least 1"),
+        (["train-step", "--patch", "20"], "--patch 20: must be a multiple of 8"),
+        (["evaluate"], "testing needs a section test_1"),
     ],
 )
 def test_mistakes_are_named(tmp_path, arguments, message):
     if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     make_pairs(tmp_path / "train", 1)
-    options = write_yaml(tmp_path / "a.yml", train_options(tmp_path, 1))
+    options = write_yaml(tmp_path / "a.yml", train_options(tmp_path, 2))
     command, *rest = arguments
     result = run(tmp_path, command, "-opt", str(options), *rest)
     assert result.returncode == 2
     assert message in result.stderr
+
+
+def test_an_option_file_for_testing_is_refused_for_training(tmp_path):
+    options = write_yaml(tmp_path / "test.yml", test_options(tmp_path))
+    result = run(tmp_path, "train-step", "-opt", str(options))
+    assert result.returncode == 2
+    assert "is this an option file for test.py?" in result.stderr
 
 
 def test_a_table_replaces_its_own_block_only(tmp_path):
