@@ -50,8 +50,10 @@ def _load(row, inside, columns, channels, valid, width, CHANNELS: tl.constexpr):
 
 
 @jit
-def _load_three(row, inside, columns, channels, valid, width, CHANNELS: tl.constexpr):
-    """A row's pixels to the left of `columns`, at them and to the right."""
+def _load_three(data, image, y, inside, columns, channels, valid, height, width,
+                CHANNELS: tl.constexpr):  # fmt: skip
+    """Row y's pixels to the left of `columns`, at them and to the right."""
+    row = _row(data, image, y, height, width, CHANNELS)
     left = _load(row, inside, columns - 1, channels, valid, width, CHANNELS)
     centre = _load(row, inside, columns, channels, valid, width, CHANNELS)
     right = _load(row, inside, columns + 1, channels, valid, width, CHANNELS)
@@ -118,15 +120,15 @@ def _conv_kernel(x, weights, bias, out, height, width, CHANNELS: tl.constexpr,
     a0, a1, a2, b0, b1, b2, c0, c1, c2 = _taps(weights, channels, valid, 0, 1, CHANNELS)
     start = _offset(bias, channels, valid, HAS_BIAS, COLUMNS, BLOCK)
     previous, current = start, start  # sums of output rows y − 1 and y
-    row = _row(x, image, top - 1, height, width, CHANNELS)
-    west, here, east = _load_three(row, top > 0, columns, channels, valid, width, CHANNELS)
+    west, here, east = _load_three(
+        x, image, top - 1, top > 0, columns, channels, valid, height, width, CHANNELS
+    )
     for step in range(ROWS + 2):
         y = top - 1 + step
         # The next row is on its way while this one is worked on.
-        row = _row(x, image, y + 1, height, width, CHANNELS)
         inside = (y + 1 < height) & (step <= ROWS)
         next_west, next_here, next_east = _load_three(
-            row, inside, columns, channels, valid, width, CHANNELS
+            x, image, y + 1, inside, columns, channels, valid, height, width, CHANNELS
         )
         done = _dot(previous, west, here, east, c0, c1, c2)
         row = _row(out, image, y - 1, height, width, CHANNELS)
@@ -149,20 +151,20 @@ def _gated_kernel(x, weights, bias, grad, out, height, width, HALF: tl.constexpr
     d0, d1, d2, e0, e1, e2, f0, f1, f2 = _taps(weights + HALF, channels, valid, 0, 1, 2 * HALF)
     start_v = _offset(bias + HALF, channels, valid, HAS_BIAS, COLUMNS, BLOCK)
     previous, current, previous_v, current_v = start, start, start_v, start_v
-    row = _row(x, image, top - 1, height, width, 2 * HALF)
-    west, here, east = _load_three(row, top > 0, columns, channels, valid, width, 2 * HALF)
+    west, here, east = _load_three(
+        x, image, top - 1, top > 0, columns, channels, valid, height, width, 2 * HALF
+    )
     west_v, here_v, east_v = _load_three(
-        row + HALF, top > 0, columns, channels, valid, width, 2 * HALF
+        x + HALF, image, top - 1, top > 0, columns, channels, valid, height, width, 2 * HALF
     )
     for step in range(ROWS + 2):
         y = top - 1 + step
-        row = _row(x, image, y + 1, height, width, 2 * HALF)
         inside = (y + 1 < height) & (step <= ROWS)
         next_west, next_here, next_east = _load_three(
-            row, inside, columns, channels, valid, width, 2 * HALF
+            x, image, y + 1, inside, columns, channels, valid, height, width, 2 * HALF
         )
         next_west_v, next_here_v, next_east_v = _load_three(
-            row + HALF, inside, columns, channels, valid, width, 2 * HALF
+            x + HALF, image, y + 1, inside, columns, channels, valid, height, width, 2 * HALF
         )
         gate = _dot(previous, west, here, east, c0, c1, c2)
         value = _dot(previous_v, west_v, here_v, east_v, f0, f1, f2)
@@ -209,18 +211,18 @@ def _conv_backward_kernel(grad, x, weights, dx, partial, height, width, CHANNELS
     s0, s1, s2, s3, s4, s5, s6, s7, s8, sum_bias = (
         zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
     )  # fmt: skip
-    row = _row(grad, image, top - 1, height, width, CHANNELS)
-    west, here, east = _load_three(row, top > 0, columns, channels, valid, width, CHANNELS)
+    west, here, east = _load_three(
+        grad, image, top - 1, top > 0, columns, channels, valid, height, width, CHANNELS
+    )
     # Rows y − 1, y, y + 1 of x; those of other tiles count as zero.
     row = _row(x, image, top, height, width, CHANNELS)
     below = _load(row, top < height, columns, channels, valid, width, CHANNELS).to(tl.float32)
     above, level = zero, zero
     for step in range(ROWS + 2):
         y = top - 1 + step
-        row = _row(grad, image, y + 1, height, width, CHANNELS)
         inside = (y + 1 < height) & (step <= ROWS)
         next_west, next_here, next_east = _load_three(
-            row, inside, columns, channels, valid, width, CHANNELS
+            grad, image, y + 1, inside, columns, channels, valid, height, width, CHANNELS
         )
         row = _row(x, image, y + 2, height, width, CHANNELS)
         inside = (y + 2 < height) & (step + 1 < ROWS)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hidiff.archs.restormer import TransformerBlock
 from hidiff.engine.complexity import count_macs, model_complexity
+from hidiff.errors import UserError
 from hidiff.models import build_model
 
 BACKWARD_SHARE = 2
@@ -87,14 +88,18 @@ def restoring(options: Mapping[str, Any], height: int, width: int) -> Work:
 def training_step(options: Mapping[str, Any], batch_size: int, patch_size: int) -> Work:
     """The work of a training step: forward and backward, and a frozen encoder's forward pass.
 
+    The Transformer must be among what is trained: without it hardly any work is left to count.
+
     Args:
         options: sections as parsed from YAML, see `hidiff.build_model`.
         batch_size, patch_size: of the step; the patch size in pixels, a multiple of 8.
 
     Raises:
-        UserError: the options are wrong.
+        UserError: the options are wrong, or network_g is not trained.
     """
     work, model = _forward(options, patch_size, patch_size)
+    if "net_g" in model.frozen:
+        raise UserError(f"model_type {options['model_type']}: its training leaves network_g alone")
     macs = work.macs * (1 + BACKWARD_SHARE)
     if "net_le" in model.frozen:
         image = torch.empty(1, 3, patch_size, patch_size, device="meta")

@@ -190,6 +190,12 @@ def test_a_training_step_is_three_forward_passes():
     assert frozen == le.macs
 
 
+def test_a_stage_that_trains_no_transformer_has_no_such_floor():
+    options = load_options(ROOT / "options/ablation/Split_Training_S2.yml").sections
+    with pytest.raises(UserError, match="HI_Diff_S2_Split: its training leaves network_g alone"):
+        training_step(options, 1, 128)
+
+
 def test_what_is_kept_for_the_backward_pass_is_counted_once():
     weight = torch.nn.Linear(4, 4, bias=False)
     x = torch.rand(8, 4)

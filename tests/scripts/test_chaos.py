@@ -40,9 +40,8 @@ def test_five_kills_lose_nothing(tmp_path):
     assert sorted(rows) == sorted(chaos_test.KINDS)
     assert "bit for bit" in report
     # The states that were compared are complete: the killed run has every one of its steps.
-    state = torch.load(
-        tmp_path / "chaos/killed/experiments/chaos/training_states/20.state", weights_only=True
-    )
+    states = tmp_path / "chaos/killed/experiments/chaos/training_states"
+    state = torch.load(states / "20.state", weights_only=True)
     assert state["step"] == 20
     assert {"networks", "average", "optimizer", "best"} <= set(state)
 

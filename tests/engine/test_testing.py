@@ -1,0 +1,235 @@
+"""What test.py does, on tiny networks and pictures."""
+
+import copy
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio
+from small_data import make_pairs, picture, test_options, train_options, write_rgb
+from small_training import ALONE, compiled_blocks, train
+
+from hidiff import UserError, build_model
+from hidiff.archs.restormer import DepthwiseConv2d
+from hidiff.data.image import read_image
+from hidiff.engine.evaluator import restore_item
+from hidiff.engine.tester import run_test
+from hidiff.metrics import evaluate_pair
+from hidiff.options import parse_options
+
+
+@pytest.fixture
+def tested(trained, data, monkeypatch):
+    """The trained folder, with results/tiny_test of a fresh run."""
+    monkeypatch.chdir(trained[0])
+    assert run_test(parse_options(test_options(data)), ALONE)
+    return trained[0] / "results" / "tiny_test"
+
+
+def test_testing_writes_pictures_table_json_and_csv(tested, data):
+    report = json.loads((tested / "metrics.json").read_text())
+    summary = report["datasets"]["small"]
+    assert summary["protocol"] == "basicsr"
+    assert (summary["images"], summary["scored"], summary["failed"]) == (2, 2, {})
+    with (tested / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == ["scene-000", "scene-001"]
+    for row in rows:
+        restored = read_image(tested / "visualization" / "small" / f"{row['image']}.png")
+        sharp = read_image(data / "test" / "target" / f"{row['image']}.png")
+        blurry = read_image(data / "test" / "input" / f"{row['image']}.png")
+        assert restored.shape == (37, 43, 3)
+        assert float(row["psnr"]) == pytest.approx(peak_signal_noise_ratio(sharp, restored))
+        assert float(row["blurry_psnr"]) == pytest.approx(peak_signal_noise_ratio(sharp, blurry))
+    for metric in ("psnr", "ssim"):
+        mean = math.fsum(float(row[metric]) for row in rows) / 2
+        assert summary["restored"][metric] == pytest.approx(mean, rel=1e-12)
+
+
+def test_a_protocol_replaces_the_metrics(trained, data, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    options = {**test_options(data), "name": "protocol"}
+    options["val"]["protocol"] = "matlab"
+    assert run_test(parse_options(options), ALONE)
+    results = trained[0] / "results" / "protocol"
+    summary = json.loads((results / "metrics.json").read_text())["datasets"]["small"]
+    assert summary["protocol"] == "matlab"
+    pairs = [
+        [read_image(folder / f"scene-00{i}.png")
+         for folder in (results / "visualization/small", data / "test/target")]
+        for i in range(2)
+    ]  # fmt: skip
+    scores = [evaluate_pair(*pair, protocol="matlab") for pair in pairs]
+    for name in ("psnr", "ssim"):
+        assert summary["restored"][name] == pytest.approx(sum(s[name] for s in scores) / 2)
+
+
+def test_the_benchmark_protocol_is_chosen_by_the_name_of_the_data_set(
+    trained, data, monkeypatch, capsys
+):
+    monkeypatch.chdir(trained[0])
+    options = {**test_options(data), "name": "benchmark"}
+    options["val"]["protocol"] = "benchmark"
+    section = options["datasets"].pop("test_1")
+    for index, name in enumerate(("HIDE", "RealBlur_J", "other"), start=1):
+        options["datasets"][f"test_{index}"] = {**section, "name": name}
+    assert run_test(parse_options(options), ALONE)
+    report = json.loads((trained[0] / "results/benchmark/metrics.json").read_text())
+    protocols = [summary["protocol"] for summary in report["datasets"].values()]
+    assert protocols == ["matlab", "realblur", "basicsr"]
+    assert any("980" in remark for remark in report["datasets"]["RealBlur_J"]["remarks"])
+    assert report["datasets"]["other"]["remarks"] == []
+
+
+def test_every_option_of_speed_arrives_in_testing(trained, data, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    monkeypatch.setattr("hidiff.engine.compilation.check_compiler", lambda device, where: None)
+    seen = []
+
+    def look(model, *others, **options):
+        modes = {m.kernels for m in model.modules() if isinstance(m, DepthwiseConv2d)}
+        seen.append((len(compiled_blocks(model)) > 10, modes, model.net_g.feature_dtype))
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("hidiff.engine.tester.evaluate", look)
+    options = {**test_options(data), "name": "speed", "kernels": "eager"}
+    options["val"] |= {"compile": True, "precision": "bf16"}
+    with pytest.raises(ZeroDivisionError):
+        run_test(parse_options(options), ALONE)
+    assert seen == [(True, {"eager"}, torch.bfloat16)]
+
+
+def test_validation_and_testing_take_their_threads_from_the_options(
+    trained, data, monkeypatch, tmp_path
+):
+    asked = []
+    monkeypatch.setattr(
+        "hidiff.engine.evaluator.thread_count", lambda wanted, device: asked.append(wanted) or 2
+    )
+    monkeypatch.chdir(trained[0])
+    options = {**test_options(data), "name": "threads"}
+    options["val"]["num_workers"] = 5
+    assert run_test(parse_options(options), ALONE)
+    monkeypatch.chdir(tmp_path)
+    options = train_options(data, 1, total_iter=1)
+    options["val"]["num_workers"] = 6
+    train(options)
+    assert asked == [5, 6]
+
+
+def test_several_seeds_report_their_deviation(tested, trained, data):
+    options = {**test_options(data), "name": "seeds"}
+    assert run_test(parse_options(options), ALONE, seeds=3)
+    results = trained[0] / "results" / "seeds"
+    with (results / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["image"], row["seed"]) for row in rows] == [
+        (f"scene-00{i}", str(seed)) for seed in (3, 4, 5) for i in range(2)
+    ]
+    psnr = np.array([float(row["psnr"]) for row in rows]).reshape(3, 2)
+    summary = json.loads((results / "metrics.json").read_text())["datasets"]["small"]
+    deviation = summary["seeds"]["standard_deviation"]
+    assert summary["restored"]["psnr"] == pytest.approx(psnr.mean())
+    assert deviation["of_mean"]["psnr"] == pytest.approx(psnr.mean(axis=1).std(ddof=1))
+    assert deviation["of_image"]["psnr"] == pytest.approx(psnr.std(axis=0, ddof=1).mean())
+    first = json.loads((tested / "metrics.json").read_text())["datasets"]["small"]
+    assert first["restored"]["psnr"] == pytest.approx(psnr[0].mean())
+    pictures = [p / "visualization/small/scene-000.png" for p in (results, tested)]
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+
+
+def test_an_images_result_does_not_depend_on_the_others(tested, trained, data, tmp_path):
+    alone = tmp_path / "test"
+    for side in ("input", "target"):
+        (alone / side).mkdir(parents=True)
+        name = "scene-001.png"
+        (alone / side / name).write_bytes((data / "test" / side / name).read_bytes())
+    options = {**test_options(tmp_path), "name": "one_image"}
+    assert run_test(parse_options(options), ALONE)
+    both = tested / "visualization" / "small" / "scene-001.png"
+    one = trained[0] / "results" / "one_image" / "visualization" / "small" / "scene-001.png"
+    assert both.read_bytes() == one.read_bytes()
+
+
+def test_another_seed_gives_other_noise(tested, trained, data):
+    options = {**test_options(data), "name": "other_seed", "manual_seed": 4}
+    assert run_test(parse_options(options), ALONE)
+    pictures = [
+        read_image(trained[0] / "results" / name / "visualization/small/scene-000.png")
+        for name in ("tiny_test", "other_seed")
+    ]
+    assert not np.array_equal(*pictures)
+
+
+def test_earlier_results_are_set_aside(tested, trained, data):
+    (tested / "mine.txt").write_text("kept")
+    assert run_test(parse_options(test_options(data)), ALONE)
+    assert not (tested / "mine.txt").exists()
+    archived = list((trained[0] / "results").glob("tiny_test_archived_*/mine.txt"))
+    assert [path.read_text() for path in archived] == ["kept"]
+
+
+def test_without_ground_truth_it_restores_and_does_not_score(trained, data, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    options = {**test_options(data), "name": "blind"}
+    del options["datasets"]["test_1"]["dataroot_gt"]
+    assert run_test(parse_options(options), ALONE)
+    results = trained[0] / "results" / "blind"
+    assert len(list((results / "visualization" / "small").iterdir())) == 2
+    summary = json.loads((results / "metrics.json").read_text())["datasets"]["small"]
+    assert (summary["scored"], summary["restored"]) == (0, {})
+
+
+def test_a_damaged_test_image_is_reported_and_the_rest_goes_on(
+    trained, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(trained[0])
+    make_pairs(tmp_path / "test", 3)
+    path = tmp_path / "test" / "input" / "scene-001.png"
+    path.write_bytes(path.read_bytes()[:99])
+    options = {**test_options(tmp_path), "name": "damaged"}
+    assert run_test(parse_options(options), ALONE) is False
+    summary = json.loads((trained[0] / "results/damaged/metrics.json").read_text())
+    summary = summary["datasets"]["small"]
+    assert (summary["images"], summary["scored"]) == (3, 2)
+    assert "truncated" in summary["failed"]["scene-001"]
+
+
+def test_an_image_too_small_for_the_metric_is_reported_and_the_rest_goes_on(
+    trained, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(trained[0])
+    make_pairs(tmp_path / "test", 2)
+    for side in ("input", "target"):
+        write_rgb(tmp_path / "test" / side / "small.png", picture(5, 8, 10))
+    options = {**test_options(tmp_path), "name": "small_image"}
+    del options["val"]["save_img"]
+    assert run_test(parse_options(options), ALONE) is False
+    results = trained[0] / "results" / "small_image"
+    summary = json.loads((results / "metrics.json").read_text())["datasets"]["small"]
+    assert (summary["images"], summary["scored"]) == (3, 2)
+    assert "restored but not scored" in summary["failed"]["small"]
+    assert len(list((results / "visualization" / "small").iterdir())) == 3
+
+
+def test_self_ensemble_averages_the_eight_symmetries(trained, data, monkeypatch):
+    """With weights of a network that copies its input, every symmetry gives the input back."""
+    monkeypatch.chdir(trained[0])
+    model = build_model(test_options(data)).eval()
+    model.net_g.output.weight.data.zero_()
+    item = {"lq": torch.rand(3, 19, 24), "name": "x"}
+    restored = restore_item(model, item, seed=0, device=torch.device("cpu"), self_ensemble=True)
+    torch.testing.assert_close(restored, item["lq"], rtol=0, atol=1e-6)
+
+
+def test_testing_needs_weights_for_every_network(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = test_options(data)
+    with pytest.raises(UserError, match=r"pretrain_network_g: .* does not exist; download"):
+        run_test(parse_options(copy.deepcopy(options)), ALONE)
+    del options["path"]
+    with pytest.raises(UserError, match=r"path\.pretrain_network_g: testing needs a weights file"):
+        run_test(parse_options(options), ALONE)
