@@ -251,7 +251,7 @@ class DistOptions:
 class Options:
     """A whole option file.
 
-    `kernels` chooses the depthwise convolutions on GPUs, see `hidiff.archs.kernels`.
+    `kernels` chooses the depthwise convolutions on GPUs, see `hidiff.kernels`.
     `sections` is the checked content as parsed, what `hidiff.build_model` takes.
     """
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hidiff.archs.kernels import (
+from hidiff.kernels import (
     Mode,
     depthwise_conv3x3,
     gated_depthwise_conv3x3,
@@ -40,7 +40,7 @@ class Conv2d(nn.Conv2d):
 
 
 class DepthwiseConv2d(Conv2d):
-    """A 3×3 convolution of each channel by itself; on GPUs with `hidiff.archs.kernels`."""
+    """A 3×3 convolution of each channel by itself; on GPUs with `hidiff.kernels`."""
 
     kernels: Mode = "auto"
 
@@ -48,7 +48,7 @@ class DepthwiseConv2d(Conv2d):
         super().__init__(channels, channels, kernel_size=3, padding=1, groups=channels, bias=bias)
 
     def fused(self, x: Tensor) -> bool:
-        """Whether `hidiff.archs.kernels` computes what depends on x."""
+        """Whether `hidiff.kernels` computes what depends on x."""
         return x.is_cuda and self.kernels != "eager"
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hidiff.archs.kernels import Mode
 from hidiff.archs.restormer import (
     Conv2d,
     DepthwiseConv2d,
@@ -23,6 +22,7 @@ from hidiff.archs.restormer import (
     at_least_float32,
 )
 from hidiff.errors import UserError, require_positive
+from hidiff.kernels import Mode
 from hidiff.registry import ARCHS
 
 Guidance = Literal["multi_scale", "single_scale", "none"]

@@ -1,4 +1,4 @@
-"""Depthwise 3×3 convolution, plain and gated, as Triton kernels; see hidiff.archs.kernels.
+"""Depthwise 3×3 convolution, plain and gated, as Triton kernels; see `hidiff.kernels`.
 
 All are limited by memory traffic. A program owns a tile of ROWS × COLUMNS pixels and BLOCK
 channels and walks down it: an image row is loaded once, at its three horizontal shifts, and added

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from hidiff.archs import kernels, triton_kernels
+from hidiff import kernels
+from hidiff.kernels import operators, triton_kernels
+from hidiff.kernels.choosing import Chooser
 
 FUNCTIONS = {
     "plain": kernels.depthwise_conv3x3,
@@ -119,7 +121,7 @@ def test_auto_uses_the_faster_one(faster, monkeypatch):
         timed.append(implementation)
         return 1.0 if implementation == faster else 2.0
 
-    monkeypatch.setattr(kernels, "_chooser", kernels.Chooser(timer))
+    monkeypatch.setattr(operators, "_chooser", Chooser(timer))
     x, weight = torch.randn(1, 2, 3, 5, requires_grad=True), torch.randn(2, 1, 3, 3)
     with torch.no_grad():
         out = kernels.depthwise_conv3x3(x, weight, mode="auto")
@@ -129,8 +131,8 @@ def test_auto_uses_the_faster_one(faster, monkeypatch):
     assert torch.equal(out, by_kernel) == (faster == "triton")
     kernels.depthwise_conv3x3(x, weight, mode="auto").sum().backward()
     assert timed == ["eager", "triton"] * 2
-    assert set(kernels._chooser.chosen.values()) == {faster}
-    assert [key[0] for key in kernels._chooser.chosen] == ["conv", "conv_backward"]
+    assert set(operators._chooser.chosen.values()) == {faster}
+    assert [key[0] for key in operators._chooser.chosen] == ["conv", "conv_backward"]
 
 
 @triton.jit
