@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from hidiff.cli import option_parser
+from hidiff.cli.arguments import option_parser
 from hidiff.engine.distributed import start_processes
 from hidiff.engine.logger import start_logging
 from hidiff.engine.tester import run_test

@@ -7,7 +7,7 @@ import dataclasses
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from hidiff.cli import option_parser
+from hidiff.cli.arguments import option_parser
 from hidiff.engine.distributed import start_processes
 from hidiff.engine.experiment import Experiment, set_aside
 from hidiff.engine.trainer import Trainer

@@ -153,7 +153,7 @@ class TrainOptions:
     `reference_world_size` is the number of processes whose global batch is kept by accumulation.
     `ema_decay` turns on the average of the weights. `max_bad_steps` in a row with a non-finite
     gradient stop the run. `on_bad_image: skip` replaces an image that cannot be used by another.
-    `precision` is that of `hidiff.engine.precision`; `compile` uses torch.compile. The blocks of
+    `precision` is that of `hidiff.models.precision`; `compile` uses torch.compile. The blocks of
     the levels in `activation_checkpointing` keep no activations and compute them again backward.
     """
 
@@ -195,7 +195,7 @@ class ValOptions:
     'benchmark' takes the published one of each data set, known by its name. `use_ema` validates
     the averaged weights where `train.ema_decay` keeps them; test.py takes those that
     `path.param_key_*` names. `save_img` unset writes the pictures of a test and none of validation.
-    `precision` is that of `hidiff.engine.precision`; `compile` uses torch.compile in test.py, which
+    `precision` is that of `hidiff.models.precision`; `compile` uses torch.compile in test.py, which
     pays for many images of one size. `num_workers` threads read, score and write while the GPU
     restores: 'auto' takes up to 4 beside a GPU and none beside a CPU.
     """

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
-from hidiff.engine.benchmark import machine_name
+from hidiff.benchmark.timing import machine_name
 from hidiff.engine.distributed import Processes, start_processes
 from hidiff.engine.trainer import Trainer
 from hidiff.errors import UserError, friendly_errors

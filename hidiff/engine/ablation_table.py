@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hidiff.engine.ablation import Run, scored
-from hidiff.engine.complexity import Complexity, model_complexity
+from hidiff.benchmark.macs import Complexity, model_complexity
 from hidiff.engine.experiment import RESULTS
 from hidiff.options import Options
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from hidiff.data import BatchPlan, PhaseBatchSampler, build_dataset, training_batches
 from hidiff.data.transfer import DeviceBatches
 from hidiff.engine import checkpoint
-from hidiff.engine.compilation import compile_blocks
+from hidiff.models.compilation import compile_blocks
 from hidiff.engine.distributed import Processes, no_sync
 from hidiff.engine.ema import WeightAverage
 from hidiff.engine.experiment import (
@@ -35,7 +35,7 @@ from hidiff.engine.optim import (
     load_optimizer,
     set_lr,
 )
-from hidiff.engine.precision import precision
+from hidiff.models.precision import precision
 from hidiff.engine.resume import compare_options, options_hash
 from hidiff.engine.signals import StopRequest
 from hidiff.engine.validation import Validator

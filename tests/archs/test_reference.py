@@ -1,10 +1,10 @@
-"""The fast formulations against the plain ones: forward and gradients."""
+"""The fast formulations against the reference: forward and gradients."""
 
 import pytest
 import torch
-from plain_formulation import plain
 
 from hidiff import build_network
+from hidiff.archs.reference import as_written
 
 CONFIGURATIONS = {
     "released": {"ffn_expansion_factor": 2.66},
@@ -34,7 +34,7 @@ def options(request):
 
 
 @pytest.mark.parametrize("dtype", LIMITS, ids=["float64", "float32"])
-def test_forward_and_gradients_are_the_plain_ones(options, dtype):
+def test_forward_and_gradients_are_those_of_the_reference(options, dtype):
     network = build_network(options).to(dtype)
     for parameter in network.parameters():
         if parameter.ndim < 2:
@@ -46,7 +46,7 @@ def test_forward_and_gradients_are_the_plain_ones(options, dtype):
     weights = torch.randn(2, 3, 24, 40, dtype=dtype)
     inputs = [p for p in (*network.parameters(), prior) if p is not None]
 
-    with plain():
+    with as_written():
         reference = network(x, prior)
         expected = torch.autograd.grad((reference * weights).sum(), inputs, allow_unused=True)
     out = network(x, prior)
@@ -68,14 +68,14 @@ def test_forward_and_gradients_are_the_plain_ones(options, dtype):
     assert compared > 40
 
 
-def test_the_plain_formulation_is_another_computation(options):
+def test_the_reference_is_another_computation(options):
     """Or the comparison would prove nothing."""
     network = build_network(options)
     x = torch.rand(1, 3, 16, 16)
     prior = None if options.get("guidance") == "none" else torch.randn(1, 16, 32)
     with torch.no_grad():
         fast = network(x, prior)
-        with plain():
+        with as_written():
             reference = network(x, prior)
     assert not torch.equal(fast, reference)
 

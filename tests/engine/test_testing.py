@@ -86,7 +86,7 @@ def test_the_benchmark_protocol_is_chosen_by_the_name_of_the_data_set(
 
 def test_every_option_of_speed_arrives_in_testing(trained, data, monkeypatch):
     monkeypatch.chdir(trained[0])
-    monkeypatch.setattr("hidiff.engine.compilation.check_compiler", lambda device, where: None)
+    monkeypatch.setattr("hidiff.models.compilation.check_compiler", lambda device, where: None)
     seen = []
 
     def look(model, *others, **options):

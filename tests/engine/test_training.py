@@ -198,7 +198,7 @@ def test_a_damaged_training_image_stops_with_its_name(data, tmp_path, monkeypatc
 
 def test_every_option_of_speed_arrives(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hidiff.engine.compilation.check_compiler", lambda device, where: None)
+    monkeypatch.setattr("hidiff.models.compilation.check_compiler", lambda device, where: None)
     options = train_options(
         data, 1, compile=True, activation_checkpointing=[2, 4], ema_decay=0.9, precision="bf16"
     )

@@ -11,10 +11,10 @@ import pytest
 import torch
 from small_data import make_pairs, test_options, train_options, write_yaml
 
-from hidiff.engine.benchmark import Timing, alternate, bytes_for_backward, comparison
-from hidiff.engine.benchmark_table import write_table
-from hidiff.engine.complexity import model_complexity
-from hidiff.engine.floors import restoring, training_step
+from hidiff.benchmark.timing import Timing, alternate, bytes_for_backward, comparison
+from hidiff.benchmark.table import write_table
+from hidiff.benchmark.macs import model_complexity
+from hidiff.benchmark.roofline import restoring, training_step
 from hidiff.errors import UserError
 from hidiff.options import load_options
 

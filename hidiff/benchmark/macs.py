@@ -8,8 +8,7 @@ two of its floating-point operations. The paper prints multiply-accumulates as "
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hidiff.archs.transformer import HIM
+from hidiff.archs.reference import as_written
 from hidiff.errors import UserError
 from hidiff.models import DeblurModel, build_model
 from hidiff.models.base import SIDE_MULTIPLE
@@ -69,39 +68,18 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-@contextmanager
-def _him_as_drawn() -> Iterator[None]:
-    """HIM with a projection of every pixel before and after the attention (Fig. 1(d))."""
-
-    def forward(him: HIM, x: Tensor, prior: Tensor) -> Tensor:
-        k, v = him.kv(prior).chunk(2, dim=-1)
-        q, k, v = (
-            t.unflatten(-1, (him.num_heads, -1)).transpose(1, 2)
-            for t in (him.q(x.flatten(2).transpose(1, 2)), k, v)
-        )
-        out = (q @ k.transpose(-2, -1)).softmax(dim=-1) @ v
-        return him.proj(out.transpose(1, 2).flatten(2)).transpose(1, 2).reshape_as(x)
-
-    fast, HIM.forward = HIM.forward, forward
-    try:
-        yield
-    finally:
-        HIM.forward = fast
-
-
 def count_macs(network: nn.Module, *inputs: Tensor | int | None) -> int:
     """Multiply-accumulates of convolutions, linear layers and attention in one call.
 
-    Counted are the layers as the paper draws them; the products that HIM and MDTA compute in
-    advance to the same effect (see `hidiff.archs`) need fewer.
+    Counted are the layers as the papers write them (`hidiff.archs.reference`); the products that
+    HIM and MDTA compute in advance to the same effect need fewer.
 
     Args:
         network: on any device; on 'meta' nothing is computed.
         inputs: what it is called with, on the same device.
     """
     counter = FlopCounterMode(display=False)
-    # With gradients MDTA takes the step from attention to output as two layers.
-    with torch.enable_grad(), _him_as_drawn(), counter:
+    with torch.no_grad(), as_written(), counter:
         network(*inputs)
     return counter.get_total_flops() // 2
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from hidiff import UserError
 from hidiff.archs.transformer import HIM
-from hidiff.engine.complexity import count_macs, model_complexity
+from hidiff.benchmark.macs import count_macs, model_complexity
 from hidiff.options import load_options
 from scripts.model_complexity import main
 

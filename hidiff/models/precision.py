@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from hidiff.models import DeblurModel
+from hidiff.models.base import DeblurModel
 from hidiff.options import Precision
 
 

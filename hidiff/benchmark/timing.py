@@ -1,7 +1,7 @@
-"""Comparing two ways of doing the same work, alternating them in one process.
+"""Timing several variants of the same work, alternating them in one process.
 
-Machines are noisy: what is compared runs in turn, on the same input, and the ratio of the medians
-is what counts.
+Machines are noisy: the variants run in turn on the same input, and the ratio of their medians is
+what counts.
 """
 
 from __future__ import annotations
@@ -49,25 +49,25 @@ def measure(work: Callable[[], Any], device: torch.device) -> tuple[float, int |
 
 
 def alternate(
-    ways: Mapping[str, Callable[[], Any]],
+    variants: Mapping[str, Callable[[], Any]],
     *,
     repeats: int,
     warm_up: int = 1,
     device: torch.device | None = None,
 ) -> dict[str, Timing]:
-    """Time several ways of doing the same work, in turn.
+    """Time several variants of the same work, in turn.
 
     Args:
-        ways: what to call, by name.
+        variants: what to call, by name.
         repeats: calls of each that count.
         warm_up: calls of each before, which do not.
         device: waited for after each call where it is a GPU.
     """
     device = device or torch.device("cpu")
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    peaks: dict[str, list[int]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    peaks: dict[str, list[int]] = {name: [] for name in variants}
     for turn in range(warm_up + repeats):
-        for name, work in ways.items():
+        for name, work in variants.items():
             taken, peak = measure(work, device)
             if turn >= warm_up:
                 seconds[name].append(taken)
@@ -81,9 +81,9 @@ def alternate(
 
 
 def comparison(timings: Mapping[str, Timing], baseline: str) -> dict[str, Any]:
-    """The timings as plain data, each with how many times faster than `baseline` it is."""
+    """The timings as plain data, each with its speedup over `baseline`."""
     return {
-        name: {**asdict(timing), "times_faster": timings[baseline].median / timing.median}
+        name: {**asdict(timing), "speedup": timings[baseline].median / timing.median}
         for name, timing in timings.items()
     }
 

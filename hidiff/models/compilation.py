@@ -9,7 +9,7 @@ import torch
 from hidiff.archs.restormer import TransformerBlock
 from hidiff.archs.transformer import HIM
 from hidiff.errors import UserError
-from hidiff.models import DeblurModel
+from hidiff.models.base import DeblurModel
 
 RECOMPILE_LIMIT = 512
 """Forms that the blocks may be compiled in. The widths of five places in the Transformer and each

@@ -45,7 +45,7 @@ from hidiff.data import (  # noqa: E402
     training_batches,
 )
 from hidiff.data.transfer import to_device  # noqa: E402
-from hidiff.engine.benchmark import (  # noqa: E402
+from hidiff.benchmark.timing import (  # noqa: E402
     alternate,
     bytes_for_backward,
     comparison,
@@ -53,13 +53,13 @@ from hidiff.engine.benchmark import (  # noqa: E402
     machine_name,
     matmul_rate,
 )
-from hidiff.engine.benchmark_table import table, write_table  # noqa: E402
-from hidiff.engine.compilation import compile_blocks  # noqa: E402
+from hidiff.benchmark.table import table, write_table  # noqa: E402
+from hidiff.models.compilation import compile_blocks  # noqa: E402
 from hidiff.engine.distributed import Processes  # noqa: E402
 from hidiff.engine.evaluator import build_test_scorer, evaluate  # noqa: E402
-from hidiff.engine.floors import Work, restoring, training_step  # noqa: E402
+from hidiff.benchmark.roofline import Work, restoring, training_step  # noqa: E402
 from hidiff.engine.optim import GRAD_CLIP_NORM, build_optimizer, clip_gradients  # noqa: E402
-from hidiff.engine.precision import precision  # noqa: E402
+from hidiff.models.precision import precision  # noqa: E402
 from hidiff.engine.versions import library_versions  # noqa: E402
 from hidiff.errors import UserError, friendly_errors  # noqa: E402
 from hidiff.models import DeblurModel, build_model  # noqa: E402
@@ -72,7 +72,7 @@ DEFAULT_WAYS = {"cpu": ("fp32",), "cuda": ("plain+tf32", "tf32", "bf16", "bf16+c
 
 @dataclass(frozen=True)
 class Way:
-    """One way of computing; `precision` is that of `hidiff.engine.precision`."""
+    """One way of computing; `precision` is that of `hidiff.models.precision`."""
 
     name: str
     precision: str

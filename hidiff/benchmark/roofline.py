@@ -1,4 +1,4 @@
-"""The least time that restoring or a training step can take on a machine."""
+"""Rooflines: the least time that restoring or a training step can take on a machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hidiff.archs.restormer import TransformerBlock
-from hidiff.engine.complexity import count_macs, model_complexity
+from hidiff.benchmark.macs import count_macs, model_complexity
 from hidiff.errors import UserError
 from hidiff.models import build_model
 
@@ -29,8 +29,8 @@ class Work:
     macs: int
     elements: int
 
-    def floor(self, matmul_rate: float, copy_rate: float, element_bytes: int) -> dict[str, float]:
-        """Seconds: of the arithmetic alone, of the traffic alone, and the larger of both.
+    def roofline(self, matmul_rate: float, copy_rate: float, element_bytes: int) -> dict[str, float]:
+        """Seconds of the arithmetic alone, of the memory traffic alone, and the larger: the bound.
 
         Args:
             matmul_rate: floating-point operations a second of large matrix products.
@@ -39,7 +39,7 @@ class Work:
         """
         arithmetic = 2 * self.macs / matmul_rate
         traffic = self.elements * element_bytes / copy_rate
-        return {"arithmetic": arithmetic, "traffic": traffic, "floor": max(arithmetic, traffic)}
+        return {"arithmetic": arithmetic, "traffic": traffic, "bound": max(arithmetic, traffic)}
 
 
 def _block_elements(block: TransformerBlock, x: Tensor) -> int:

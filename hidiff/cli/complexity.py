@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from hidiff.engine.complexity import Complexity, model_complexity  # noqa: E402
+from hidiff.benchmark.macs import Complexity, model_complexity  # noqa: E402
 from hidiff.errors import friendly_errors  # noqa: E402
 from hidiff.metrics.published import HI_DIFF, HI_DIFF_2, find_row  # noqa: E402
 from hidiff.options import load_options  # noqa: E402

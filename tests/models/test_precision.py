@@ -8,8 +8,8 @@ from small_data import train_options
 
 from hidiff import build_model
 from hidiff.archs import restormer
-from hidiff.engine.benchmark import bytes_for_backward
-from hidiff.engine.precision import precision
+from hidiff.benchmark.timing import bytes_for_backward
+from hidiff.models.precision import precision
 from hidiff.errors import UserError
 from hidiff.options import parse_options
 
