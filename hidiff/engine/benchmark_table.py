@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hidiff.errors import UserError
+from hidiff.files import write_text
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -88,6 +89,6 @@ def write_table(path: Path, name: str, content: str) -> None:
             page = re.sub(pattern, lambda match: block, page, flags=re.DOTALL)
         else:
             page = f"{page.rstrip()}\n\n{block}\n".lstrip()
-        path.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    write_text(path, page)
