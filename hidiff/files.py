@@ -12,6 +12,31 @@ from typing import BinaryIO
 from hidiff.errors import UserError
 
 
+def inside(folder: str | os.PathLike[str], name: str) -> Path:
+    """The place for `name` in a folder or in sub-folders that the name gives.
+
+    For names that come from data, a database's keys for example.
+
+    Raises:
+        UserError: the name leads out of the folder, or is none that a file can have.
+    """
+    parts = name.replace("\\", "/").split("/")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        reason = "is no UTF-8 text"
+    else:
+        if "\0" in name:
+            reason = "holds a NUL character"
+        elif os.path.splitdrive(name)[0] or not {"", ".", ".."}.isdisjoint(parts):
+            reason = "leads out of its folder"
+        else:
+            return Path(folder, name)
+    raise UserError(
+        f"the image name {name!r} {reason}, so nothing can be written under it; rename the image"
+    )
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[BinaryIO]:
     """A new file that gets the name `path` when the block ends without an exception.

@@ -8,7 +8,22 @@ import pytest
 
 from hidiff import UserError
 from hidiff.data.image import write_image
-from hidiff.files import partial_files, replacing, write_text
+from hidiff.files import inside, partial_files, replacing, write_text
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../x", "a/../../x", "/x", "a//b", "a/", "..\\x", "a\0b", "a\udcff"],
+)
+def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path, name):
+    with pytest.raises(UserError) as caught:
+        inside(tmp_path, name)
+    assert repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a", "000/0001", "a..b", "..a", "ä b", "a:b"])
+def test_other_names_lie_in_it(tmp_path, name):
+    assert inside(tmp_path, name) == tmp_path / name
 
 
 @pytest.fixture(params=[0o027, 0o002])
