@@ -10,9 +10,10 @@ import os
 # becomes ten times slower; the price on an idle machine is a few per cent.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+from hidiff import metrics
 from hidiff.archs import build_network
 from hidiff.errors import UserError
 from hidiff.models import build_model
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "build_model", "build_network"]
+__all__ = ["UserError", "build_model", "build_network", "metrics"]

@@ -52,6 +52,7 @@ from hidiff.engine.logger import start_logging  # noqa: E402
 from hidiff.engine.tester import run_test  # noqa: E402
 from hidiff.engine.trainer import Trainer  # noqa: E402
 from hidiff.errors import UserError, friendly_errors  # noqa: E402
+from hidiff.files import write_text  # noqa: E402
 from hidiff.yaml_file import read_yaml  # noqa: E402
 
 TABLE_1 = ("Baseline", "Single_Guide_S1", "Single_Guide_S2", "HI_Diff_S1", "Split_Training_S2")
@@ -145,9 +146,9 @@ def write_option_files(runs: Sequence[Run], output: Path) -> None:
             )
     for run in runs:
         text = yaml.safe_dump(dict(run.content), sort_keys=False, allow_unicode=True)
-        (folder / f"{run.name}.yml").write_text(
+        write_text(
+            folder / f"{run.name}.yml",
             f"# Written by scripts/ablation.py for {', '.join(run.labels)}.\n{text}",
-            encoding="utf-8",
         )
 
 
@@ -176,8 +177,8 @@ def report(runs: Sequence[Run], command: str) -> None:
         )
         write_image(Path(PLOT), picture)
     text = markdown(rows, command=command, plot=PLOT if series else None)
-    Path("ablation.md").write_text(text, encoding="utf-8")
-    Path("ablation.json").write_text(json.dumps([row.as_dict() for row in rows], indent=2) + "\n")
+    write_text("ablation.md", text)
+    write_text("ablation.json", json.dumps([row.as_dict() for row in rows], indent=2) + "\n")
 
 
 @contextmanager

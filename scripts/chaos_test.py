@@ -182,14 +182,14 @@ def strike(job: Job, kind: str, rng: random.Random, limit: int) -> str | None:
     if kind == ALL:
         job.kill_all()
         return "while training"
-    wanted = rng.choice((".pth.part", ".state.part"))
+    wanted = rng.choice((".pth.", ".state."))
 
     def new_partial_files() -> list[str]:
         now = partial_files(job.experiment).items()
         return [name for name, changed in now if before.get(name) != changed]
 
     def is_writing() -> bool:
-        return any(name.endswith(wanted) for name in new_partial_files())
+        return any(wanted in name for name in new_partial_files())
 
     if not wait_for(job, is_writing, "checkpoint", pause=0.0):
         return None

@@ -27,6 +27,7 @@ from hidiff.benchmark.timing import machine_name
 from hidiff.engine.distributed import Processes, start_processes
 from hidiff.engine.trainer import Trainer
 from hidiff.errors import UserError, friendly_errors
+from hidiff.files import write_text
 from hidiff.models import DeblurModel
 from hidiff.options import Options, load_options
 
@@ -147,8 +148,7 @@ def main() -> None:
             precisions["control"] = args.precisions[0]
         result = compare({label: train(args, label, p) for label, p in precisions.items()})
         if args.output:
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            args.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            write_text(args.output, json.dumps(result, indent=2) + "\n")
         show(result)
 
 

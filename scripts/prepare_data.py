@@ -30,6 +30,7 @@ from hidiff.data.check import LAYOUT, against_benchmark
 from hidiff.data.image import list_images
 from hidiff.data.pairs import listing, match_names
 from hidiff.errors import UserError, friendly_errors
+from hidiff.files import replacing
 
 
 @dataclass(frozen=True)
@@ -319,9 +320,8 @@ class Placer:
                     raise
                 self.links_work = False
                 print(f"note: {target.parent} does not take links ({error.strerror}); copying")
-        part = target.with_name(f".{target.name}.part")
-        shutil.copyfile(placement.origin, part)
-        part.replace(target)
+        with replacing(target, sync=False) as file, placement.origin.open("rb") as origin:
+            shutil.copyfileobj(origin, file)
 
 
 def is_there(placement: Placement) -> bool | None:

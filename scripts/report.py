@@ -21,9 +21,9 @@ from hidiff.engine.report import (
     report_lines,
 )
 from hidiff.engine.report_sheet import DETAIL, sheet_rows
-from hidiff.engine.score_files import write_text
 from hidiff.engine.score_program import find_data, named_folders, restored_folder
 from hidiff.errors import UserError, friendly_errors
+from hidiff.files import write_text
 from hidiff.metrics.published import BENCHMARKS
 
 MARK = "<!-- Written by scripts/report.py, which replaces this file and its picture. -->"

@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "hidiff").rglob("*.py"))
 LAYERS = {
     "errors": 0,
+    "files": 0,
     "typecheck": 0,
     "yaml_file": 0,
     "registry": 0,

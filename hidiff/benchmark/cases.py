@@ -1,146 +1,37 @@
-"""Measure how fast training, restoring, scoring and loading are, against the plain way.
+"""What can be measured: restoring, training steps, loading and test runs.
 
-    python scripts/benchmark.py restore    -opt options/test/GoPro.yml --size 720 1280 --device cuda
-    python scripts/benchmark.py train-step -opt options/train/GoPro_S2.yml --device cuda
-    python scripts/benchmark.py evaluate   -opt options/test/GoPro.yml --device cuda
-    python scripts/benchmark.py data       -opt options/train/GoPro_S1.yml --cache datasets/cache
-
-restore, train-step and evaluate compare ways of computing with the plain formulation of the papers
-(tests/plain_formulation.py) in eager float32, data compares reading just a phase's batch with the
-release's way: reading `batch_size_per_gpu` crops of `gt_size` and keeping the phase's. All ways of
-a comparison run in turn in one process on the same input; medians and their ratio count.
-
-A way is a precision with what is switched on beside it: fp32, tf32, bf16, +compile, +checkpoint1
-(activation checkpointing of level 1; +checkpoint1234 of all). With 'plain+' before it, it is
-computed as the papers write it. --force_yml kernels=eager measures without the Triton kernels.
+Each function takes the option file, the arguments of `hidiff benchmark` and the machine, and
+returns a list of cases, `{'case': title, 'variants': {name: timing}}`. All variants of a case run
+in turn in one process on the same input.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
-import json
 import random
-import re
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+import torch
+from torch.utils.data import Dataset
 
-import torch  # noqa: E402
-from plain_formulation import plain  # noqa: E402
-from torch.utils.data import Dataset  # noqa: E402
-
-from hidiff.data import (  # noqa: E402
-    BatchPlan,
-    PhaseBatchSampler,
-    build_dataset,
-    training_batches,
-)
-from hidiff.data.transfer import to_device  # noqa: E402
-from hidiff.benchmark.timing import (  # noqa: E402
-    alternate,
-    bytes_for_backward,
-    comparison,
-    copy_rate,
-    machine_name,
-    matmul_rate,
-)
-from hidiff.benchmark.table import table, write_table  # noqa: E402
-from hidiff.models.compilation import compile_blocks  # noqa: E402
-from hidiff.engine.distributed import Processes  # noqa: E402
-from hidiff.engine.evaluator import build_test_scorer, evaluate  # noqa: E402
-from hidiff.benchmark.roofline import Work, restoring, training_step  # noqa: E402
-from hidiff.engine.optim import GRAD_CLIP_NORM, build_optimizer, clip_gradients  # noqa: E402
-from hidiff.models.precision import precision  # noqa: E402
-from hidiff.engine.versions import library_versions  # noqa: E402
-from hidiff.errors import UserError, friendly_errors  # noqa: E402
-from hidiff.models import DeblurModel, build_model  # noqa: E402
-from hidiff.models.base import SIDE_MULTIPLE  # noqa: E402
-from hidiff.options import Options, Phase, load_options  # noqa: E402
+from hidiff.benchmark.roofline import restoring, training_step
+from hidiff.benchmark.timing import alternate, bytes_for_backward, comparison
+from hidiff.benchmark.variants import Machine, Variant
+from hidiff.data import BatchPlan, PhaseBatchSampler, build_dataset, training_batches
+from hidiff.data.transfer import to_device
+from hidiff.engine.distributed import Processes
+from hidiff.engine.evaluator import build_test_scorer, evaluate
+from hidiff.engine.optim import GRAD_CLIP_NORM, build_optimizer, clip_gradients
+from hidiff.errors import UserError
+from hidiff.models import DeblurModel, build_model
+from hidiff.models.base import SIDE_MULTIPLE
+from hidiff.options import Options, Phase
 
 BASELINE = "plain+fp32"
-DEFAULT_WAYS = {"cpu": ("fp32",), "cuda": ("plain+tf32", "tf32", "bf16", "bf16+compile")}
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way of computing; `precision` is that of `hidiff.models.precision`."""
-
-    name: str
-    precision: str
-    plain: bool = False
-    compile: bool = False
-    checkpoint: tuple[int, ...] = ()
-
-    @classmethod
-    def parse(cls, name: str) -> Way:
-        """From 'bf16+compile'.
-
-        Raises:
-            UserError: there is no such way.
-        """
-        match = re.fullmatch(
-            r"(plain\+)?(fp32|tf32|bf16)(\+compile)?(?:\+checkpoint([1-4]+))?", name
-        )
-        if match is None:
-            raise UserError(
-                f"--ways {name}: give one of fp32, tf32, bf16, with plain+ before it, or +compile "
-                "or +checkpoint and levels after it, for example bf16+compile+checkpoint12"
-            )
-        plain, precision, compiled, levels = match.groups()
-        return cls(name, precision, bool(plain), bool(compiled), tuple(map(int, levels or "")))
-
-    def prepare(self, model: DeblurModel) -> DeblurModel:
-        """A copy of the model that computes in this way."""
-        model = copy.deepcopy(model)
-        model.net_g.recompute_levels(self.checkpoint)
-        if self.compile:
-            compile_blocks(model, f"--ways {self.name}")
-        return model
-
-    def wrap(self, model: DeblurModel, work: Callable[[], Any]) -> Callable[[], Any]:
-        """The work, done in this way with the model of `prepare`."""
-
-        def call() -> Any:
-            with ExitStack() as stack:
-                stack.enter_context(precision(model, self.precision))
-                if self.plain:
-                    stack.enter_context(plain())
-                return work()
-
-        return call
-
-
-class Machine:
-    """The device, and its speed at what cannot be avoided: matrix products and copying."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.copy_rate = copy_rate(device)
-        self._matmul_rates: dict[str, float] = {}
-
-    def floor(self, work: Work, way: Way) -> dict[str, float]:
-        """See `Work.floor`; for the way's precision."""
-        if way.precision not in self._matmul_rates:
-            dtype = torch.bfloat16 if way.precision == "bf16" else torch.float32
-            tf32 = torch.backends.cuda.matmul.allow_tf32
-            torch.backends.cuda.matmul.allow_tf32 = way.precision == "tf32"
-            self._matmul_rates[way.precision] = matmul_rate(self.device, dtype)
-            torch.backends.cuda.matmul.allow_tf32 = tf32
-        element_bytes = 2 if way.precision == "bf16" else 4
-        return work.floor(self._matmul_rates[way.precision], self.copy_rate, element_bytes)
-
-    def rates(self) -> dict[str, float]:
-        """What was measured, for the report."""
-        return {"copy": self.copy_rate, "matmul": dict(self._matmul_rates)}
 
 
 def _phases(options: Options, chosen: Sequence[int] | None) -> dict[int, Phase]:
@@ -170,17 +61,19 @@ def restore(options: Options, args: argparse.Namespace, machine: Machine) -> lis
     padded = (side + -side % SIDE_MULTIPLE for side in args.size)
     work = restoring(options.sections, *padded)
 
-    def prepare(way: Way) -> Callable[[], Any]:
-        own = way.prepare(model)
-        return way.wrap(own, lambda: own.restore(image, image, noise=noise))
+    def prepare(variant: Variant) -> Callable[[], Any]:
+        own = variant.prepare(model)
+        return variant.wrap(own, lambda: own.restore(image, image, noise=noise))
 
     timings = alternate(
-        {way.name: prepare(way) for way in args.ways}, repeats=args.repeats, device=args.device
+        {variant.name: prepare(variant) for variant in args.variants},
+        repeats=args.repeats,
+        device=args.device,
     )
-    ways = comparison(timings, BASELINE)
-    for way in args.ways:
-        ways[way.name]["floor"] = machine.floor(work, way)
-    return [{"case": f"{args.size[0]}×{args.size[1]}", "ways": ways}]
+    timed = comparison(timings, BASELINE)
+    for variant in args.variants:
+        timed[variant.name]["roofline"] = machine.roofline(work, variant)
+    return [{"case": f"{args.size[0]}×{args.size[1]}", "variants": timed}]
 
 
 def train_step(
@@ -189,15 +82,17 @@ def train_step(
     """Training steps on random pixels, with the batch and patch size of each phase."""
     train, _ = options.for_training()
     model = _model(options, args.device).train()
-    models = {way.name: way.prepare(model) for way in args.ways}
+    models = {variant.name: variant.prepare(model) for variant in args.variants}
     optimizers = {n: build_optimizer(train.optim_total, m) for n, m in models.items()}
     cases = []
     for number, phase in _phases(options, args.phase).items():
         batch_size, patch_size = args.batch or phase.batch_size, args.patch or phase.patch_size
         lq, gt = torch.rand(2, batch_size, 3, patch_size, patch_size, device=args.device)
 
-        def prepare(way: Way, lq: torch.Tensor = lq, gt: torch.Tensor = gt) -> Callable[[], Any]:
-            own, optimizer = models[way.name], optimizers[way.name]
+        def prepare(
+            variant: Variant, lq: torch.Tensor = lq, gt: torch.Tensor = gt
+        ) -> Callable[[], Any]:
+            own, optimizer = models[variant.name], optimizers[variant.name]
 
             def step() -> None:
                 sum(own(lq, gt).values()).backward()
@@ -205,21 +100,23 @@ def train_step(
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
-            return way.wrap(own, step)
+            return variant.wrap(own, step)
 
         timings = alternate(
-            {way.name: prepare(way) for way in args.ways}, repeats=args.repeats, device=args.device
+            {variant.name: prepare(variant) for variant in args.variants},
+            repeats=args.repeats,
+            device=args.device,
         )
-        ways = comparison(timings, BASELINE)
+        timed = comparison(timings, BASELINE)
         work = training_step(options.sections, batch_size, patch_size)
-        for way in args.ways:
-            own = models[way.name]
-            forward = way.wrap(own, lambda own=own, lq=lq, gt=gt: own(lq, gt))
-            ways[way.name] |= {
-                "floor": machine.floor(work, way),
+        for variant in args.variants:
+            own = models[variant.name]
+            forward = variant.wrap(own, lambda own=own, lq=lq, gt=gt: own(lq, gt))
+            timed[variant.name] |= {
+                "roofline": machine.roofline(work, variant),
                 "kept_for_backward": bytes_for_backward(forward, own),
             }
-        cases.append({"case": f"phase {number}, {batch_size}×{patch_size}²", "ways": ways})
+        cases.append({"case": f"phase {number}, {batch_size}×{patch_size}²", "variants": timed})
     return cases
 
 
@@ -281,20 +178,20 @@ def data(options: Options, args: argparse.Namespace, machine: Machine) -> list[d
         # The cache compares each frame with its hash once, which is not what an epoch costs later.
         for index in range(len(plain_dataset)) if args.cache else ():
             datasets["ours, cache"][index]
-        ways = comparison(
+        timed = comparison(
             alternate(work, repeats=args.repeats, device=args.device), baseline="read all"
         )
-        for way in ways.values():
-            way["rate"] = f"{phase.batch_size / way['median']:.1f} crops/s"
+        for variant in timed.values():
+            variant["rate"] = f"{phase.batch_size / variant['median']:.1f} crops/s"
         case = f"phase {number}, {phase.batch_size}×{phase.patch_size}²"
-        cases.append({"case": case, "ways": ways})
+        cases.append({"case": case, "variants": timed})
     return cases
 
 
 def score(options: Options, args: argparse.Namespace, machine: Machine) -> list[dict[str, Any]]:
     """Read, restore, score and write the first images of the first test set, as test.py does.
 
-    The plain way does one step after the other, the others read, score and write in threads.
+    The plain variant does one step after the other; the others read, score and write in threads.
     """
     model = _model(options, args.device).eval()
     section = next(iter(options.test_sets().values()))
@@ -305,102 +202,30 @@ def score(options: Options, args: argparse.Namespace, machine: Machine) -> list[
 
     with TemporaryDirectory() as folder:
 
-        def prepare(way: Way) -> Callable[[], Any]:
-            own = way.prepare(model)
+        def prepare(variant: Variant) -> Callable[[], Any]:
+            own = variant.prepare(model)
 
             def work() -> None:
                 evaluate(
                     *(own, dataset, scorer, processes),
                     seed=options.manual_seed,
-                    label=way.name,
+                    label=variant.name,
                     score_blurry=True,
                     picture_path=lambda name: Path(folder, f"{name}.png"),
-                    num_workers=0 if way.plain else options.val.num_workers,
+                    num_workers=0 if variant.plain else options.val.num_workers,
                 )
 
-            return way.wrap(own, work)
+            return variant.wrap(own, work)
 
         timings = alternate(
-            {way.name: prepare(way) for way in args.ways}, repeats=args.repeats, device=args.device
+            {variant.name: prepare(variant) for variant in args.variants},
+            repeats=args.repeats,
+            device=args.device,
         )
-    ways = comparison(timings, BASELINE)
-    for way in ways.values():
-        way["rate"] = f"{len(dataset) / way['median']:.2f} images/s"
-    return [{"case": f"{len(dataset)} images, {protocol}", "ways": ways}]
+    timed = comparison(timings, BASELINE)
+    for variant in timed.values():
+        variant["rate"] = f"{len(dataset) / variant['median']:.2f} images/s"
+    return [{"case": f"{len(dataset)} images, {protocol}", "variants": timed}]
 
 
-COMMANDS = {"restore": restore, "train-step": train_step, "evaluate": score, "data": data}
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("command", choices=COMMANDS)
-    parser.add_argument("-opt", type=Path, required=True, metavar="FILE", help="option file")
-    parser.add_argument(
-        "--force_yml", nargs="+", default=[], metavar="OPTION=VALUE", help="as for train.py"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1, for example")
-    parser.add_argument("--ways", nargs="+", metavar="WAY", help="compared with the plain way")
-    parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"))
-    parser.add_argument(
-        "--phase", type=int, nargs="+", metavar="N", help="of progressive training; default: all"
-    )
-    parser.add_argument("--batch", type=int, help="batch size in place of the phase's")
-    parser.add_argument("--patch", type=int, help="patch size in place of the phase's")
-    parser.add_argument("--images", type=int, default=20, help="of the test set, for evaluate")
-    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="of decoded frames, for data")
-    parser.add_argument("--repeats", type=int, default=5, help="measured calls of each way")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the table into this page")
-    return parser.parse_args()
-
-
-def _check(args: argparse.Namespace) -> None:
-    """Refuse what cannot be measured; the device becomes torch's."""
-    try:
-        args.device = torch.device(args.device)
-    except RuntimeError:
-        raise UserError(f"--device {args.device}: use cpu, cuda or cuda:N") from None
-    gpus = torch.cuda.device_count()
-    if args.device.type == "cuda" and (args.device.index or 0) >= gpus:
-        found = f"{gpus} GPUs" if gpus else "no GPU"
-        raise UserError(f"--device {args.device}: PyTorch sees {found} here")
-    for name in ("batch", "patch", "repeats", "images"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise UserError(f"--{name} {value}: must be at least 1")
-    if min(args.size) < 1:
-        raise UserError("--size: give height and width in pixels, for example 720 1280")
-    if args.patch and args.patch % SIDE_MULTIPLE:
-        raise UserError(f"--patch {args.patch}: must be a multiple of {SIDE_MULTIPLE}")
-
-
-def main() -> None:
-    args = _arguments()
-    with friendly_errors():
-        _check(args)
-        torch.backends.cudnn.benchmark = True
-        names = args.ways or DEFAULT_WAYS.get(args.device.type, ("fp32",))
-        args.ways = [Way.parse(name) for name in dict.fromkeys((BASELINE, *names))]
-        machine = Machine(args.device)
-        cases = COMMANDS[args.command](load_options(args.opt, args.force_yml), args, machine)
-        written = ["--write", str(args.write)]
-        words = [word for word in sys.argv[1:] if word not in written]
-        report = {
-            "command": " ".join(["python scripts/benchmark.py", *words]),
-            "machine": machine_name(args.device),
-            "repeats": args.repeats,
-            "rates": machine.rates(),
-            "cases": cases,
-            "versions": library_versions(),
-        }
-        if args.write:
-            patch = f", patch {args.patch}" if args.patch else ""
-            name = f"{args.command}{patch} on {args.device.type}"
-            write_table(args.write, name, table(report))
-        print(json.dumps(report, indent=2) if args.json else table(report))
-
-
-if __name__ == "__main__":
-    main()
+CASES = {"restore": restore, "train-step": train_step, "evaluate": score, "data": data}

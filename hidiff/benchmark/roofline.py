@@ -29,7 +29,9 @@ class Work:
     macs: int
     elements: int
 
-    def roofline(self, matmul_rate: float, copy_rate: float, element_bytes: int) -> dict[str, float]:
+    def roofline(
+        self, matmul_rate: float, copy_rate: float, element_bytes: int
+    ) -> dict[str, float]:
         """Seconds of the arithmetic alone, of the memory traffic alone, and the larger: the bound.
 
         Args:

@@ -30,6 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hidiff.errors import UserError
+from hidiff.files import partial_files, replacing
 
 ALIGNMENT = 64
 """Frames begin at multiples of this many bytes."""
@@ -197,7 +198,7 @@ class FrameCache:
     def _build(self, locations: Sequence[str], decode: Decode) -> None:
         """Write both files; the lock is held."""
         # What a build that died has left: without an index the pixels are nobody's.
-        for path in (*self.folder.glob("frames-*.part"), self.data):
+        for path in (*partial_files(self.folder, "frames-*"), self.data):
             path.unlink(missing_ok=True)
         needed = _needed(locations, decode)
         free = shutil.disk_usage(self.folder).free
@@ -211,25 +212,18 @@ class FrameCache:
             f"{self.where}: decoding {len(locations)} images into {self.data}, about "
             f"{_size(needed)}; this is done once"
         )
-        part, index_part = (path.with_name(f"{path.name}.part") for path in (self.data, self.index))
         try:
-            with part.open("wb") as file:
+            with replacing(self.data) as file:
                 frames = self._write_pixels(file, locations, decode)
                 size = file.tell()
-                # After a power failure the index must not outlive the pixels.
-                file.flush()
-                os.fsync(file.fileno())
             entries = [dataclasses.asdict(frame) for frame in frames]
-            index_part.write_text(json.dumps({"bytes": size, "frames": entries}), encoding="utf-8")
-            part.replace(self.data)
-            index_part.replace(self.index)
+            # After a power failure the index must not outlive the pixels: those are on the disk.
+            with replacing(self.index) as file:
+                file.write(json.dumps({"bytes": size, "frames": entries}).encode())
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise no_room from None
             raise
-        finally:
-            for path in (part, index_part):
-                path.unlink(missing_ok=True)
         errors = [frame.error for frame in frames if frame.error is not None]
         if errors:
             _say(f"{self.where}: {len(errors)} images cannot be used, the first: {errors[0]}")

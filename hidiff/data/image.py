@@ -10,13 +10,13 @@ Everything inside the project is RGB. Files are converted on reading, always in 
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from hidiff.errors import UserError
+from hidiff.files import write_bytes
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 """File name endings (lower case) taken for images in a data folder."""
@@ -109,18 +109,7 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
         raise UserError(f"{path}: name a picture file, one of {', '.join(EXTENSIONS)}")
     ok, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     assert ok, f"OpenCV cannot encode {path.suffix}"
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(data.tobytes())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+    write_bytes(path, data.tobytes(), sync=False)
 
 
 def list_images(folder: str | os.PathLike[str], where: str) -> dict[str, Path]:

@@ -1,8 +1,9 @@
 """Image folders kept in one LMDB file, in the layout that BasicSR uses.
 
 `X.lmdb/` holds `data.mdb`, `lock.mdb` and `meta_info.txt`. The keys are the image names without
-ending, the values the image files' bytes as they are (nothing is encoded again), and each line of
-`meta_info.txt` reads `name.png (H,W,3) 1`.
+ending, with those of folders where there are any (`000/00000000`), the values the image files'
+bytes as they are (nothing is encoded again), and each line of `meta_info.txt` reads
+`name.png (H,W,3) 1`.
 """
 
 from __future__ import annotations
@@ -182,16 +183,25 @@ class LmdbImages:
             UserError: there is none, or the database cannot be opened.
         """
         meta_info = Path(self.path) / META_INFO
-        if meta_info.is_file():
-            lines = meta_info.read_text(encoding="utf-8").splitlines()
-            # `name.png (H,W,3) 1`; the name may hold dots and spaces.
-            keys = [Path(line.rsplit(" (", 1)[0]).stem for line in lines if line.strip()]
-        else:
-            with self._begin() as transaction:
-                keys = [
-                    bytes(key).decode("utf-8")
-                    for key in transaction.cursor().iternext(keys=True, values=False)
-                ]
+        try:
+            if meta_info.is_file():
+                lines = meta_info.read_text(encoding="utf-8").splitlines()
+                # `folder/name.png (H,W,3) 1`; the name may hold dots and spaces.
+                names = [line.rsplit(" (", 1)[0] for line in lines if line.strip()]
+                keys = [os.path.splitext(name)[0] for name in names]  # noqa: PTH122 (no path: `a//b`)
+            else:
+                with self._begin() as transaction:
+                    keys = [
+                        bytes(key).decode("utf-8")
+                        for key in transaction.cursor().iternext(keys=True, values=False)
+                    ]
+        except OSError as error:
+            raise UserError(f"{meta_info}: cannot be read ({error.strerror or error})") from None
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{self.where}: {self.path} has the image name {bytes(error.object)[:80]!r}, which "
+                "is no UTF-8 text; make the LMDB again with scripts/create_lmdb.py"
+            ) from None
         if not keys:
             raise UserError(f"{self.where}: {self.path} holds no image")
         return keys
@@ -203,7 +213,10 @@ class LmdbImages:
             UserError: there is no such key, or the database cannot be read.
         """
         with self._begin() as transaction:
-            data = transaction.get(key.encode("utf-8"))
+            try:
+                data = transaction.get(key.encode("utf-8"))
+            except _lmdb().BadValsizeError:  # an empty key, or a longer one than LMDB can hold
+                data = None
         if data is None:
             raise UserError(
                 f"{self.where}: {self.path} has no image '{key}'; its {META_INFO} does not belong "

@@ -5,7 +5,6 @@ Both are written beside their place and renamed, so a file under its final name 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hidiff.errors import UserError
+from hidiff.files import replacing
 
 STATE_ENTRIES = {"step", "networks", "optimizer", "best", "options", "slots", "training_pairs"}
 
@@ -23,17 +23,9 @@ KEPT_STATES = 3
 
 
 def save_atomically(content: Any, path: Path) -> None:
-    """torch.save to a temporary file, flush it to the disk, rename it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """torch.save through `hidiff.files.replacing`."""
+    with replacing(path) as file:
+        torch.save(content, file)
 
 
 def _load(path: Path, where: str) -> Any:

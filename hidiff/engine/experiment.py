@@ -12,6 +12,7 @@ import yaml
 from hidiff.engine.checkpoint import load_network
 from hidiff.engine.distributed import Processes
 from hidiff.errors import UserError
+from hidiff.files import write_text
 from hidiff.models import DeblurModel
 from hidiff.options import Options
 
@@ -86,7 +87,7 @@ class Experiment:
         if options.overrides:
             text = yaml.safe_dump(dict(options.sections), sort_keys=False, allow_unicode=True)
             heading = "".join(f"# --force_yml {override}\n" for override in options.overrides)
-            (self.folder / f"{now}_effective.yml").write_text(heading + text, encoding="utf-8")
+            write_text(self.folder / f"{now}_effective.yml", heading + text)
         return self.folder / f"train_{self.name}_{now}.log"
 
 

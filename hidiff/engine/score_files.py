@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from hidiff.engine.scoring import FolderScores
 from hidiff.errors import UserError
+from hidiff.files import write_text
 
 KIND = "hidiff scores of a folder"
 """What `kind` says in the JSON files."""
@@ -70,28 +70,6 @@ def write_scores(scores: FolderScores, json_path: Path, csv_path: Path) -> None:
         writer.writerow([name, "", "", "", "no sharp image"])
     write_text(csv_path, table.getvalue())
     write_text(json_path, json.dumps({"kind": KIND, **scores.summary()}, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file that appears under its name only when it is complete.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", newline="", dir=path.parent, suffix=".part", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            file.write(text)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from hidiff.engine.logger import get_logger
 from hidiff.models.precision import precision
 from hidiff.engine.scoring import FolderScores, ImageScore
 from hidiff.engine.versions import library_versions
+from hidiff.files import write_text
 from hidiff.models import build_model
 from hidiff.options import DatasetOptions, Options
 from hidiff.registry import MODELS
@@ -153,7 +154,7 @@ def run_test(options: Options, processes: Processes, *, seeds: int = 1) -> bool:
     if processes.is_main:
         report = summary(options, tested, upper_bound=model.restores_from_gt)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
+        write_text(folder / "metrics.json", json.dumps(report, indent=2) + "\n")
         write_csv(folder / "metrics.csv", tested, options.manual_seed)
         for line in table(report):
             log.info(line)

@@ -166,8 +166,10 @@ class DeblurModel(nn.Module):
             (B, 3, H, W) RGB, about [0, 1], not clamped.
 
         Raises:
-            UserError: an image is too small, or the sharp image is needed and absent.
+            UserError: an image is too small or no such tensor, or the sharp image is needed and
+                absent or of another size.
         """
+        _check_images(lq=lq, gt=gt if self.restores_from_gt else None)
         if self.restores_from_gt and gt is None:
             raise UserError(
                 "stage 1 restores with the sharp image at hand only (its latent encoder reads "
@@ -182,6 +184,25 @@ class DeblurModel(nn.Module):
             noise = noise.to(lq)
         padded_gt = pad_to_multiple(gt) if gt is not None and self.restores_from_gt else None
         return self.predict(pad_to_multiple(lq), padded_gt, noise, generator)[..., :height, :width]
+
+
+def _check_images(lq: Tensor, gt: Tensor | None) -> None:
+    for name, images in {"lq": lq, "gt": gt}.items():
+        if images is None and name == "gt":
+            continue
+        if not isinstance(images, Tensor):
+            found = f"a {type(images).__name__}"
+        elif not images.is_floating_point() or images.ndim != 4 or images.shape[1] != 3:
+            found = f"{images.dtype} {tuple(images.shape)}"
+        elif name == "gt" and images.shape != lq.shape:
+            raise UserError(f"gt {tuple(gt.shape)} must have the shape of lq {tuple(lq.shape)}")
+        else:
+            continue
+        raise UserError(
+            f"{name}: images are restored from floating-point tensors (B, 3, H, W), RGB in [0, 1]; "
+            f"got {found}. For one uint8 image (H, W, 3): "
+            "torch.from_numpy(image).permute(2, 0, 1)[None] / 255; repeat a grey one three times"
+        )
 
 
 def build_losses(train: Mapping[str, Any], sections: Mapping[str, str]) -> dict[str, nn.Module]:

@@ -26,6 +26,7 @@ from hidiff.data import (
 )
 from hidiff.data.frame_cache import FrameCache, file_identity
 from hidiff.errors import UserError
+from hidiff.files import partial_files
 from hidiff.options import Phase
 
 FORK = multiprocessing.get_context("fork")
@@ -343,12 +344,12 @@ def test_a_build_that_was_killed_is_no_cache_and_is_cleared_away(tmp_path):
     process = FORK.Process(target=work)
     process.start()
     limit = time.monotonic() + 30
-    while not list(tmp_path.glob("*.bin.part")) and time.monotonic() < limit:
+    while not partial_files(tmp_path, "frames-*") and time.monotonic() < limit:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.join(30)
     assert process.exitcode == -signal.SIGKILL
-    (left,) = tmp_path.glob("*.part")
+    (left,) = partial_files(tmp_path)
     other = build(tmp_path, colour)
     assert not left.exists()
     assert np.all(other.read("c") == ord("c"))

@@ -63,6 +63,36 @@ def test_keys_without_meta_info_come_from_the_database(store):
     assert sorted(LmdbImages(store, "here").keys()) == ["a.b", "b (2)", "c"]
 
 
+def test_folders_are_part_of_the_keys(tmp_path):
+    """As in BasicSR's LMDBs of REDS."""
+    path = tmp_path / "reds.lmdb"
+    keys = ["000/00000000", "001/00000000"]
+    with lmdb.open(str(path)) as database, database.begin(write=True) as write:
+        for key in keys:
+            write.put(key.encode(), key.encode())
+    assert LmdbImages(path, "here").keys() == keys
+    (path / "meta_info.txt").write_text("".join(f"{key}.png (4,5,3) 1\n" for key in keys))
+    images = LmdbImages(path, "here")
+    assert images.keys() == keys
+    assert [images.read(key).decode() for key in keys] == keys
+
+
+@pytest.mark.parametrize("meta_info", [True, False])
+def test_keys_that_are_no_text(tmp_path, meta_info):
+    with lmdb.open(str(tmp_path)) as database, database.begin(write=True) as write:
+        write.put(b"a\xff", b"")
+    if meta_info:
+        (tmp_path / "meta_info.txt").write_bytes(b"a\xff.png (4,5,3) 1\n")
+    with pytest.raises(UserError, match=r"here: .*a\\xff"):
+        LmdbImages(tmp_path, "here").keys()
+
+
+@pytest.mark.parametrize("key", ["", "a" * 600])
+def test_keys_that_no_database_has(store, key):
+    with pytest.raises(UserError, match="has no image"):
+        LmdbImages(store, "here").read(key)
+
+
 def test_two_readers_of_one_store_in_one_process(store):
     first, second = LmdbImages(store, "here"), LmdbImages(store, "there")
     assert first.read("c") == second.read("c")

@@ -1,6 +1,8 @@
 """What the models promise beside the released numbers."""
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from small_data import train_options
 from hidiff import UserError, build_model
 from hidiff.models import pad_to_multiple
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 OPTIONS = {stage: train_options(Path("unused"), stage) for stage in (1, 2)}
 
 
@@ -42,6 +45,34 @@ def test_restoring_any_size_is_restoring_the_padded_image(size):
 def test_an_image_too_small_to_reflect_is_refused():
     with pytest.raises(UserError, match="4×30 pixels is too small"):
         build_model(OPTIONS[2]).restore(torch.rand(1, 3, 4, 30))
+
+
+@pytest.mark.parametrize(
+    "lq",
+    [
+        torch.zeros(1, 3, 16, 16, dtype=torch.uint8),
+        torch.zeros(3, 16, 16),
+        torch.zeros(1, 1, 16, 16),
+        [1.0],
+    ],
+    ids=["uint8", "without batch", "grey", "list"],
+)
+def test_what_is_no_batch_of_colour_images_is_refused(lq):
+    with pytest.raises(UserError, match=r"lq: .*\(B, 3, H, W\).*got "):
+        build_model(OPTIONS[2]).restore(lq)
+
+
+def test_a_sharp_image_of_another_size_is_refused():
+    with pytest.raises(UserError, match="gt"):
+        build_model(OPTIONS[1]).restore(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 8, 16))
+
+
+def test_the_package_has_what_the_readme_uses():
+    command = "import hidiff; print([hasattr(hidiff, name) for name in hidiff.__all__])"
+    result = subprocess.run(
+        [sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == str([True] * 4)
 
 
 def test_the_generator_decides_the_noise():

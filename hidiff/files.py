@@ -1,0 +1,104 @@
+"""Writing files so that one under its final name is always complete."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from hidiff.errors import UserError
+
+
+def inside(folder: str | os.PathLike[str], name: str) -> Path:
+    """The place for `name` in a folder or in sub-folders that the name gives.
+
+    For names that come from data, a database's keys for example.
+
+    Raises:
+        UserError: the name leads out of the folder, or is none that a file can have.
+    """
+    parts = name.replace("\\", "/").split("/")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        reason = "is no UTF-8 text"
+    else:
+        if "\0" in name:
+            reason = "holds a NUL character"
+        elif os.path.splitdrive(name)[0] or not {"", ".", ".."}.isdisjoint(parts):
+            reason = "leads out of its folder"
+        else:
+            return Path(folder, name)
+    raise UserError(
+        f"the image name {name!r} {reason}, so nothing can be written under it; rename the image"
+    )
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[BinaryIO]:
+    """A new file that gets the name `path` when the block ends without an exception.
+
+    It is written beside its place, under the name `.{path}.{unique}.part`, with the rights that
+    the umask leaves. Missing folders are made.
+
+    Args:
+        path: the file to make or to replace.
+        sync: wait until the content and the new name are on the disk, so that a power failure
+            leaves the old file or the new one. Not worth its time where files are many and can be
+            made again.
+
+    Raises:
+        OSError: the file cannot be written; an earlier one is then as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Shortened, because a file name must not be longer than 255 bytes.
+    temporary = path.with_name(f".{path.name[:50]}.{uuid.uuid4().hex[:12]}.part")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if sync:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    # Not every file system and operating system can; the file is in its place all the same.
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def partial_files(folder: Path, name: str = "*") -> list[Path]:
+    """What a write of `name` (a pattern) that was killed has left in a folder."""
+    return sorted(folder.glob(f".{name}.part"))
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes, *, sync: bool = True) -> None:
+    """Make or replace a file; see `replacing`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        with replacing(path, sync=sync) as file:
+            file.write(data)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Make or replace a text file (UTF-8, line ends as given); see `write_bytes`."""
+    write_bytes(path, text.encode())
