@@ -17,8 +17,8 @@ def markdown_table(
     """
     numbers = set(numbers)
     rule = ["---:" if column in numbers else "---" for column in range(len(header))]
-    lines = [header, rule, *rows]
-    return [f"| {' | '.join(cell.replace('|', '\\|') for cell in line)} |" for line in lines]
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in (header, rule, *rows)]
+    return [f"| {' | '.join(line)} |" for line in cells]
 
 
 def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -1,5 +1,6 @@
 """Settings that every test shares."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 # The suite tests this checkout, installed or not; tests/ itself holds shared helpers.
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+os.environ["PYTHONPATH"] = str(ROOT)  # programs that tests start
 
 
 @pytest.fixture(autouse=True)

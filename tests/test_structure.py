@@ -7,22 +7,21 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "hidiff").rglob("*.py"))
-LAYERS = {
-    "errors": 0,
-    "files": 0,
-    "typecheck": 0,
-    "yaml_file": 0,
-    "registry": 0,
-    "options": 0,
-    "archs": 1,
-    "diffusion": 1,
-    "losses": 1,
-    "metrics": 1,
-    "data": 1,
-    "models": 2,
-    "engine": 3,
-    "cli": 3,
-}
+LAYERS = [
+    ("errors", "typecheck", "yaml_file", "registry", "options", "files", "tables"),
+    ("diffusion", "losses", "metrics", "kernels"),
+    ("archs",),
+    ("data",),
+    ("models",),
+    ("engine",),
+    ("benchmark",),
+    ("paper",),
+    ("cli",),
+    ("__main__",),
+]
+"""The rooms of the house, lowest first: each imports only from itself and from below."""
+
+HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
 
 
 def imported(path: Path) -> set[str]:
@@ -42,29 +41,31 @@ def part(name: str) -> str:
     return name.split(".")[1]
 
 
-def test_every_part_has_a_layer():
-    parts = {path.relative_to(ROOT / "hidiff").parts[0].removesuffix(".py") for path in MODULES}
-    assert parts - {"__init__"} == set(LAYERS)
+def test_every_room_has_its_height():
+    rooms = {path.relative_to(ROOT / "hidiff").parts[0].removesuffix(".py") for path in MODULES}
+    assert rooms - {"__init__"} == set(HEIGHT)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_point_one_way(path):
+def test_imports_point_down(path):
     own = path.relative_to(ROOT / "hidiff").parts[0].removesuffix(".py")
     if own == "__init__":
         return
     for name in imported(path):
-        if not name.startswith("hidiff.") or part(name) not in LAYERS:
-            continue
-        theirs = part(name)
-        allowed = (
-            theirs == own or LAYERS[theirs] < LAYERS[own] or LAYERS[own] == 0 == LAYERS[theirs]
-        )
-        assert allowed or own == "cli", f"{path.name} imports {name}"
+        if name.startswith("hidiff.") and (theirs := part(name)) in HEIGHT:
+            lower = HEIGHT[theirs] < HEIGHT[own] or HEIGHT[own] == HEIGHT[theirs] == 0
+            assert lower or theirs == own, f"{path.name} imports {name}"
+
+
+def test_only_the_kernels_know_of_triton():
+    for path in MODULES:
+        if path.parent.name != "kernels":
+            assert not any(name.split(".")[0] == "triton" for name in imported(path)), path
 
 
 def test_networks_and_diffusion_know_no_options():
     for path in MODULES:
-        if path.parent.name in ("archs", "diffusion", "losses", "metrics"):
+        if path.parent.name in ("archs", "diffusion", "losses", "metrics", "kernels"):
             assert not any(name.startswith("hidiff.options") for name in imported(path)), path
 
 

@@ -11,8 +11,8 @@ release's way: reading `batch_size_per_gpu` crops of `gt_size` and keeping the p
 run in turn in one process on the same input; their medians and the ratio count.
 
 A variant is a precision (fp32, tf32, bf16) with what is switched on beside it: +compile,
-+checkpoint1 (activation checkpointing of level 1; +checkpoint1234 of all). With 'plain+' before it, it is
-computed as the papers write it. --force_yml kernels=eager measures without the Triton kernels.
++checkpoint1 (activation checkpointing of level 1; +checkpoint1234 of all). 'plain+' before it
+computes as the papers write it. --force_yml kernels=eager measures without the Triton kernels.
 """
 
 from __future__ import annotations

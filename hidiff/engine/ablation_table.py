@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hidiff.engine.ablation import Run, scored
 from hidiff.benchmark.macs import Complexity, model_complexity
+from hidiff.engine.ablation import Run, scored
 from hidiff.engine.experiment import RESULTS
 from hidiff.options import Options
 

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 
 from hidiff.data import build_dataset
-from hidiff.models.compilation import compile_blocks
 from hidiff.engine.distributed import Processes
 from hidiff.engine.evaluator import ImageResult, build_test_scorer, evaluate, mean_metrics
 from hidiff.engine.experiment import RESULTS, load_pretrained, set_aside
 from hidiff.engine.logger import get_logger
-from hidiff.models.precision import precision
 from hidiff.engine.scoring import FolderScores, ImageScore
 from hidiff.engine.versions import library_versions
 from hidiff.files import write_text
 from hidiff.models import build_model
+from hidiff.models.compilation import compile_blocks
+from hidiff.models.precision import precision
 from hidiff.options import DatasetOptions, Options
 from hidiff.registry import MODELS
 

@@ -17,7 +17,6 @@ from tqdm import tqdm
 from hidiff.data import BatchPlan, PhaseBatchSampler, build_dataset, training_batches
 from hidiff.data.transfer import DeviceBatches
 from hidiff.engine import checkpoint
-from hidiff.models.compilation import compile_blocks
 from hidiff.engine.distributed import Processes, no_sync
 from hidiff.engine.ema import WeightAverage
 from hidiff.engine.experiment import (
@@ -35,12 +34,13 @@ from hidiff.engine.optim import (
     load_optimizer,
     set_lr,
 )
-from hidiff.models.precision import precision
 from hidiff.engine.resume import compare_options, options_hash
 from hidiff.engine.signals import StopRequest
 from hidiff.engine.validation import Validator
 from hidiff.errors import UserError
 from hidiff.models import DeblurModel, build_model
+from hidiff.models.compilation import compile_blocks
+from hidiff.models.precision import precision
 from hidiff.options import Options
 
 NOISE_STREAM, MODEL_STREAM = 2, 3

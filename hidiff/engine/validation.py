@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from hidiff.models.compilation import uncompiled
 from hidiff.engine.distributed import Processes
 from hidiff.engine.evaluator import Triptych, build_metrics, evaluate, mean_metrics
 from hidiff.engine.logger import MetricsWriter, get_logger
-from hidiff.models.precision import precision
 from hidiff.models import DeblurModel
+from hidiff.models.compilation import uncompiled
+from hidiff.models.precision import precision
 from hidiff.options import Options
 
 PICTURES_PER_VALIDATION = 3

@@ -11,8 +11,8 @@ from torch import nn
 from hidiff import UserError
 from hidiff.archs.transformer import HIM
 from hidiff.benchmark.macs import count_macs, model_complexity
+from hidiff.cli import main
 from hidiff.options import load_options
-from scripts.model_complexity import main
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESTORMER = {"model_type": "Restormer", "network_g": {"type": "Transformer", "guidance": "none"}}
@@ -91,7 +91,7 @@ def test_the_program_prints_tables_and_json(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
-        main(list(arguments))
+        main(["complexity", *arguments])
         return capsys.readouterr().out
 
     file = str(ROOT / "options/ablation/HI_Diff_S2.yml")
@@ -108,5 +108,5 @@ def test_the_program_prints_tables_and_json(tmp_path, monkeypatch, capsys):
     # The paper's figures belong to 256×256 pixels.
     assert "142.62" not in run("--size", "3", "64", "64")
     with pytest.raises(SystemExit, match="2"):
-        main(["-opt", "none.yml"])
-    assert "none.yml does not exist" in capsys.readouterr().err
+        main(["complexity", "-opt", "none.yml"])
+    assert "none.yml" in capsys.readouterr().err

@@ -1,0 +1,5 @@
+"""python -m hidiff."""
+
+from hidiff.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Speed: variants, timing, rooflines."""

@@ -1,0 +1,5 @@
+"""The same as `hidiff benchmark`."""
+
+from hidiff.cli import run
+
+run("benchmark")

@@ -1,0 +1,5 @@
+"""The same as `hidiff complexity`."""
+
+from hidiff.cli import run
+
+run("complexity")
