@@ -8,6 +8,7 @@ the file and the way out.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import typing
 from collections.abc import Mapping, Sequence
@@ -51,12 +52,16 @@ class Phase:
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """A `datasets.*` section: what the loader needs; `source` goes to the dataset class."""
+    """A `datasets.*` section: what the loader needs; `source` goes to the dataset class.
+
+    A training waits `timeout` seconds for a batch of its loader processes.
+    """
 
     name: str
     source: Section
     where: str
     num_worker_per_gpu: int = 4
+    timeout: float = 600.0
     batch_size_per_gpu: int | None = None
     dataset_enlarge_ratio: int = 1
     mini_batch_sizes: tuple[int, ...] | None = None
@@ -71,6 +76,8 @@ class DatasetOptions:
                 raise _error(f"{self.where}.{key}", f"{value} must be at least 1")
         if self.num_worker_per_gpu < 0:
             raise _error(f"{self.where}.num_worker_per_gpu", "must not be negative")
+        if not 0 < self.timeout < math.inf:
+            raise _error(f"{self.where}.timeout", f"{self.timeout} seconds must be above 0")
 
     def phases(self, total_iter: int) -> tuple[Phase, ...]:
         """The phases of progressive training; one phase when the file lists none.
@@ -241,10 +248,18 @@ class LoggerOptions:
 
 @dataclass(frozen=True)
 class DistOptions:
-    """`dist_params`: the backend on GPUs (gloo is used on CPUs) and the port under SLURM."""
+    """`dist_params`: the backend on GPUs (gloo is used on CPUs) and the port under SLURM.
+
+    A process waits `timeout` seconds for the others, then the run ends.
+    """
 
     backend: str = "nccl"
     port: int = 29500
+    timeout: float = 1800.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout < math.inf:
+            raise _error("dist_params.timeout", f"{self.timeout} seconds must be above 0")
 
 
 @dataclass(frozen=True)

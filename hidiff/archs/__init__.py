@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from hidiff.archs.denoiser import Denoiser, SimpleDenoiser
@@ -31,11 +33,38 @@ def build_network(options: Mapping[str, Any], where: str = "network") -> nn.Modu
         where: the section's YAML path, for messages.
 
     Raises:
-        UserError: unknown type, or an unknown, missing, wrong-typed or impossible option.
+        UserError: unknown type, or an unknown, missing, wrong-typed or impossible option; or the
+            weights do not fit into this machine's memory.
     """
     try:
-        return ARCHS.build(options, where)
+        network, arguments = ARCHS.check(options, where)
+        if torch.get_default_device().type != "meta":
+            _require_memory(network, arguments)
+        return network(**arguments)
     except UserError as error:
         message = str(error)
         # Networks do not know where their options came from.
         raise UserError(message if message.startswith(where) else f"{where}: {message}") from None
+
+
+def _require_memory(network: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> None:
+    """Refuse a network whose weights alone exceed the memory, before the kernel ends the process.
+
+    Raises:
+        UserError: see above.
+    """
+    try:
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in network(**arguments).parameters())
+    except (OverflowError, RuntimeError, TypeError) as error:
+        # Torch's words for more elements than it can count.
+        if "overflow" not in str(error).lower():
+            raise
+        raise UserError(f"a network of this size cannot be built ({error})") from None
+    needed = parameters * torch.finfo(torch.get_default_dtype()).bits // 8
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise UserError(
+            f"its {parameters:.3g} parameters need {needed / 2**30:.0f} GiB and this machine has "
+            f"{memory / 2**30:.0f} GiB of memory; look for an option that is too large"
+        )

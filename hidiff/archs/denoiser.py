@@ -16,7 +16,8 @@ class Denoiser(nn.Module):
 
     Args:
         in_channel: C', channels of z_t and of the condition.
-        out_channel: channels of the prediction, equal to C'.
+        out_channel: channels of the prediction, equal to C' in a diffusion model. Released
+            behaviour: the defaults do not fit each other; the option files give both.
         inner_channel: width of the mixer blocks.
         block_num: layers counted with the first and the last; block_num − 2 are mixers.
         layerscale_value: initial value of the learned time scale.
@@ -27,25 +28,26 @@ class Denoiser(nn.Module):
     def __init__(
         self,
         *,
-        in_channel: int = 256,
-        out_channel: int = 256,
-        inner_channel: int = 512,
-        block_num: int = 4,
+        in_channel: int = 6,
+        out_channel: int = 3,
+        inner_channel: int = 32,
+        block_num: int = 3,
         layerscale_value: float = 1e-3,
         group: int = 4,
         patch_expansion: float = 0.5,
-        channel_expansion: float = 2.0,
+        channel_expansion: float = 4.0,
     ) -> None:
         super().__init__()
         if block_num < 2:
             raise UserError(f"block_num {block_num} counts the first and last layer: at least 2")
-        if out_channel != in_channel:
-            raise UserError(
-                f"out_channel {out_channel} must equal in_channel {in_channel}: what is predicted "
-                "has the prior's width"
-            )
-        require_positive(in_channel=in_channel, inner_channel=inner_channel, group=group)
+        require_positive(
+            in_channel=in_channel,
+            out_channel=out_channel,
+            inner_channel=inner_channel,
+            group=group,
+        )
         self.prior_dim = in_channel
+        self.out_channel = out_channel
         self.group = group
         self.time_mlp = nn.Parameter(torch.full((1,), layerscale_value))
         self.first_layer = nn.Sequential(
@@ -99,7 +101,7 @@ class SimpleDenoiser(nn.Module):
             whatever T is.
     """
 
-    def __init__(self, *, n_feats: int = 64, n_denoise_res: int, timesteps: int = 5) -> None:
+    def __init__(self, *, n_feats: int = 64, n_denoise_res: int = 5, timesteps: int = 5) -> None:
         super().__init__()
         require_positive(n_feats=n_feats, timesteps=timesteps)
         require_positive(0, n_denoise_res=n_denoise_res)

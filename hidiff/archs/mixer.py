@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from hidiff.errors import UserError
+
 
 class Mixer(nn.Module):
     """MLP-Mixer layer: a residual MLP over tokens, then one over channels.
@@ -13,6 +15,9 @@ class Mixer(nn.Module):
         tokens: number of tokens.
         patch_expansion: hidden width of the token MLP, relative to `tokens`.
         channel_expansion: hidden width of the channel MLP, relative to `width`.
+
+    Raises:
+        UserError: an expansion leaves no hidden channel.
     """
 
     def __init__(
@@ -20,6 +25,12 @@ class Mixer(nn.Module):
     ) -> None:
         super().__init__()
         token_hidden, channel_hidden = int(tokens * patch_expansion), int(width * channel_expansion)
+        for option, hidden, value in (
+            ("patch_expansion", token_hidden, patch_expansion),
+            ("channel_expansion", channel_hidden, channel_expansion),
+        ):
+            if hidden < 1:
+                raise UserError(f"{option} {value} leaves no hidden channel; 0.5 and 4 are usual")
         self.patch_mixer = nn.Sequential(
             nn.Linear(tokens, token_hidden), nn.GELU(), nn.Linear(token_hidden, tokens)
         )

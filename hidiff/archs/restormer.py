@@ -258,11 +258,11 @@ class TransformerBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """3×3 convolution from image to features."""
+    """3×3 convolution from image to features; it never has a bias, as in Restormer."""
 
-    def __init__(self, in_channels: int, dim: int, *, bias: bool = False) -> None:
+    def __init__(self, in_channels: int, dim: int) -> None:
         super().__init__()
-        self.proj = Conv2d(in_channels, dim, kernel_size=3, padding=1, bias=bias)
+        self.proj = Conv2d(in_channels, dim, kernel_size=3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, dim, H, W)."""

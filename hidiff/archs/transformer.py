@@ -177,12 +177,13 @@ class Transformer(nn.Module):
         num_refinement_blocks: blocks of the refinement stage at full resolution.
         heads: attention heads of the four levels.
         ffn_expansion_factor: see `FeedForward`.
-        bias: whether convolutions and HIM's projections have a bias.
+        bias: whether convolutions and HIM's projections have a bias; the patch embedding and the
+            changes of resolution never do.
         LayerNorm_type: 'WithBias' or 'BiasFree'.
         dual_pixel_task: for dual-pixel defocus images (Restormer): a 1×1 skip convolution of the
             patch embedding in place of the image residual.
         embed_dim: E; the prior has C' = 4E channels.
-        group: the prior has N = group² tokens; even and at least 4.
+        group: the prior has N = group² tokens, at least 4² (N // 4 of them at levels 2 and 3).
         guidance: how the prior reaches the levels. 'multi_scale' (HI-Diff): fewer tokens at
             coarser levels (Fig. 1(c)). 'single_scale' (Single-Guide of Table 1): HIM with all
             tokens at every level. 'none' (Baseline of Table 1, Restormer of Table 4): the network
@@ -208,11 +209,15 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         _check_widths(dim, num_blocks, heads, group, LayerNorm_type)
+        if int(dim * ffn_expansion_factor) < 1:
+            raise UserError(
+                f"ffn_expansion_factor {ffn_expansion_factor} leaves no hidden channel: "
+                f"int({dim} · {ffn_expansion_factor}) must be at least 1"
+            )
         require_positive(
             inp_channels=inp_channels,
             out_channels=out_channels,
             embed_dim=embed_dim,
-            ffn_expansion_factor=ffn_expansion_factor,
         )
         require_positive(0, num_refinement_blocks=num_refinement_blocks)
         if not dual_pixel_task and inp_channels != out_channels:
@@ -244,7 +249,7 @@ class Transformer(nn.Module):
                 group=group if guidance == "single_scale" else grid,
             )
 
-        self.patch_embed = PatchEmbed(inp_channels, dim, bias=bias)
+        self.patch_embed = PatchEmbed(inp_channels, dim)
         self.encoder_level1 = level(0, dim, num_blocks[0], group)
         self.down1_2 = Downsample(dim)
         self.encoder_level2 = level(1, 2 * dim, num_blocks[1], group // 2)
@@ -349,5 +354,5 @@ def _check_widths(
                 f"heads[{index}] = {head} does not divide the {channels} channels of level "
                 f"{index + 1} (dim {dim})"
             )
-    if group < 4 or group % 2:
-        raise UserError(f"group {group} must be even and at least 4: levels 2 and 3 halve it")
+    if group < 4:
+        raise UserError(f"group {group} must be at least 4: levels 2 and 3 halve it")

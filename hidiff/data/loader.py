@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import multiprocessing
+import os
 import signal
-from collections.abc import Iterator
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -17,6 +25,9 @@ from hidiff.errors import UserError
 
 SUBSTITUTES = 5
 """Pairs tried in place of one that cannot be used, before giving up."""
+
+LOOK = 1.0
+"""Seconds between two looks at what a wait depends on: other processes, a request to stop."""
 
 
 class _Reporting(Dataset):
@@ -64,11 +75,104 @@ def _stack(patches: list[Tensor]) -> Tensor:
     return default_collate(patches)
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Schedulers signal the whole process group; a worker that died would take the run along."""
+def _start_worker(worker: int) -> None:
+    """What a loader process does first: leave signals to the trainer, and end with it."""
     del worker
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    # Schedulers and terminals signal the whole process group; a worker that died would take the
+    # run along.
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    """Torch looks for the parent only between batches, so not while one hangs."""
+    while os.getppid() == parent:
+        time.sleep(LOOK)
+    os._exit(1)
+
+
+class _Silence(Exception):
+    """No batch came yet."""
+
+
+@contextmanager
+def _iterating(loader: DataLoader) -> Iterator[Callable[[], Any]]:
+    """The loader's `next`; its processes are gone afterwards, however this ends.
+
+    They ignore the SIGTERM by which torch and Python end them, and this program cannot exit while
+    one lives. A traceback keeps the iterator, so nobody may rely on its deletion.
+
+    Raises:
+        UserError: for failures that a person can mend.
+        _Silence: from `next`, no batch came within `LOOK` seconds. It can be called again.
+    """
+    others = {*multiprocessing.active_children(), *threading.enumerate()}
+    on_child = signal.getsignal(signal.SIGCHLD)
+    workers: list[BaseProcess] = []
+    try:
+        try:
+            iterator = iter(loader)
+        finally:
+            workers = [p for p in multiprocessing.active_children() if p not in others]
+            # Torch's handler would raise wherever this process is when a worker dies, in the
+            # middle of a checkpoint for example. Asking for a batch notices it too.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, on_child)
+        helpers = [thread for thread in threading.enumerate() if thread not in others]
+
+        def following() -> Any:
+            try:
+                return next(iterator, None)
+            except RuntimeError as error:
+                if "DataLoader timed out" not in str(error):
+                    raise
+            if not all(thread.is_alive() for thread in helpers):
+                raise RuntimeError("Pin memory thread exited unexpectedly")
+            raise _Silence
+
+        yield following
+    except (RuntimeError, OSError, MemoryError) as error:
+        mended = _user_error(error, {worker.exitcode for worker in workers})
+        if mended is None:
+            raise
+        raise mended from None
+    finally:
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.join()
+
+
+def _user_error(error: Exception, exit_codes: set[int | None]) -> UserError | None:
+    """What a person can do about a loader that failed; None where it is a defect of the program."""
+    text = str(error)
+    option = "datasets.train.num_worker_per_gpu"
+    resume = "and resume with --auto_resume"
+    if "shared memory" in text or -signal.SIGBUS in exit_codes:
+        return UserError(
+            "the loader processes have used up the shared memory, /dev/shm; enlarge it (docker "
+            f"run --shm-size=16g) or lower {option}, {resume}"
+        )
+    if (
+        any(words in text for words in ("Too many open files", "ancdata", "Pin memory thread"))
+        or getattr(error, "errno", None) == errno.EMFILE
+    ):
+        return UserError(
+            "too many files are open to take batches from the loader processes; raise the limit "
+            f"(ulimit -n 65536) or lower {option}, {resume}"
+        )
+    if isinstance(error, MemoryError):
+        return UserError(f"the loader has used up the memory; lower {option}, {resume}")
+    ended = {code for code in exit_codes if code}
+    if ended:
+        how = ", ".join(
+            signal.Signals(-code).name if code < 0 else f"exit code {code}" for code in ended
+        )
+        return UserError(
+            f"a loader process died ({how}); if memory ran out, lower {option}, {resume}"
+        )
+    return None
 
 
 def training_batches(
@@ -78,6 +182,8 @@ def training_batches(
     num_workers: int,
     pin_memory: bool = False,
     skip_bad: bool = False,
+    timeout: float | None = None,
+    while_waiting: Callable[[], None] = lambda: None,
 ) -> Iterator[dict[str, Any]]:
     """The sampler's batches in order.
 
@@ -85,35 +191,58 @@ def training_batches(
     float32 in [0, 1] where an image has 16 bits; `symmetry` and `name`, lists; and `notices`, a
     list of texts about images that others stand in for.
 
+    The loader processes end with the iterator: close it (`contextlib.closing`) where it may be left
+    before its end.
+
     Args:
         dataset: items as `PairedImageIRDataset` gives for a `CropRequest`.
         sampler: which crops make each batch.
         num_workers: loader processes; 0 loads in this process.
         pin_memory: for copies to a GPU that do not block.
         skip_bad: take the next pair where one cannot be used, and say so.
+        timeout: seconds to wait for a batch of loader processes; None waits for ever.
+        while_waiting: called every `LOOK` seconds of such a wait; what it raises ends it.
 
     Raises:
         UserError: an image cannot be used (with `skip_bad`: several in a row); the message names
-            it. Or a loader process was ended from outside.
+            it. Or a loader process was ended from outside, lacks memory, shared memory or file
+            handles, or is silent for `timeout` seconds.
     """
+    asked: deque[list[CropRequest]] = deque()
+
+    def requests() -> Iterator[list[CropRequest]]:
+        for batch in sampler:
+            asked.append(batch)
+            yield batch
+
     loader = DataLoader(
         _Reporting(dataset, skip_bad),
-        batch_sampler=sampler,
+        batch_sampler=requests(),
         num_workers=num_workers,
         collate_fn=_collate,
         pin_memory=pin_memory,
-        worker_init_fn=_leave_signals_to_the_trainer,
+        worker_init_fn=_start_worker,
+        timeout=LOOK if num_workers else 0,
     )
-    try:
-        for batch in loader:
+    with _iterating(loader) as following:
+        asked_at = time.monotonic()
+        while True:
+            try:
+                batch = following()
+            except _Silence:
+                while_waiting()
+                if timeout is not None and time.monotonic() - asked_at > timeout:
+                    names = ", ".join(dataset.pairs[request.index].name for request in asked[0])
+                    raise UserError(
+                        f"the loader processes are silent for {timeout:g} seconds; the next batch "
+                        f"is of {names}. Look at the disk that these are on, or raise "
+                        "datasets.train.timeout, and resume with --auto_resume"
+                    ) from None
+                continue
+            if batch is None:
+                return
+            asked.popleft()
             if isinstance(batch, UserError):
                 raise batch
             yield batch
-    except RuntimeError as error:
-        # Torch's words when a worker is killed, by the kernel for want of memory for example.
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError(
-            f"a loader process died ({error}); if memory ran out, lower num_worker_per_gpu. "
-            "Resume with --auto_resume"
-        ) from None
+            asked_at = time.monotonic()

@@ -6,7 +6,7 @@ point happen on the device, so that a quarter of the bytes crosses to it and no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,7 +65,10 @@ class DeviceBatches(Iterator[dict[str, Any]]):
     """
 
     def __init__(
-        self, batches: Iterator[Mapping[str, Any]], device: torch.device, dtype: torch.dtype
+        self,
+        batches: Generator[Mapping[str, Any]],
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self._batches = batches
         self._device = device
@@ -97,3 +100,7 @@ class DeviceBatches(Iterator[dict[str, Any]]):
         if isinstance(batch, Exception):
             raise batch
         return batch
+
+    def close(self) -> None:
+        """End the loader processes."""
+        self._batches.close()

@@ -92,10 +92,21 @@ class LatentDDPM(nn.Module):
         self.predicts_x0 = apply_ldm
         self.noising = noising or "released"
         self.reverse_noise = reverse_noise
+        self.notices: tuple[str, ...] = ()
+        """What differs from the release, to be told to the user."""
         betas = beta_schedule(schedule, timesteps, linear_start, linear_end, apply_ldm=apply_ldm)
-        if not apply_ldm:
-            # 'jsd' ends at β = 1, where z_T holds nothing of z_0 and 1/√ᾱ_T would be infinite.
+        if schedule == "jsd":
+            # At β = 1, z_T holds nothing of z_0 and 1/√ᾱ_T is infinite.
             betas = np.minimum(betas, MAX_BETA)
+            self.notices = (
+                "diffusion_schedule.schedule: 'jsd' ends at β = 1, where the release computes NaN; "
+                f"it is clipped at {MAX_BETA} here",
+            )
+        elif apply_ldm and schedule != "linear":
+            self.notices = (
+                f"diffusion_schedule.schedule: '{schedule}' is used; with apply_ldm: true the "
+                "release ignores this option and always takes 'linear'",
+            )
         self.tables = DiffusionTables(betas)
 
     @property

@@ -65,7 +65,8 @@ def beta_schedule(
     """β_0 … β_{T−1} as float64 (T,).
 
     Raises:
-        UserError: the schedule is unknown, or leaves (0, 1].
+        UserError: the schedule is unknown, leaves (0, 1], or reaches 1 in the form that predicts
+            the noise, which divides by √ᾱ_T then (only 'jsd', see `LatentDDPM`, may).
     """
     known = SCHEDULES[apply_ldm]
     if name not in known:
@@ -80,5 +81,10 @@ def beta_schedule(
         raise UserError(
             f"diffusion_schedule: '{name}' from {linear_start} to {linear_end} gives β outside "
             f"(0, 1]: {betas.min():g} … {betas.max():g}; check linear_start and linear_end"
+        )
+    if not apply_ldm and name != "jsd" and betas.max() == 1:
+        raise UserError(
+            f"diffusion_schedule.linear_end: '{name}' reaches β = 1, where nothing of z_0 is left "
+            "to predict the noise from; end below 1, at 0.99 as the release does"
         )
     return betas

@@ -198,8 +198,11 @@ def training_warnings(options: Options, model: DeblurModel, processes: Processes
     used = {**model.sections, **model.training_sections}.values()
     networks = {key for key in options.sections if key.startswith("network_")}
     warnings = [
-        f"{key} has no effect: {options.model_type} has no such network"
-        for key in sorted(networks - set(used))
+        *model.notices,
+        *(
+            f"{key} has no effect: {options.model_type} has no such network"
+            for key in sorted(networks - set(used))
+        ),
     ]
     if options.train.reference_world_size is None:
         warnings.append(

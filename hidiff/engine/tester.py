@@ -113,7 +113,7 @@ def run_test(options: Options, processes: Processes, *, seeds: int = 1) -> bool:
     training_only = set(model_class.training_sections.values())
     torch.manual_seed(options.manual_seed)
     model = build_model({k: v for k, v in options.sections.items() if k not in training_only})
-    notices = [*options.notices, *load_pretrained(model, options, training=False)]
+    notices = [*options.notices, *model.notices, *load_pretrained(model, options, training=False)]
     model.to(processes.device).eval()
     model.net_g.use_kernels(options.kernels)
     if options.val.compile:

@@ -130,6 +130,7 @@ class Trainer:
             num_workers=data_options.num_worker_per_gpu,
             pin_memory=processes.device.type == "cuda",
             skip_bad=self.train_options.on_bad_image == "skip",
+            timeout=data_options.timeout,
         )
         dtype = next(self.model.parameters()).dtype
         self.batches = DeviceBatches(batches, processes.device, dtype)
@@ -156,8 +157,7 @@ class Trainer:
         """
         with ExitStack() as stack:
             stack.enter_context(self._failures_in_log())
-            # Loader processes ignore SIGTERM, by which Python would end them at exit.
-            stack.callback(delattr, self, "batches")
+            stack.callback(self.batches.close)
             stop = stack.enter_context(StopRequest())
             stack.enter_context(precision(self.model, self.train_options.precision))
             tensorboard = self.experiment.tensorboard if self._uses_tensorboard else None

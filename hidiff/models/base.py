@@ -92,7 +92,8 @@ class DeblurModel(nn.Module):
         return {"losses": build_losses(options.get("train") or {}, cls.loss_sections)}
 
     loss_sections: ClassVar[dict[str, str]] = {"l_pix": "pixel_opt"}
-    """Loss name → option under `train`; L1 with weight 1 where the option is absent."""
+    """Loss name → option under `train`; L1 with weight 1 where the option is absent, no such loss
+    where it is `~`."""
 
     def networks(self) -> dict[str, nn.Module]:
         """The networks by official name, frozen ones included: what is saved and loaded."""
@@ -109,6 +110,11 @@ class DeblurModel(nn.Module):
             if name in self._network_names:
                 getattr(self, name).eval()
         return self
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What of the model differs from the release, to be told to the user."""
+        return ()
 
     def noise_shape(self, batch_size: int) -> tuple[int, ...] | None:
         """Shape of the noise that `forward` and `restore` take, None when they need none."""
@@ -211,13 +217,21 @@ def build_losses(train: Mapping[str, Any], sections: Mapping[str, str]) -> dict[
     `train.perceptual_opt` adds `l_percep` to any stage.
 
     Raises:
-        UserError: a loss section is wrong.
+        UserError: a loss section is wrong, or no loss is left that compares images.
     """
-    losses = {}
-    for name, key in sections.items():
-        losses[name] = LOSSES.build(train.get(key) or {"type": "L1Loss"}, f"train.{key}")
-    if train.get("perceptual_opt"):
-        losses["l_percep"] = LOSSES.build(train["perceptual_opt"], "train.perceptual_opt")
+    wanted = {name: train.get(key, {"type": "L1Loss"}) for name, key in sections.items()}
+    wanted["l_percep"] = train.get("perceptual_opt")
+    places = {**sections, "l_percep": "perceptual_opt"}
+    losses = {
+        name: LOSSES.build(section, f"train.{places[name]}")
+        for name, section in wanted.items()
+        if section is not None
+    }
+    if "l_pix" in sections and not losses.keys() & {"l_pix", "l_percep"}:
+        raise UserError(
+            "train.pixel_opt: without it and perceptual_opt nothing compares restored and sharp "
+            "images; name a loss, for example type: L1Loss"
+        )
     return losses
 
 
@@ -236,6 +250,11 @@ def _check_widths(networks: Mapping[str, nn.Module], sections: Mapping[str, str]
             f"{sections['net_g']}.inp_channels: {channels}, but the data sets hold RGB images: 3"
         )
     for name, network in networks.items():
+        if getattr(network, "out_channel", network.prior_dim) != network.prior_dim:
+            raise UserError(
+                f"{sections[name]}.out_channel: {network.out_channel} must equal in_channel "
+                f"{network.prior_dim}: what is predicted has the prior's width"
+            )
         if network.prior_dim != reference.prior_dim:
             option = "in_channel" if hasattr(network, "time_mlp") else "embed_dim (or n_feats)"
             raise UserError(

@@ -49,6 +49,11 @@ class Stage2(DeblurModel):
         )
         return {**super()._other_arguments(options), "diffusion": LatentDDPM(**arguments)}
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Those of the diffusion."""
+        return self.diffusion.notices
+
     def noise_shape(self, batch_size: int) -> tuple[int, ...]:
         """(B, N, C')."""
         return (batch_size, self.net_g.group**2, self.net_g.prior_dim)
@@ -65,17 +70,17 @@ class Stage2(DeblurModel):
             return self.net_le(lq, gt)
 
     def forward(self, lq: Tensor, gt: Tensor, *, noise: Tensor | None = None) -> dict[str, Tensor]:
-        """See `DeblurModel.forward`; the losses are `l_pix` and `l_pix_diff`."""
+        """See `DeblurModel.forward`; the losses are `l_pix` and, unless left out, `l_pix_diff`."""
         z = self.target_prior(lq, gt)
         if noise is None:
             noise = torch.randn(z.shape)
         z_T = self.diffusion.training_start(z, noise.to(z))
         z_hat = self.diffusion.reverse(self.net_d, z_T, self.net_le_dm(lq))
         restored = self.net_g(lq, z_hat)
-        return {
-            **self.image_losses(restored, gt),
-            "l_pix_diff": self.losses["l_pix_diff"](z_hat, z),
-        }
+        losses = self.image_losses(restored, gt)
+        if "l_pix_diff" in self.losses:
+            losses["l_pix_diff"] = self.losses["l_pix_diff"](z_hat, z)
+        return losses
 
     def predict(
         self,

@@ -39,6 +39,23 @@ def test_cosine_keeps_its_definition(apply_ldm):
     assert betas[-1] == 0.999
 
 
+@pytest.mark.parametrize(
+    ("name", "last", "told"),
+    [("linear", 0.9999, False), ("cosine", 0.999, False), ("jsd", 0.999, True)],
+)
+def test_only_what_must_be_is_clipped(name, last, told):
+    """As in the release 'cosine' alone; 'jsd', which gives NaN there, is clipped and said."""
+    ddpm = LatentDDPM(schedule=name, timesteps=4, linear_end=0.9999)
+    assert ddpm.tables.betas[-1].item() == pytest.approx(last, rel=1e-6)
+    assert bool(ddpm.notices) == told
+
+
+def test_a_schedule_that_the_release_ignores_is_told():
+    assert not LatentDDPM(apply_ldm=True, schedule="linear").notices
+    (notice,) = LatentDDPM(apply_ldm=True, schedule="cosine").notices
+    assert "diffusion_schedule.schedule" in notice and "'cosine'" in notice
+
+
 def test_every_schedule_runs_a_finite_chain():
     for apply_ldm, names in SCHEDULES.items():
         for name in names:
@@ -54,6 +71,7 @@ def test_every_schedule_runs_a_finite_chain():
         (("linear", 4, 0.0, 0.9), r"gives β outside \(0, 1\]"),
         (("linear", 4, 0.1, 1.5), r"gives β outside \(0, 1\]"),
         (("linear", 0, 0.1, 0.9), "0 is less than one step"),
+        (("const", 4, 0.1, 1.0), r"diffusion_schedule\.linear_end: .*reaches β = 1"),
     ],
 )
 def test_impossible_schedules_are_refused(arguments, message):

@@ -119,6 +119,21 @@ def test_losses_are_weighted():
     torch.testing.assert_close(weighted["l_pix_diff"], 0.5 * plain["l_pix_diff"])
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_training_without_a_loss_on_images_is_refused(stage):
+    options = copy.deepcopy(OPTIONS[stage])
+    options["train"]["pixel_opt"] = None
+    with pytest.raises(UserError, match=r"^train\.pixel_opt: "):
+        build_model(options)
+
+
+def test_the_loss_between_priors_can_be_left_out():
+    options = copy.deepcopy(OPTIONS[2])
+    options["train"]["pixel_diff_opt"] = None
+    lq, gt = torch.rand(2, 1, 3, 16, 16).unbind(0)
+    assert list(build_model(options)(lq, gt)) == ["l_pix"]
+
+
 @pytest.mark.parametrize("section", ["network_g", "network_le_dm", "network_d"])
 def test_a_missing_section_is_named(section):
     options = {k: v for k, v in OPTIONS[2].items() if k != section}
