@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import uuid
 from collections.abc import Iterator
@@ -102,3 +103,18 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, *, sync: bool = True)
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Make or replace a text file (UTF-8, line ends as given); see `write_bytes`."""
     write_bytes(path, text.encode())
+
+
+def timestamp() -> str:
+    """Now, as it stands in file names."""
+    return datetime.datetime.now().strftime("%Y%m%d_%H%M%S")
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file or folder so that nothing of it is lost; returns its new path."""
+    archived = path.with_name(f"{path.name}_archived_{timestamp()}")
+    number = 1
+    while archived.exists():
+        number += 1
+        archived = path.with_name(f"{path.name}_archived_{timestamp()}_{number}")
+    return path.rename(archived)

@@ -37,9 +37,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from hidiff import build_model  # noqa: E402
-from hidiff.data.camera_shake import shake  # noqa: E402
 from hidiff.data.image import write_image  # noqa: E402
 from hidiff.errors import UserError, friendly_errors  # noqa: E402
+from hidiff.prepare.camera_shake import shake  # noqa: E402
 
 SAVE_EVERY = 4
 """Steps between checkpoints."""

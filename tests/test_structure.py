@@ -12,6 +12,7 @@ LAYERS = [
     ("diffusion", "losses", "metrics", "kernels"),
     ("archs",),
     ("data",),
+    ("prepare",),
     ("models",),
     ("engine",),
     ("benchmark",),

@@ -1,0 +1,1 @@
+"""What is done to data before a run: layouts, patches, databases, checks, synthetic blur."""
