@@ -10,6 +10,7 @@ MODULES = sorted((ROOT / "hidiff").rglob("*.py"))
 LAYERS = {
     "errors": 0,
     "files": 0,
+    "torch_file": 0,
     "typecheck": 0,
     "yaml_file": 0,
     "registry": 0,
