@@ -35,16 +35,15 @@ class _Loader(yaml.SafeLoader):
 
 # Options are plain data, which a training state can hold: a date stays text, and the tags of YAML
 # for other objects are refused.
-_TIMESTAMP = "tag:yaml.org,2002:timestamp"
+_OBJECTS = {f"tag:yaml.org,2002:{n}" for n in ("timestamp", "binary", "omap", "pairs", "set")}
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OBJECTS]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.yaml_constructors = {
     tag: constructor
     for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
-    if tag is None
-    or tag.rpartition(":")[2] in ("null", "bool", "int", "float", "str", "seq", "map")
+    if tag not in _OBJECTS
 }
 
 

@@ -193,10 +193,8 @@ def test_states_of_an_abandoned_branch_are_set_aside(tmp_path):
 
 
 def bit_flip(rng, content):
-    place = int(rng.integers(len(content)))
-    return (
-        content[:place] + bytes([content[place] ^ 1 << int(rng.integers(8))]) + content[place + 1 :]
-    )
+    place, bit = int(rng.integers(len(content))), int(rng.integers(8))
+    return content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
 
 
 def zeroed_page(rng, content):
