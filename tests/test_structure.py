@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "hidiff").rglob("*.py"))
 LAYERS = {
+    "console": 0,
     "errors": 0,
     "files": 0,
     "torch_file": 0,

@@ -28,6 +28,7 @@ from hidiff.engine.experiment import (
 )
 from hidiff.engine.logger import MetricsWriter, start_logging
 from hidiff.engine.lr_schedule import build_lr_schedule
+from hidiff.engine.memory import is_out_of_memory
 from hidiff.engine.optim import (
     GRAD_CLIP_NORM,
     build_optimizer,
@@ -160,11 +161,12 @@ class Trainer:
         """
         with ExitStack() as stack:
             stack.enter_context(self._failures_in_log())
+            stack.enter_context(self._memory_errors())
             stack.callback(self.batches.close)
             stop = stack.enter_context(StopRequest())
             stack.enter_context(precision(self.model, self.train_options.precision))
             tensorboard = self.experiment.tensorboard if self._uses_tensorboard else None
-            self.writer = stack.enter_context(MetricsWriter(tensorboard, self.step + 1))
+            self.writer = MetricsWriter(tensorboard, self.step + 1)
             self.bar = stack.enter_context(
                 tqdm(
                     total=self.total_iter,
@@ -216,6 +218,27 @@ class Trainer:
         """
         values = (norm, *(loss.item() for loss in losses.values()))
         return not self.processes.any(not all(map(math.isfinite, values)))
+
+    @contextmanager
+    def _memory_errors(self) -> Iterator[None]:
+        """Say at which patch size the memory is used up, and what needs less.
+
+        Raises:
+            UserError: in place of an error that means that memory is used up.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            index = self.plan.phase_index(min(self.step + 1, self.total_iter))
+            phase = self.plan.phases[index]
+            raise UserError(
+                f"the memory of {self.processes.device} is used up in phase {index + 1}, after "
+                f"step {self.step}: {phase.batch_size} patches of {phase.patch_size}² a process. "
+                "Lower datasets.train.mini_batch_sizes (batch_size_per_gpu) or gt_sizes there, or "
+                "set train.activation_checkpointing: [1, 2, 3, 4]"
+            ) from None
 
     def _update(self) -> None:
         """Take the step that the gradients ask for."""
