@@ -1,5 +1,5 @@
 """python -m hidiff."""
 
-from hidiff.cli import main
+from hidiff.cli.arguments import main
 
 raise SystemExit(main())

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from hidiff.console import keep_console
+
 
 class UserError(ValueError):
     """Something in the options, the data or the files that the user can put right.
@@ -32,8 +34,9 @@ def friendly_errors() -> Iterator[None]:
     """Turn a `UserError` (or Ctrl-C) into a message on standard error and an exit code.
 
     Exit codes: 2 for a `UserError`, 130 for an interrupt. Any other exception is a defect of this
-    project and keeps its traceback.
+    project and keeps its traceback. A console that is lost ends nothing (`keep_console`).
     """
+    keep_console()
     try:
         yield
     except UserError as error:

@@ -33,6 +33,20 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+# Options are plain data, which a training state can hold: a date stays text, and the tags of YAML
+# for other objects are refused.
+_OBJECTS = {f"tag:yaml.org,2002:{n}" for n in ("timestamp", "binary", "omap", "pairs", "set")}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OBJECTS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.yaml_constructors = {
+    tag: constructor
+    for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+    if tag not in _OBJECTS
+}
+
+
 def read_yaml(path: str | Path) -> tuple[dict[str, Any], list[str]]:
     """Parse an option file.
 
@@ -85,7 +99,7 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> None:
                 "for example train:total_iter=1000"
             )
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, _Loader)
         except yaml.YAMLError:
             raise UserError(f"--force_yml {override}: '{text}' is not a YAML value") from None
         section = content

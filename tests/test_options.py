@@ -302,3 +302,21 @@ def test_broken_yaml_is_named(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UserError, match=r"a\.yml is not valid YAML"):
         read_yaml(path)
+
+
+@pytest.mark.parametrize("text", ["2024-05-01", "2001-12-14 21:59:43.1"])
+def test_a_date_is_text(tmp_path, text):
+    """Training states hold the options, and dates are no plain data."""
+    path = tmp_path / "a.yml"
+    path.write_text(f"a: {text}\nb: {{c: [{text}]}}\n")
+    content, _ = read_yaml(path)
+    apply_overrides(content, [f"d={text}"])
+    assert content == {"a": text, "b": {"c": [text]}, "d": text}
+
+
+@pytest.mark.parametrize("text", ["!!timestamp 2024-05-01", "!!binary aGk=", "!!set {a, b}"])
+def test_options_are_plain_data(tmp_path, text):
+    path = tmp_path / "a.yml"
+    path.write_text(f"a: 1\nb: {text}\n")
+    with pytest.raises(UserError, match=r"a\.yml(.|\n)*line 2"):
+        read_yaml(path)

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "hidiff").rglob("*.py"))
 LAYERS = [
-    ("errors", "typecheck", "yaml_file", "registry", "options", "files", "tables"),
+    ("console", "errors", "files", "options", "registry", "tables", "torch_file", "typecheck", "yaml_file"),
     ("diffusion", "losses", "metrics", "kernels"),
     ("archs",),
     ("data",),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,12 @@ class PairedImageIRDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def fingerprint(self) -> str:
+        """The number of the pairs and a SHA-256 of their names: the same on every machine."""
+        names = [(p.name, p.gt and Path(p.gt).name) for p in self.pairs]
+        digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+        return f"{len(names)} pairs, SHA-256 of their names {digest}"
 
     def _cache(self, folder: str, where: str) -> FrameCache:
         sides = {"lq": [p.lq for p in self.pairs], "gt": [p.gt for p in self.pairs if self.has_gt]}

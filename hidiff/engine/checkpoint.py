@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from hidiff.errors import UserError
 from hidiff.files import replacing
+from hidiff.torch_file import load_torch_file
 
 STATE_ENTRIES = {"step", "networks", "optimizer", "best", "options", "slots", "training_pairs"}
 
@@ -26,29 +28,6 @@ def save_atomically(content: Any, path: Path) -> None:
     """torch.save through `hidiff.files.replacing`."""
     with replacing(path) as file:
         torch.save(content, file)
-
-
-def _load(path: Path, where: str) -> Any:
-    """torch.load of a file that is not trusted.
-
-    Raises:
-        UserError: the file is missing, damaged, or holds more than tensors and plain data.
-    """
-    if not path.is_file():
-        raise UserError(f"{where}: {path} does not exist")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # Whatever the unpickler stumbles over, the file is the reason. Torch's own message is left
-        # out where it advises to load untrusted files without the check.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if "weights_only" in str(error):
-            reason = "its content is not tensors and plain data"
-        size = path.stat().st_size
-        raise UserError(
-            f"{where}: {path} ({size} bytes) is damaged or no weights file: {reason}; copy or "
-            "download it again"
-        ) from None
 
 
 def load_weights(path: str | Path, where: str, param_key: str | None = "params") -> dict[str, Any]:
@@ -63,9 +42,10 @@ def load_weights(path: str | Path, where: str, param_key: str | None = "params")
         The state dict, a `module.` prefix stripped from its keys.
 
     Raises:
-        UserError: the file is missing, damaged, or has no such entry.
+        UserError: the file is missing or damaged, has no such entry, or weights in it are not
+            finite.
     """
-    content = _load(Path(path), where)
+    content, _ = load_torch_file(Path(path), where)
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{where}: {path} holds no parameters")
     if all(isinstance(value, Tensor) for value in content.values()):
@@ -82,7 +62,18 @@ def load_weights(path: str | Path, where: str, param_key: str | None = "params")
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state_dict.items()
     ):
         raise UserError(f"{where}: '{param_key}' in {path} is no table of parameters")
+    _require_finite(state_dict, f"{where}: {path}")
     return {key.removeprefix("module."): value for key, value in state_dict.items()}
+
+
+def _require_finite(state_dict: Mapping[str, Tensor], where: str) -> None:
+    """Refuse weights that make every picture black and every gradient NaN."""
+    for key, value in state_dict.items():
+        if not torch.isfinite(value).all():
+            raise UserError(
+                f"{where}: the weights {key} are not all finite (NaN or infinite); the file is "
+                "damaged, or of a training that failed: take another one"
+            )
 
 
 def load_network(
@@ -176,31 +167,64 @@ def _states(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def load_state(path: str | Path, where: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class SavedState:
+    """A training state as read from its file.
+
+    Args:
+        path: the file.
+        where: what asked for it, for messages.
+        content: what `save_state` was given.
+        sha256: of the file's bytes.
+    """
+
+    path: Path
+    where: str
+    content: dict[str, Any]
+    sha256: str
+
+
+def load_state(path: str | Path, where: str) -> SavedState:
     """Read one training state.
 
     Raises:
-        UserError: it is missing, damaged, or no training state of this project.
+        UserError: it is missing or damaged, no training state of this project, or weights in it
+            are not finite.
     """
-    state = _load(Path(path), where)
-    if not isinstance(state, Mapping) or not set(state) >= STATE_ENTRIES:
+    path = Path(path)
+    content, sha256 = load_torch_file(path, where)
+    if not isinstance(content, Mapping) or not set(content) >= STATE_ENTRIES:
         raise UserError(
             f"{where}: {path} is no training state of this program; to go on from weights alone, "
             "name them under path.pretrain_network_*"
         )
-    return dict(state)
+    for networks in (content["networks"], content.get("average", {})):
+        for name, state_dict in networks.items():
+            _require_finite(state_dict, f"{where}: {path}: {name}")
+    return SavedState(path, where, dict(content), sha256)
 
 
-def newest_state(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest readable state of an experiment, None when there is none.
+def newest_state(folder: Path) -> tuple[SavedState | None, list[str]]:
+    """The newest readable state of an experiment, None when there is no state at all.
 
     Returns:
         The state, and a notice for each damaged one that was passed over.
+
+    Raises:
+        UserError: there are states, and none of them can be read.
     """
-    notices = []
+    problems = []
     for _, path in reversed(_states(folder)):
         try:
-            return load_state(path, "--auto_resume"), notices
+            state = load_state(path, "--auto_resume")
         except UserError as error:
-            notices.append(f"{error}; trying the one before it")
-    return None, notices
+            problems.append(str(error))
+        else:
+            return state, [f"{problem}; trying the one before it" for problem in problems]
+    if problems:
+        raise UserError(
+            f"--auto_resume: no training state in {folder} can be read ({'; '.join(problems)}). "
+            "Put a copy of one there, or move the experiment's folder away and start again, from "
+            "its newest weights if you like (path.pretrain_network_*)"
+        )
+    return None, []

@@ -78,6 +78,25 @@ class Processes:
         dist.all_gather_object(values, value, group=self.cpu_group)
         return values
 
+    def require_same(self, what: str, found: str) -> None:
+        """Make sure that all processes have found the same; they share what follows from it.
+
+        Args:
+            what: the name of it, for the message.
+            found: what this process has found, in a few words that tell it from anything else.
+
+        Raises:
+            UserError: on every process, when one of them has found something else than the first.
+        """
+        values = self.gather(found)
+        others = [f"process {i}: {v}" for i, v in enumerate(values) if v != values[0]]
+        if others:
+            raise UserError(
+                f"{what}: the processes do not see the same. Process 0: {values[0]}; "
+                f"{'; '.join(others)}. On a shared disk wait until all machines show the same "
+                "files and start again; on disks of their own make them equal"
+            )
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any process; all processes get the same answer."""
         if self.world_size == 1:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from hidiff.data.image import to_uint8, write_image
 from hidiff.data.transforms import SYMMETRIES, symmetry, undo_symmetry
 from hidiff.engine.distributed import Processes
+from hidiff.engine.memory import memory_errors
 from hidiff.engine.pipeline import run_in_order, thread_count
 from hidiff.errors import UserError
 from hidiff.metrics import evaluate_pair
@@ -121,11 +122,18 @@ def restore_item(
         (3, H, W) float32 on `device`.
 
     Raises:
-        UserError: the image is too small, or too large for the device's memory.
+        UserError: the image is too small, or too large for the memory.
     """
     sides = ("lq", "gt") if model.restores_from_gt and "gt" in item else ("lq",)
+    size = "×".join(str(side) for side in item["lq"].shape[:0:-1])
+    kind = "GPU" if device.type == "cuda" else "computer"
+    way_out = "use a larger GPU or the CPU (--force_yml num_gpu=0)"
+    if kind != "GPU":
+        way_out = "use one with more memory, or cut the image up"
     total = None
-    try:
+    with memory_errors(
+        f"{item['name']}: {size} pixels do not fit into the {kind}'s memory", way_out
+    ):
         images = [item[side].to(device)[None] for side in sides]
         for index in range(SYMMETRIES if self_ensemble else 1):
             restored = model.restore(
@@ -135,13 +143,6 @@ def restore_item(
             restored = undo_symmetry(restored[0].float(), index)
             total = restored if total is None else total + restored
         return total / SYMMETRIES if self_ensemble else total
-    except torch.cuda.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        size = "×".join(str(side) for side in item["lq"].shape[:0:-1])
-        raise UserError(
-            f"{item['name']}: {size} pixels do not fit into the GPU's memory; use a larger GPU "
-            "or the CPU (--force_yml num_gpu=0)"
-        ) from None
 
 
 @dataclass
@@ -164,16 +165,17 @@ class _Job:
 def _read(dataset: Dataset, index: int) -> _Job:
     result = ImageResult(index, dataset.pairs[index].name)
     try:
-        item = dataset[index]
+        with memory_errors(f"{result.name}: no memory to read it", "lower val.num_workers"):
+            item = dataset[index]
+            pictures = {
+                # Not with torch, which starts a pool of its own for each thread that calls it.
+                side: np.ascontiguousarray(to_uint8(item[side].permute(1, 2, 0).numpy()))
+                for side in ("lq", "gt")
+                if side in item
+            }
     except UserError as error:
         result.error = str(error)
         return _Job(result)
-    pictures = {
-        # Not with torch, which starts a pool of its own for each thread that calls it.
-        side: np.ascontiguousarray(to_uint8(item[side].permute(1, 2, 0).numpy()))
-        for side in ("lq", "gt")
-        if side in item
-    }
     return _Job(result, item, pictures["lq"], pictures.get("gt"))
 
 
@@ -181,9 +183,10 @@ def _score(job: _Job, scorer: Scorer, score_blurry: bool) -> None:
     if job.sharp is None:
         return
     try:
-        job.result.restored = dict(scorer(job.restored, job.sharp))
-        if score_blurry:
-            job.result.blurry = dict(scorer(job.blurry, job.sharp))
+        with memory_errors("no memory for its scores", "lower val.num_workers"):
+            job.result.restored = dict(scorer(job.restored, job.sharp))
+            if score_blurry:
+                job.result.blurry = dict(scorer(job.blurry, job.sharp))
     except UserError as error:
         job.result.error = f"restored but not scored: {error}"
 
@@ -199,6 +202,7 @@ def evaluate(
     self_ensemble: bool = False,
     score_blurry: bool = False,
     picture_path: Callable[[str], Path] | None = None,
+    on_unwritten: Callable[[UserError], None] | None = None,
     on_triptych: Callable[[int, str, Triptych], None] | None = None,
     num_workers: int | Literal["auto"] = "auto",
 ) -> list[ImageResult]:
@@ -217,6 +221,7 @@ def evaluate(
         self_ensemble: see `restore_item`.
         score_blurry: score the input images too.
         picture_path: where to write the restored image of a name; None writes none.
+        on_unwritten: told why a picture could not be written; None ends the evaluation there.
         on_triptych: called with (index, name, (blurry, restored[, sharp])) uint8 RGB on the
             process that restored it, in order.
         num_workers: threads, see `hidiff.engine.pipeline.thread_count`; they change nothing in the
@@ -226,7 +231,7 @@ def evaluate(
         On every process the results of all images, in the data set's order.
 
     Raises:
-        UserError: a picture cannot be written.
+        UserError: a picture cannot be written, and there is no `on_unwritten`.
     """
 
     def restore(job: _Job) -> _Job:
@@ -252,7 +257,12 @@ def evaluate(
         if job.restored is not None:
             _score(job, scorer, score_blurry)
             if picture_path is not None:
-                write_image(picture_path(job.result.name), job.restored)
+                try:
+                    write_image(picture_path(job.result.name), job.restored)
+                except UserError as error:
+                    if on_unwritten is None:
+                        raise
+                    on_unwritten(error)
         return job
 
     mine = range(processes.rank, len(dataset), processes.world_size)

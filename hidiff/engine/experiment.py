@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,8 +75,10 @@ class Experiment:
                 f"start another one give it another name (--force_yml name={self.name}_b) or move "
                 "the folder away"
             )
-        if not resuming and self.tensorboard.exists():
-            set_aside(self.tensorboard)
+        # A tb_logger that is read-only or no folder ends nothing; `MetricsWriter` tells of it.
+        with suppress(OSError):
+            if not resuming and self.tensorboard.exists():
+                set_aside(self.tensorboard)
         try:
             for folder in (self.models, self.states, self.visualization):
                 folder.mkdir(parents=True, exist_ok=True)

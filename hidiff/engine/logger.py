@@ -2,23 +2,73 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import logging
+import os
+import socket
 import sys
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from hidiff.console import console_failure
+
 LOGGER_NAME = "hidiff"
 
+_lost: set[str] = set()
+"""What `warn_of_loss` has named since `start_logging`."""
 
-class _TqdmHandler(logging.Handler):
+
+def warn_of_loss(what: str, error: Exception) -> None:
+    """Say once that something which a run can do without cannot be written."""
+    if what not in _lost:
+        _lost.add(what)
+        reason = getattr(error, "strerror", None) or error
+        get_logger().warning("%s cannot be written (%s); the run goes on", what, reason)
+
+
+class _ConsoleHandler(logging.Handler):
     """Prints above a running progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+            error = console_failure()
+        except OSError as failure:  # from a stream that is not Python's own
+            error = failure
+        except Exception:
+            self.handleError(record)
+            return
+        if error is not None:
+            warn_of_loss("the console", error)
+
+
+class _FileHandler(logging.FileHandler):
+    """A log file that may be lost, and that goes on when it can be written again."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # opening it
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            warn_of_loss(f"the log file {self.baseFilename}", error)
+        else:
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 def get_logger() -> logging.Logger:
@@ -29,19 +79,21 @@ def get_logger() -> logging.Logger:
 def start_logging(*, is_main: bool, file: Path | None = None) -> logging.Logger:
     """Log to the console and, when given, to a file; only warnings of other processes are shown.
 
-    Calling it again replaces the earlier set-up.
+    Calling it again replaces the earlier set-up. Nothing that is logged raises: where console or
+    file cannot be written, the other one says so.
     """
     logger = get_logger()
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
+    _lost.clear()
     logger.propagate = False
     logger.setLevel(logging.INFO if is_main else logging.WARNING)
-    console = _TqdmHandler()
+    console = _ConsoleHandler()
     console.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(console)
     if file is not None and is_main:
-        handler = logging.FileHandler(file, encoding="utf-8")
+        handler = _FileHandler(file, encoding="utf-8", delay=True)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))
         logger.addHandler(handler)
     return logger
@@ -50,40 +102,74 @@ def start_logging(*, is_main: bool, file: Path | None = None) -> logging.Logger:
 class MetricsWriter:
     """TensorBoard scalars and pictures; does nothing when `folder` is None.
 
+    What cannot be written is left out, with one warning. TensorBoard's own writer uses a thread
+    whose failures come up in later calls, and in none at all; here a record is in the file when the
+    call returns, or not at all.
+
     Args:
         folder: of the event files, `tb_logger/{name}`.
         first_step: earlier entries from this step on are dropped (a resumed run writes them anew).
     """
 
+    _numbers = itertools.count()
+
     def __init__(self, folder: Path | None, first_step: int = 1) -> None:
-        self._writer = None
-        if folder is not None:
-            # TensorBoard takes a second to import; runs without it need not wait.
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(folder), purge_step=first_step)
-
-    def __enter__(self) -> MetricsWriter:
-        return self
-
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        self._folder = folder
+        place = f"{socket.gethostname()}.{os.getpid()}.{next(self._numbers)}"
+        self._name = f"events.out.tfevents.{int(time.time()):010d}.{place}"
+        self._first_step: int | None = first_step
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write numbers under their names ('losses/l_pix', …)."""
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+        if self._folder is not None:
+            from torch.utils.tensorboard.summary import scalar
 
-    def picture(self, name: str, image: np.ndarray, step: int) -> None:
+            self._write([scalar(name, value) for name, value in values.items()], step)
+
+    def picture(self, name: str, picture: np.ndarray, step: int) -> None:
         """Write an image (H, W, 3) uint8 RGB."""
-        if self._writer is not None:
-            self._writer.add_image(name, image, step, dataformats="HWC")
+        if self._folder is not None:
+            from torch.utils.tensorboard.summary import image
 
-    def flush(self) -> None:
-        """Write what is buffered to the disk."""
-        if self._writer is not None:
-            self._writer.flush()
+            self._write([image(name, picture, dataformats="HWC")], step)
+
+    def _write(self, summaries: list[Any], step: int) -> None:
+        # TensorBoard takes a second to import; runs without it need not wait.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        now = time.time()
+        events = [Event(wall_time=now, step=step, summary=summary) for summary in summaries]
+        if self._first_step is not None:
+            start = {"wall_time": now, "step": self._first_step}
+            session = SessionLog(status=SessionLog.START)
+            events[:0] = [
+                Event(**start, file_version="brain.Event:2"),
+                Event(**start, session_log=session),
+            ]
+        data = io.BytesIO()
+        for event in events:
+            RecordWriter(data).write(event.SerializeToString())
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _append(self._folder / self._name, data.getvalue())
+            self._first_step = None
+        except OSError as error:
+            warn_of_loss(f"TensorBoard's folder {self._folder}", error)
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Append all of the data or nothing.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            with suppress(OSError):
+                file.truncate(end)
+            raise

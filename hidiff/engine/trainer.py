@@ -27,6 +27,7 @@ from hidiff.engine.experiment import (
 )
 from hidiff.engine.logger import MetricsWriter, start_logging
 from hidiff.engine.lr_schedule import build_lr_schedule
+from hidiff.engine.memory import is_out_of_memory
 from hidiff.engine.optim import (
     GRAD_CLIP_NORM,
     build_optimizer,
@@ -100,6 +101,8 @@ class Trainer:
             processes,
             self.experiment.visualization,
         )
+        for name, dataset in (("training set", self.dataset), *self.validator.datasets.items()):
+            processes.require_same(f"images ({name})", dataset.fingerprint())
 
         self.step = 0
         self.bad_steps = 0
@@ -153,15 +156,17 @@ class Trainer:
         SIGTERM and SIGUSR1 end the run after a step, with a state to resume from.
 
         Raises:
-            UserError: an image cannot be used, or too many gradients in a row are not finite.
+            UserError: an image cannot be used, or loss or gradient is not finite in too many steps
+                in a row.
         """
         with ExitStack() as stack:
             stack.enter_context(self._failures_in_log())
+            stack.enter_context(self._memory_errors())
             stack.callback(self.batches.close)
             stop = stack.enter_context(StopRequest())
             stack.enter_context(precision(self.model, self.train_options.precision))
             tensorboard = self.experiment.tensorboard if self._uses_tensorboard else None
-            self.writer = stack.enter_context(MetricsWriter(tensorboard, self.step + 1))
+            self.writer = MetricsWriter(tensorboard, self.step + 1)
             self.bar = stack.enter_context(
                 tqdm(
                     total=self.total_iter,
@@ -177,7 +182,7 @@ class Trainer:
                 losses, images = self._accumulate(step)
                 norm = clip_gradients(self.model, self._max_norm).item()
                 self.step = step
-                if math.isfinite(norm):
+                if self._all_finite(losses, norm):
                     self._update()
                 else:
                     self._skip(losses, images)
@@ -206,6 +211,35 @@ class Trainer:
                 file.write(f"{now} ERROR: {where} failed: {reason}\n")
             raise
 
+    def _all_finite(self, losses: dict[str, Tensor], norm: float) -> bool:
+        """Whether loss and gradient are finite on every process.
+
+        A loss can be infinite where its gradient is not, and each process has its own.
+        """
+        values = (norm, *(loss.item() for loss in losses.values()))
+        return not self.processes.any(not all(map(math.isfinite, values)))
+
+    @contextmanager
+    def _memory_errors(self) -> Iterator[None]:
+        """Say at which patch size the memory is used up, and what needs less.
+
+        Raises:
+            UserError: in place of an error that means that memory is used up.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            index = self.plan.phase_index(min(self.step + 1, self.total_iter))
+            phase = self.plan.phases[index]
+            raise UserError(
+                f"the memory of {self.processes.device} is used up in phase {index + 1}, after "
+                f"step {self.step}: {phase.batch_size} patches of {phase.patch_size}² a process. "
+                "Lower datasets.train.mini_batch_sizes (batch_size_per_gpu) or gt_sizes there, or "
+                "set train.activation_checkpointing: [1, 2, 3, 4]"
+            ) from None
+
     def _update(self) -> None:
         """Take the step that the gradients ask for."""
         self.optimizer.step()
@@ -215,7 +249,7 @@ class Trainer:
         self.bad_steps = 0
 
     def _skip(self, losses: dict[str, Tensor], images: list[str]) -> None:
-        """Leave the weights as they are after a gradient that is not finite.
+        """Leave the weights as they are after a loss or gradient that is not finite.
 
         Raises:
             UserError: it was the last of `train.max_bad_steps` in a row.
@@ -225,13 +259,13 @@ class Trainer:
         values = ", ".join(f"{name} {loss.item():g}" for name, loss in losses.items())
         everyone = [name for part in self.processes.gather(images) for name in part]
         self.log.warning(
-            "step %d: the gradient is not finite (%s), so the step is skipped; images: %s",
+            "step %d: loss or gradient is not finite (%s), so the step is skipped; images: %s",
             *(self.step, values, ", ".join(everyone)),
         )
         if self.bad_steps >= self.train_options.max_bad_steps:
             raise UserError(
-                f"the gradient was not finite in {self.bad_steps} steps in a row, the last with "
-                f"the images {', '.join(everyone)}; the last good checkpoint is in "
+                f"loss or gradient was not finite in {self.bad_steps} steps in a row, the last "
+                f"with the images {', '.join(everyone)}; the last good checkpoint is in "
                 f"{self.experiment.states}. Lower the learning rate, or look at these images "
                 "(scripts/check_data.py)"
             )
@@ -374,7 +408,33 @@ class Trainer:
         return state
 
     def _saved_state(self, auto_resume: bool) -> dict[str, Any] | None:
-        """The state to go on from, None when there is none."""
+        """The state to go on from, None when there is none.
+
+        The main process chooses it, and the others read the file that it names: listings of one
+        folder on several machines may differ.
+
+        Raises:
+            UserError: there are only damaged ones, or the processes have read different files.
+        """
+        state = None
+        with self.processes.main_first():
+            if self.processes.is_main:
+                state = self._chosen_state(auto_resume)
+        chosen = self.processes.gather(state and (state.path, state.where))[0]
+        if chosen is None:
+            return None
+        found = ""
+        if not self.processes.is_main:
+            try:
+                state = checkpoint.load_state(*chosen)
+            except UserError as error:
+                found = str(error)
+        if state is not None:
+            found = f"{state.path} of step {state.content['step']}, SHA-256 {state.sha256}"
+        self.processes.require_same("training state", found)
+        return state.content
+
+    def _chosen_state(self, auto_resume: bool) -> checkpoint.SavedState | None:
         if auto_resume:
             # Before path.resume_state: a job that is started again must not start over.
             state, notices = checkpoint.newest_state(self.experiment.states)

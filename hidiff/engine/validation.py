@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from hidiff.engine.distributed import Processes
 from hidiff.engine.evaluator import Triptych, build_metrics, evaluate, mean_metrics
-from hidiff.engine.logger import MetricsWriter, get_logger
+from hidiff.engine.logger import MetricsWriter, get_logger, warn_of_loss
 from hidiff.models import DeblurModel
 from hidiff.models.compilation import uncompiled
 from hidiff.models.precision import precision
@@ -75,6 +75,7 @@ class Validator:
                     self_ensemble=self.options.val.selfensemble_testing,
                     num_workers=self.options.val.num_workers,
                     picture_path=path if self.options.val.save_img else None,
+                    on_unwritten=lambda error: warn_of_loss("a picture of the validation", error),
                     on_triptych=keep,
                 )
             for failed in (result for result in results if result.error):
@@ -93,4 +94,3 @@ class Validator:
             for part in self.processes.gather(shown):
                 for image, picture in part.items():
                     writer.picture(f"{name}/{image}", picture, step)
-            writer.flush()

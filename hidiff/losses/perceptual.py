@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hidiff.errors import UserError
 from hidiff.registry import LOSSES
+from hidiff.torch_file import load_torch_file
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -43,10 +44,9 @@ class PerceptualLoss(nn.Module):
                 f"PerceptualLoss needs a working torchvision ({error}); install the build that "
                 "belongs to this PyTorch, or take the loss out of the option file"
             ) from None
-        if not Path(weights).is_file():
-            raise UserError(f"PerceptualLoss: the VGG-19 weights {weights} do not exist")
+        state_dict, _ = load_torch_file(Path(weights), "PerceptualLoss: weights")
         network = vgg19()
-        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        network.load_state_dict(state_dict)
         self.layers = sorted(layers)
         self.features = network.features[: self.layers[-1] + 1].eval().requires_grad_(False)
         self.loss_weight = loss_weight

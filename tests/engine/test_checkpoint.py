@@ -1,7 +1,9 @@
 """Weights files of the release and training states."""
 
 import pickle
+from contextlib import suppress
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -120,14 +122,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, network, monkeypatch):
 
 
 def state(step):
-    return {"step": step, **dict.fromkeys(checkpoint.STATE_ENTRIES - {"step"})}
+    return {"step": step, **{entry: {} for entry in checkpoint.STATE_ENTRIES - {"step"}}}
 
 
 def test_only_the_newest_states_are_kept(tmp_path):
     for step in (2, 4, 6, 8, 10):
         checkpoint.save_state(state(step), tmp_path, step)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["10.state", "6.state", "8.state"]
-    assert checkpoint.newest_state(tmp_path)[0]["step"] == 10
+    assert checkpoint.newest_state(tmp_path)[0].content["step"] == 10
 
 
 def test_a_damaged_state_is_passed_over_with_a_notice(tmp_path):
@@ -136,7 +138,7 @@ def test_a_damaged_state_is_passed_over_with_a_notice(tmp_path):
     newest = tmp_path / "4.state"
     newest.write_bytes(newest.read_bytes()[:100])
     found, notices = checkpoint.newest_state(tmp_path)
-    assert found["step"] == 2
+    assert found.content["step"] == 2
     assert "4.state (" in notices[0]
 
 
@@ -179,7 +181,7 @@ def test_states_of_an_abandoned_branch_are_set_aside(tmp_path):
         checkpoint.save_state(state(step), tmp_path, step)
     notices = checkpoint.set_aside_newer(tmp_path, 3)
     assert "8.state, 9.state were renamed" in notices[0]
-    assert checkpoint.newest_state(tmp_path)[0]["step"] == 3
+    assert checkpoint.newest_state(tmp_path)[0].content["step"] == 3
     checkpoint.save_state(state(4), tmp_path, 4)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "3.state",
@@ -188,3 +190,70 @@ def test_states_of_an_abandoned_branch_are_set_aside(tmp_path):
         "9.state.superseded",
     ]
     assert checkpoint.set_aside_newer(tmp_path, 4) == []
+
+
+def bit_flip(rng, content):
+    place, bit = int(rng.integers(len(content))), int(rng.integers(8))
+    return content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
+
+
+def zeroed_page(rng, content):
+    page = int(rng.integers(-(-len(content) // 4096))) * 4096
+    length = len(content[page : page + 4096])
+    return content[:page] + bytes(length) + content[page + length :]
+
+
+@pytest.mark.parametrize("damage", [bit_flip, zeroed_page])
+def test_damage_anywhere_in_a_file_is_noticed_or_harmless(tmp_path, damage):
+    """PyTorch itself reads most of these files without an error, and with other values."""
+    rng = np.random.default_rng(0)
+    networks = {"net_g": {"weight": torch.randn(100, 100), "steps": torch.arange(9)}}
+    for step in (2, 4):
+        content = {**state(step), "networks": networks}
+        checkpoint.save_state(content, tmp_path, step)
+    newest = tmp_path / "4.state"
+    whole = newest.read_bytes()
+    refused = silent = 0
+    for _ in range(100):
+        newest.write_bytes(damage(rng, whole))
+        found, notices = checkpoint.newest_state(tmp_path)
+        assert len(notices) == (found.content["step"] == 2)
+        refused += len(notices)
+        for key, value in networks["net_g"].items():
+            assert torch.equal(found.content["networks"]["net_g"][key], value)
+        with suppress(Exception):
+            theirs = torch.load(newest, weights_only=True)["networks"]["net_g"]["weight"]
+            silent += not torch.equal(theirs, networks["net_g"]["weight"])
+    assert refused >= silent > 50
+
+
+def test_files_of_an_old_torch_load(tmp_path, network):
+    content = {"params": network.state_dict()}
+    torch.save(content, tmp_path / "net_g.pth", _use_new_zipfile_serialization=False)
+    loaded = other(network)
+    checkpoint.load_network(loaded, tmp_path / "net_g.pth", WHERE)
+    assert torch.equal(loaded[1].bias, network[1].bias)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(tmp_path, network, value):
+    with torch.no_grad():
+        network[1].bias[1] = value
+    torch.save({"params": network.state_dict()}, tmp_path / "net_g.pth")
+    with pytest.raises(UserError, match=rf"{WHERE}: .*net_g\.pth: .*1\.bias"):
+        checkpoint.load_network(other(network), tmp_path / "net_g.pth", WHERE)
+    good = {"net_g": nn.Linear(1, 1).state_dict()}
+    for step, networks in ((2, good), (4, {"net_g": network.state_dict()})):
+        checkpoint.save_state({**state(step), "networks": networks}, tmp_path, step)
+    found, (notice,) = checkpoint.newest_state(tmp_path)
+    assert found.content["step"] == 2
+    assert "4.state: net_g: " in notice and "1.bias" in notice
+
+
+def test_when_no_state_is_readable_it_is_not_started_over(tmp_path):
+    for step in (2, 4):
+        checkpoint.save_state(state(step), tmp_path, step)
+        (tmp_path / f"{step}.state").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"4\.state \(.*2\.state \(") as caught:
+        checkpoint.newest_state(tmp_path)
+    assert "add --auto_resume" not in str(caught.value)
