@@ -1,5 +1,5 @@
 """python -m hidiff."""
 
-from hidiff.cli.arguments import main
+from hidiff.cli import main
 
 raise SystemExit(main())

@@ -1,5 +1,5 @@
 """The same as `hidiff benchmark`."""
 
-from hidiff.cli.arguments import run
+from hidiff.cli import run
 
 run("benchmark")

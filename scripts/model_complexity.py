@@ -1,5 +1,5 @@
 """The same as `hidiff complexity`."""
 
-from hidiff.cli.arguments import run
+from hidiff.cli import run
 
 run("complexity")

@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "hidiff").rglob("*.py"))
 LAYERS = [
-    ("console", "errors", "files", "options", "registry", "tables", "torch_file", "typecheck", "yaml_file"),
+    ("console", "errors", "files", "registry", "tables", "torch_file", "typecheck", "yaml_file"),
+    ("options",),
     ("diffusion", "losses", "metrics", "kernels"),
     ("archs",),
     ("data",),

@@ -13,7 +13,7 @@ from hidiff.benchmark.macs import model_complexity
 from hidiff.benchmark.roofline import restoring, training_step
 from hidiff.benchmark.table import write_table
 from hidiff.benchmark.timing import Timing, alternate, bytes_for_backward, comparison
-from hidiff.cli.arguments import main
+from hidiff.cli import main
 from hidiff.errors import UserError
 from hidiff.options import load_options
 

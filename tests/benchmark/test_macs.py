@@ -11,7 +11,7 @@ from torch import nn
 from hidiff import UserError
 from hidiff.archs.transformer import HIM
 from hidiff.benchmark.macs import count_macs, model_complexity
-from hidiff.cli.arguments import main
+from hidiff.cli import main
 from hidiff.options import load_options
 
 ROOT = Path(__file__).resolve().parent.parent.parent
