@@ -39,7 +39,8 @@ _stamp=$_env/.hidiff_$(basename "$_requirements" .txt)
 _wanted=$(cat "$_root/requirements.txt" "$_root/$_requirements" && "$PYTHON" --version)
 if [ "$(cat "$_stamp" 2>/dev/null)" != "$_wanted" ]; then
     echo "installing $_requirements into $_env (a few minutes the first time)"
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$_root/$_requirements" ||
+    # From the root: requirements.txt names this folder itself.
+    (cd "$_root" && "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$_requirements") ||
         _fail "installing $_requirements failed; the lines above say why"
     if ! "$PYTHON" -c "import cv2" 2>/dev/null; then
         # opencv-python needs the system's libGL, which servers often lack; this one does not.
