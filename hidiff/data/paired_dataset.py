@@ -30,7 +30,8 @@ class PairedImageIRDataset(Dataset):
     """Blurry and sharp images, matched by name.
 
     Indexed by a number it gives whole images: a dict of `lq` and `gt`, float32 (3, H, W) RGB in
-    [0, 1] (`gt` is absent where there is no ground truth), and `name`.
+    [0, 1] (`gt` is absent where there is no ground truth), and `name`. Of a larger sharp image `gt`
+    is the part at the top left, and `cropped` is there.
 
     Indexed by a `CropRequest` it gives a patch for `hidiff.data.transfer.to_device` to finish: `lq`
     and `gt`, (h, w, 3) RGB uint8, or float32 in [0, 1] where the image has 16 bits; `symmetry`, the
@@ -114,6 +115,15 @@ class PairedImageIRDataset(Dataset):
         digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
         return f"{len(names)} pairs, SHA-256 of their names {digest}"
 
+    def files(self, index: int) -> list[str]:
+        """The files that the blurry and the sharp image of a pair are read from."""
+        keys = {"lq": self.pairs[index].lq, "gt": self.pairs[index].gt}
+        return [
+            str(Path(self.stores[side].path) / "data.mdb") if side in self.stores else key
+            for side, key in keys.items()
+            if key is not None
+        ]
+
     def _cache(self, folder: str, where: str) -> FrameCache:
         sides = {"lq": [p.lq for p in self.pairs], "gt": [p.gt for p in self.pairs if self.has_gt]}
         frames = {self._location(side, key): (side, key) for side in sides for key in sides[side]}
@@ -147,21 +157,29 @@ class PairedImageIRDataset(Dataset):
     def __getitem__(self, item: int | CropRequest) -> dict[str, Any]:
         pair = self.pairs[item.index if isinstance(item, CropRequest) else item]
         images = {"lq": self._read("lq", pair.lq)}
+        more = {"name": pair.name}
         if pair.gt is not None:
             images["gt"] = self._read("gt", pair.gt)
-            if images["lq"].shape != images["gt"].shape:
+            height, width = images["lq"].shape[:2]
+            part = images["gt"][:height, :width]
+            if images["lq"].shape == images["gt"].shape:
+                pass
+            elif images["lq"].shape == part.shape and not isinstance(item, CropRequest):
+                # Released behaviour in validation and testing.
+                more["cropped"], images["gt"] = True, part
+            else:
                 sizes = {s: "×".join(map(str, i.shape[1::-1])) for s, i in images.items()}
                 raise UserError(
                     f"the pair '{pair.name}' has two sizes: {pair.lq} is {sizes['lq']}, {pair.gt} "
                     f"is {sizes['gt']} (width×height); replace or remove it"
                 )
         if isinstance(item, CropRequest):
-            return {**random_patch(images, item, pair.lq), "name": pair.name}
+            return {**random_patch(images, item, pair.lq), **more}
         tensors = {
             side: torch.from_numpy(np.ascontiguousarray(to_float(image).transpose(2, 0, 1)))
             for side, image in images.items()
         }
-        return {**tensors, "name": pair.name}
+        return {**tensors, **more}
 
 
 def random_patch(

@@ -11,9 +11,16 @@ from torch.utils.data import Dataset
 
 from hidiff.engine.compilation import uncompiled
 from hidiff.engine.distributed import Processes
-from hidiff.engine.evaluator import Triptych, build_metrics, evaluate, mean_metrics
+from hidiff.engine.evaluator import (
+    Triptych,
+    build_metrics,
+    cropped_note,
+    evaluate,
+    mean_metrics,
+)
 from hidiff.engine.logger import MetricsWriter, get_logger, warn_of_loss
 from hidiff.engine.precision import precision
+from hidiff.files import inside
 from hidiff.models import DeblurModel
 from hidiff.options import Options
 
@@ -31,7 +38,8 @@ class Validator:
         folder: where pictures go with `val.save_img`.
 
     Raises:
-        UserError: an unknown metric or option in `val.metrics`.
+        UserError: an unknown metric or option in `val.metrics`; an image's name that leads out of
+            the folder of its picture.
     """
 
     def __init__(
@@ -46,6 +54,10 @@ class Validator:
         self.processes = processes
         self.folder = folder
         self.scorer = build_metrics(options.val.metrics)
+        if options.val.save_img:
+            for name, dataset in datasets.items():
+                for pair in dataset.pairs:
+                    inside(folder / name, pair.name)  # now rather than at the first validation
         self.best: dict[str, dict[str, Any]] = {}
         """'{set}/{metric}' → its best value and the step of it; part of the training state."""
 
@@ -62,7 +74,8 @@ class Validator:
                     shown[image] = np.concatenate(pictures, axis=1)
 
             def path(image: str, name: str = name) -> Path:
-                return self.folder / name / image / f"{image}_{step}.png"
+                place = inside(self.folder / name, image)
+                return place / f"{place.name}_{step}.png"
 
             with precision(model, self.options.val.precision), uncompiled():
                 results = evaluate(
@@ -80,6 +93,8 @@ class Validator:
                 )
             for failed in (result for result in results if result.error):
                 log.warning("%s: %s", name, failed.error)
+            if note := cropped_note(results):
+                log.warning("%s: %s", name, note)
             means = mean_metrics(results)
             for metric, value in means.items():
                 best = self.best.setdefault(f"{name}/{metric}", {"value": value, "step": step})

@@ -148,9 +148,22 @@ def test_an_empty_folder_is_named(tmp_path):
 
 
 def test_a_pair_of_two_sizes_is_named(folder):
-    write_rgb(folder / "input" / "scene-001.png", picture(1, 40, 40))
-    with pytest.raises(UserError, match=r"'scene-001' has two sizes.*40×40.*48×40"):
+    write_rgb(folder / "input" / "scene-001.png", picture(1, 40, 50))
+    with pytest.raises(UserError, match=r"'scene-001' has two sizes.*50×40.*48×40"):
         dataset(folder)[1]
+
+
+def test_a_larger_sharp_image_is_cropped_but_for_training(folder):
+    """As in the release: the part at the top left."""
+    write_rgb(folder / "target" / "scene-001.png", picture(1, 44, 60))
+    item = dataset(folder)[1]
+    assert item["cropped"]
+    assert torch.equal(
+        item["gt"] * 255, torch.from_numpy(picture(1, 44, 60)[:40, :48]).permute(2, 0, 1)
+    )
+    assert "cropped" not in dataset(folder)[0]
+    with pytest.raises(UserError, match=r"'scene-001' has two sizes.*48×40.*60×44"):
+        dataset(folder)[CropRequest(1, 16, 16, (0,))]
 
 
 def test_an_image_smaller_than_the_patch_is_named(folder):
