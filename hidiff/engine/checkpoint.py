@@ -25,9 +25,19 @@ KEPT_STATES = 3
 
 
 def save_atomically(content: Any, path: Path) -> None:
-    """torch.save through `hidiff.files.replacing`."""
-    with replacing(path) as file:
-        torch.save(content, file)
+    """torch.save through `hidiff.files.replacing`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    try:
+        with replacing(path) as file:
+            torch.save(content, file)
+    except RuntimeError as error:
+        # Torch still tries to end its archive then, and hides the reason behind what that says.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def load_weights(path: str | Path, where: str, param_key: str | None = "params") -> dict[str, Any]:

@@ -373,7 +373,7 @@ class Trainer:
                 )
                 checkpoint.save_state(self._state(), self.experiment.states, self.step)
                 self.log.info("step %d: saved weights and training state", self.step)
-            except (OSError, RuntimeError) as error:
+            except OSError as error:
                 problem = f"step {self.step}: the checkpoint could not be written ({error})"
                 self.log.error(
                     "%s; training goes on and tries again at the next one; earlier checkpoints are "
