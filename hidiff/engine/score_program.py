@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hidiff.data.pairs import listing
+from hidiff.data.image import listing
 from hidiff.engine.pipeline import available_cores
 from hidiff.engine.score_files import check_replaceable, score_paths, write_scores
 from hidiff.engine.scoring import FolderScores, score_folders

@@ -158,6 +158,8 @@ def run_test(
     model.net_g.use_kernels(options.kernels)
     if options.val.compile:
         compile_blocks(model, "val.compile")
+    for dataset in datasets.values():
+        notices += dataset.notices
     for notice in notices:
         log.info(notice)
 

@@ -107,6 +107,8 @@ class Trainer:
         self.step = 0
         self.bad_steps = 0
         self.notices = [*options.notices, *training_warnings(options, self.model, processes)]
+        for dataset in (self.dataset, *self.validator.datasets.values()):
+            self.notices += dataset.notices
         state = self._saved_state(auto_resume)
         if state is None:
             self.notices += load_pretrained(self.model, options, training=True)

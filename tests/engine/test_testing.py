@@ -4,6 +4,7 @@ import copy
 import csv
 import io
 import json
+import logging
 import math
 
 import numpy as np
@@ -18,6 +19,7 @@ from hidiff.archs.restormer import DepthwiseConv2d
 from hidiff.data.image import read_image
 from hidiff.engine.evaluator import restore_item
 from hidiff.engine.tester import run_test
+from hidiff.engine.trainer import Trainer
 from hidiff.metrics import evaluate_pair
 from hidiff.options import parse_options
 
@@ -83,6 +85,20 @@ def test_the_benchmark_protocol_is_chosen_by_the_name_of_the_data_set(
     assert protocols == ["matlab", "realblur", "basicsr"]
     assert any("980" in remark for remark in report["datasets"]["RealBlur_J"]["remarks"])
     assert report["datasets"]["other"]["remarks"] == []
+
+
+def test_what_data_folders_hold_besides_images_is_said(trained, tmp_path, monkeypatch, caplog):
+    for part in ("train", "test"):
+        make_pairs(tmp_path / part, 2)
+        (tmp_path / part / "input" / f"{part}.avif").write_bytes(b"x")
+    trainer = Trainer(parse_options({**train_options(tmp_path, 1), "name": "notices"}), ALONE)
+    for part in ("train", "test"):
+        assert sum(f"{part}.avif" in notice for notice in trainer.notices) == 1
+    monkeypatch.chdir(trained[0])
+    monkeypatch.setattr(logging.getLogger("hidiff"), "propagate", True)
+    with caplog.at_level("INFO", "hidiff"):
+        run_test(parse_options({**test_options(tmp_path), "name": "notices"}), ALONE)
+    assert caplog.text.count("test.avif") == 1
 
 
 def test_every_option_of_speed_arrives_in_testing(trained, data, monkeypatch):
