@@ -127,7 +127,10 @@ class DatasetOptions:
 
 @dataclass(frozen=True)
 class PathOptions:
-    """`path`: weights to start from and the state to resume. None of the files is required."""
+    """`path`: weights to start from and the state to resume. None of the files is required.
+
+    Stage 2 starts from a stage 1 that stopped early only with `allow_incomplete_stage1`.
+    """
 
     pretrain_network_g: str | None = None
     pretrain_network_le: str | None = None
@@ -142,6 +145,7 @@ class PathOptions:
     strict_load_le_dm: bool = True
     strict_load_d: bool = True
     resume_state: str | None = None
+    allow_incomplete_stage1: bool = False
 
     def of(self, network: str) -> tuple[str | None, str | None, bool]:
         """(file, parameter key, strict) for a network name such as `net_le_dm`."""

@@ -23,6 +23,9 @@ from hidiff.data.image import to_float
 from hidiff.data.sampler import CropRequest, PhaseBatchSampler
 from hidiff.errors import UserError
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+"""They ask the trainer to save and to stop (`hidiff.engine.signals`)."""
+
 SUBSTITUTES = 5
 """Pairs tried in place of one that cannot be used, before giving up."""
 
@@ -80,7 +83,7 @@ def _start_worker(worker: int) -> None:
     del worker
     # Schedulers and terminals signal the whole process group; a worker that died would take the
     # run along.
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 

@@ -219,6 +219,7 @@ def evaluate(
     on_result: Callable[[ImageResult], None] | None = None,
     done: Mapping[int, ImageResult] | None = None,
     num_workers: int | Literal["auto"] = "auto",
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[ImageResult]:
     """Restore and score every image of a data set once.
 
@@ -244,9 +245,11 @@ def evaluate(
             not restored again.
         num_workers: threads, see `hidiff.engine.pipeline.thread_count`; they change nothing in the
             results.
+        stop: asked after each image whether this process shall leave out the rest of its own.
 
     Returns:
-        On every process the results of all images, in the data set's order.
+        On every process the results of all images, in the data set's order; fewer than the data
+        set has images where one process has stopped.
 
     Raises:
         UserError: a picture cannot be written, and there is no `on_unwritten`.
@@ -305,6 +308,8 @@ def evaluate(
                     on_triptych(job.result.index, job.result.name, job.triptych)
                 if on_result is not None:
                     on_result(job.result)
+                if stop():
+                    break
     finally:
         model.train(training)
     everyone = [result for part in processes.gather(results) for result in part]

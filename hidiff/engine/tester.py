@@ -26,6 +26,7 @@ from hidiff.engine.evaluator import (
     mean_metrics,
 )
 from hidiff.engine.experiment import RESULTS, load_pretrained, set_aside
+from hidiff.engine.lock import hold
 from hidiff.engine.logger import get_logger
 from hidiff.engine.precision import precision
 from hidiff.engine.score_log import (
@@ -150,7 +151,8 @@ def run_test(
     training_only = set(model_class.training_sections.values())
     torch.manual_seed(options.manual_seed)
     model = build_model({k: v for k, v in options.sections.items() if k not in training_only})
-    notices = [*options.notices, *model.notices, *load_pretrained(model, options, training=False)]
+    loaded, _ = load_pretrained(model, options, training=False)
+    notices = [*options.notices, *model.notices, *loaded, *hold(folder, processes)]
     with processes.main_first():
         rows = _prepare(folder, options, model, processes, seeds, resume)
     rows = processes.gather(rows)[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,17 @@ class Validator:
         self.best: dict[str, dict[str, Any]] = {}
         """'{set}/{metric}' → its best value and the step of it; part of the training state."""
 
-    def run(self, model: DeblurModel, step: int, writer: MetricsWriter) -> None:
-        """Score the model after a step; results go to the log and TensorBoard."""
+    def run(
+        self, model: DeblurModel, step: int, writer: MetricsWriter, stop: Callable[[], bool]
+    ) -> bool:
+        """Score the model after a step; results go to the log and TensorBoard.
+
+        `stop` is asked between two images. Where it says yes on any process, the scores of the
+        data set are dropped on all of them.
+
+        Returns:
+            Whether all data sets were scored.
+        """
         upper_bound = model.restores_from_gt
         label = "val (upper bound: sees the sharp image)" if upper_bound else "val"
         log = get_logger()
@@ -90,7 +99,10 @@ class Validator:
                     picture_path=path if self.options.val.save_img else None,
                     on_unwritten=lambda error: warn_of_loss("a picture of the validation", error),
                     on_triptych=keep,
+                    stop=stop,
                 )
+            if len(results) < len(dataset):
+                return False
             for failed in (result for result in results if result.error):
                 log.warning("%s: %s", name, failed.error)
             if note := cropped_note(results):
@@ -109,3 +121,4 @@ class Validator:
             for part in self.processes.gather(shown):
                 for image, picture in part.items():
                     writer.picture(f"{name}/{image}", picture, step)
+        return True

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -77,6 +78,34 @@ def test_a_rank_that_fails(folder, restarts):
         summary = result.stderr[result.stderr.index("Root Cause") :]
         assert "rank      : 1" in summary
         assert "ZeroDivisionError: planted" in summary
+
+
+def test_a_stop_is_no_failure_to_start_again_after(folder):
+    """SIGUSR1 to a rank ends torchrun with an error, which does not use up its new starts.
+
+    Torchrun without --launcher trains once, not once a process.
+    """
+    content = train_options(folder, 1, total_iter=10**6, max_bad_steps=10)
+    content["datasets"]["train"] |= {"iters": [2, 10**6 - 2]}
+    options = write_yaml(folder / "tiny.yml", content)
+    with subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+         "--max-restarts=3", str(ROOT / "train.py"), "-opt", str(options), "--auto_resume"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as launcher:
+        for line in launcher.stdout:
+            if line.startswith("step 2/"):
+                ranks = subprocess.check_output(["pgrep", "-P", str(launcher.pid)], text=True)
+                os.kill(int(ranks.split()[-1]), signal.SIGUSR1)
+                break
+        output = launcher.stdout.read()
+        assert launcher.wait() == 1
+    assert "resumable with --auto_resume" in output
+    assert "resumed after step" not in output
+    assert len(list((folder / "experiments/tiny_S1").glob("*.log"))) == 1
 
 
 def test_the_log_tells_why_a_run_alone_failed(folder):
