@@ -14,6 +14,7 @@ from small_data import make_pairs, train_options, write_yaml
 
 from hidiff.engine.distributed import Processes
 from hidiff.engine.trainer import Trainer
+from hidiff.errors import UserError
 from hidiff.options import parse_options
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -133,5 +134,5 @@ def test_auto_resume_starts_again_where_nothing_was_saved(folder):
     # With a state, however damaged, nothing is set aside: that is for a person to decide.
     for state in Path("experiments/tiny_S1/training_states").iterdir():
         state.write_bytes(b"")
-    with pytest.raises(ValueError, match="holds an experiment already"):
+    with pytest.raises(UserError, match="training_states"):
         Trainer(parse_options(copy.deepcopy(options)), alone, auto_resume=True)

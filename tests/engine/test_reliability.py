@@ -233,14 +233,14 @@ def test_a_stop_ends_a_validation_between_two_images_and_loses_nothing(data):
         with pytest.raises(Interrupted):
             run.run()
         assert (run.step, restored) == (step, [1])
-        state, _ = checkpoint.newest_state(run.experiment.states)
+        state = checkpoint.newest_state(run.experiment.states)[0].content
         assert (state["step"], state["validated"]) == (step, False)
     resumed = trainer(options, auto_resume=True)
     resumed.run()
     assert resumed.validator.best == whole.validator.best
     assert "step 3: val" in resumed.log_file.read_text()
     assert all(torch.equal(v, weights(whole)[k]) for k, v in weights(resumed).items())
-    state, _ = checkpoint.newest_state(run.experiment.states)
+    state = checkpoint.newest_state(run.experiment.states)[0].content
     assert (state["validated"], state["best"]) == (True, whole.validator.best)
 
 
@@ -249,7 +249,7 @@ def test_a_rank_without_its_torchrun_saves_and_stops(data):
     run = Trainer(options, dataclasses.replace(ALONE, agent=os.getppid() + 1))
     with pytest.raises(Interrupted):
         run.run()
-    assert checkpoint.newest_state(run.experiment.states)[0]["step"] == 1
+    assert checkpoint.newest_state(run.experiment.states)[0].content["step"] == 1
 
 
 def test_a_folder_is_held_against_other_processes(data):

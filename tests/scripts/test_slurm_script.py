@@ -49,6 +49,7 @@ def save(number, frame):
         os.kill(os.getppid(), signal.SIGTERM)
     raise SystemExit(75)
 
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
 signal.signal(signal.SIGUSR1, save)
 Path(f"arguments_{rank}").write_text(" ".join(sys.argv[1:]))
 if "fail.yml" in sys.argv:
