@@ -312,7 +312,7 @@ def test_another_test_does_not_go_on(interrupted, monkeypatch, change, place):
     options, results = interrupted
     before = sorted(results.rglob("*"))
     if change == "weights":
-        monkeypatch.setattr("hidiff.engine.tester.load_pretrained", lambda *_, **__: [])
+        monkeypatch.setattr("hidiff.engine.tester.load_pretrained", lambda *_, **__: ([], {}))
     elif change != "seeds":
         options |= change
     with pytest.raises(UserError, match=place):
