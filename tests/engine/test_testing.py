@@ -88,13 +88,13 @@ def test_the_benchmark_protocol_is_chosen_by_the_name_of_the_data_set(
 
 
 def test_what_data_folders_hold_besides_images_is_said(trained, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(trained[0])
     for part in ("train", "test"):
         make_pairs(tmp_path / part, 2)
         (tmp_path / part / "input" / f"{part}.avif").write_bytes(b"x")
     trainer = Trainer(parse_options({**train_options(tmp_path, 1), "name": "notices"}), ALONE)
     for part in ("train", "test"):
         assert sum(f"{part}.avif" in notice for notice in trainer.notices) == 1
-    monkeypatch.chdir(trained[0])
     monkeypatch.setattr(logging.getLogger("hidiff"), "propagate", True)
     with caplog.at_level("INFO", "hidiff"):
         run_test(parse_options({**test_options(tmp_path), "name": "notices"}), ALONE)
