@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,13 @@ from typing import Any
 
 import yaml
 
-from hidiff.engine.checkpoint import load_network, newest_state
+from hidiff.engine.checkpoint import (
+    Weights,
+    load_network,
+    load_weights,
+    newest_state,
+    require_one_step,
+)
 from hidiff.engine.distributed import Processes
 from hidiff.errors import UserError
 from hidiff.files import write_text
@@ -147,11 +153,10 @@ def stage1_weights(options: Options, name: str) -> Path:
     return path
 
 
-def _saved_step(path: Path, name: str) -> int | None:
-    """The step in a weights file's name; of `…_latest.pth` the last one of those beside it."""
-    files = path.parent.glob(f"{name}_*.pth") if path.name.endswith("_latest.pth") else [path]
-    numbers = [file.stem.removeprefix(f"{name}_") for file in files]
-    return max((int(number) for number in numbers if number.isdigit()), default=None)
+def _saved_step(weights: Weights, name: str) -> int | None:
+    """The step that a weights file is of, by its content or its name."""
+    number = weights.path.stem.removeprefix(f"{name}_")
+    return int(number) if weights.step is None and number.isdigit() else weights.step
 
 
 def _sha256(path: Path) -> str:
@@ -204,6 +209,22 @@ def _existing(options: Options, name: str, path: Path) -> tuple[Path, list[str]]
     raise UserError(f"{where}: {path} does not exist; {advice}")
 
 
+def _read_together(read: Callable[[], dict[str, Weights]]) -> dict[str, Weights]:
+    """Weights of one step, also while a training saves others in the same place.
+
+    Raises:
+        UserError: see `require_one_step`.
+    """
+    for _ in range(2):
+        weights = read()
+        with suppress(UserError):
+            require_one_step(weights.values())
+            return weights
+    weights = read()
+    require_one_step(weights.values())
+    return weights
+
+
 def load_pretrained(
     model: DeblurModel, options: Options, *, training: bool
 ) -> tuple[list[str], dict[str, dict[str, Any]]]:
@@ -217,14 +238,16 @@ def load_pretrained(
         file's `sha256`.
 
     Raises:
-        UserError: a file is missing, damaged, of another configuration, or of a stage 1 that is
-            not complete (`path.allow_incomplete_stage1`).
+        UserError: a file is missing, damaged, of another configuration, of another step than
+            those beside it, or of a stage 1 that is not complete
+            (`path.allow_incomplete_stage1`).
     """
     notices, origins = [], {}
     check = training and not options.path.allow_incomplete_stage1
     complete: set[Path] = set()
-    for name, network in model.networks().items():
-        file, param_key, strict = options.path.of(name)
+    files: dict[str, tuple[Path, str, str | None]] = {}
+    for name in model.networks():
+        file, param_key, _ = options.path.of(name)
         where = f"path.pretrain_network_{name.removeprefix('net_')}"
         if file is not None:
             path, found = _existing(options, name, Path(file))
@@ -238,11 +261,15 @@ def load_pretrained(
         if check and name in model.from_stage1 and path.parent not in complete:
             _require_complete(path, where)
             complete.add(path.parent)
-        notices += load_network(network, path, where, param_key=param_key, strict=strict)
-        step = _saved_step(path, name)
-        origins[name] = {"file": str(path), "step": step, "sha256": _sha256(path)}
+        files[name] = (path, where, param_key)
+    read = _read_together(lambda: {name: load_weights(*file) for name, file in files.items()})
+    for name, weights in read.items():
+        strict = options.path.of(name)[2]
+        notices += load_network(model.networks()[name], weights, strict=strict)
+        step = _saved_step(weights, name)
+        origins[name] = {"file": str(weights.path), "step": step, "sha256": weights.sha256}
         saved = "" if step is None else f", saved after step {step}"
-        notices.append(f"{name}: weights from {path}{saved}")
+        notices.append(f"{name}: weights from {weights.path}{saved}")
     return notices, origins
 
 

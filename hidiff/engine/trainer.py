@@ -145,8 +145,7 @@ class Trainer:
                 enlarge_ratio=data_options.dataset_enlarge_ratio,
             ),
             num_workers=data_options.num_worker_per_gpu,
-            pin_memory=processes.device.type == "cuda" and data_options.pin_memory is not False,
-            prefetch=data_options.num_prefetch_queue,
+            pin_memory=processes.device.type == "cuda",
             skip_bad=self.train_options.on_bad_image == "skip",
             timeout=data_options.timeout,
         )
@@ -158,6 +157,7 @@ class Trainer:
                 if state is None:
                     self._set_aside_unsaved(auto_resume)
                 log_file = self.experiment.create(options, resuming=state is not None)
+                checkpoint.clear_partial(self.experiment.models, self.experiment.states)
                 if state is not None:
                     # Later states are another branch's; --auto_resume must not return to it.
                     self.notices += checkpoint.set_aside_newer(self.experiment.states, self.step)

@@ -90,8 +90,18 @@ def test_a_stop_is_no_failure_to_start_again_after(folder):
     content["datasets"]["train"] |= {"iters": [2, 10**6 - 2]}
     options = write_yaml(folder / "tiny.yml", content)
     with subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-         "--max-restarts=3", str(ROOT / "train.py"), "-opt", str(options), "--auto_resume"],
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            "--max-restarts=3",
+            str(ROOT / "train.py"),
+            "-opt",
+            str(options),
+            "--auto_resume",
+        ],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

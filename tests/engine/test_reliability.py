@@ -161,8 +161,10 @@ def test_a_state_cut_off_anywhere_is_noticed(data):
         state, notices = checkpoint.newest_state(states)
         assert state.content["step"] == 2
         assert "4.state (" in notices[0]
+    (states / ".4.state.0123.part").touch()
     resumed = trainer(train_options(data, 1), auto_resume=True)
     assert resumed.step == 2
+    assert not (states / ".4.state.0123.part").exists()
     resumed.run()
     assert all(torch.equal(v, run.model.state_dict()[k]) for k, v in weights(resumed).items())
 
