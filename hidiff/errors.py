@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from hidiff.console import keep_console
 
@@ -23,6 +24,12 @@ class Interrupted(Exception):
 
 EXIT_INTERRUPTED = 75
 """Exit code of an interrupted run: EX_TEMPFAIL of sysexits.h, "try again later"."""
+
+
+def missing(path: str | Path) -> str:
+    """'{path} does not exist', and from where a relative one was looked for."""
+    origin = "" if Path(path).is_absolute() else f" in the working folder {Path.cwd()}"
+    return f"{path} does not exist{origin}"
 
 
 def require_positive(least: float = 1, /, **values: float) -> None:

@@ -183,6 +183,7 @@ def training_batches(
     sampler: PhaseBatchSampler,
     *,
     num_workers: int,
+    prefetch: int = 2,
     pin_memory: bool = False,
     skip_bad: bool = False,
     timeout: float | None = None,
@@ -201,6 +202,7 @@ def training_batches(
         dataset: items as `PairedImageIRDataset` gives for a `CropRequest`.
         sampler: which crops make each batch.
         num_workers: loader processes; 0 loads in this process.
+        prefetch: batches that each loader process keeps ready.
         pin_memory: for copies to a GPU that do not block.
         skip_bad: take the next pair where one cannot be used, and say so.
         timeout: seconds to wait for a batch of loader processes; None waits for ever.
@@ -222,6 +224,7 @@ def training_batches(
         _Reporting(dataset, skip_bad),
         batch_sampler=requests(),
         num_workers=num_workers,
+        prefetch_factor=prefetch if num_workers else None,
         collate_fn=_collate,
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,

@@ -65,7 +65,9 @@ def build_metrics(sections: Mapping[str, Section]) -> Scorer:
     metrics = {}
     for name, section in sections.items():
         function, kwargs = METRICS.check(
-            section, f"val.metrics.{name}", supplied=("restored", "target")
+            {key: value for key, value in section.items() if key != "better"},
+            f"val.metrics.{name}",
+            supplied=("restored", "target"),
         )
         metrics[name] = functools.partial(function, **kwargs)
     return lambda restored, target: {n: float(m(restored, target)) for n, m in metrics.items()}
@@ -220,6 +222,7 @@ def evaluate(
     done: Mapping[int, ImageResult] | None = None,
     num_workers: int | Literal["auto"] = "auto",
     stop: Callable[[], bool] = lambda: False,
+    pbar: bool = True,
 ) -> list[ImageResult]:
     """Restore and score every image of a data set once.
 
@@ -246,6 +249,7 @@ def evaluate(
         num_workers: threads, see `hidiff.engine.pipeline.thread_count`; they change nothing in the
             results.
         stop: asked after each image whether this process shall leave out the rest of its own.
+        pbar: show a progress bar on a terminal.
 
     Returns:
         On every process the results of all images, in the data set's order; fewer than the data
@@ -296,7 +300,7 @@ def evaluate(
         finish=finish,
         threads=thread_count(num_workers, processes.device),
     )
-    hidden = None if processes.is_main else True
+    hidden = None if processes.is_main and pbar else True
     results = []
     training = model.training
     model.eval()

@@ -185,6 +185,7 @@ def run_test(
             label=label,
             self_ensemble=options.val.selfensemble_testing,
             num_workers=options.val.num_workers,
+            pbar=options.val.pbar,
             score_blurry=run == 0,
             picture_path=functools.partial(picture, name) if saves else None,
             on_result=lambda row: score_log.add(name, seed, dataset.files(row.index), row),

@@ -145,7 +145,8 @@ class Trainer:
                 enlarge_ratio=data_options.dataset_enlarge_ratio,
             ),
             num_workers=data_options.num_worker_per_gpu,
-            pin_memory=processes.device.type == "cuda",
+            pin_memory=processes.device.type == "cuda" and data_options.pin_memory is not False,
+            prefetch=data_options.num_prefetch_queue,
             skip_bad=self.train_options.on_bad_image == "skip",
             timeout=data_options.timeout,
         )

@@ -96,6 +96,7 @@ class Validator:
                     label=f"{label} {name}",
                     self_ensemble=self.options.val.selfensemble_testing,
                     num_workers=self.options.val.num_workers,
+                    pbar=self.options.val.pbar,
                     picture_path=path if self.options.val.save_img else None,
                     on_unwritten=lambda error: warn_of_loss("a picture of the validation", error),
                     on_triptych=keep,
@@ -110,7 +111,7 @@ class Validator:
             means = mean_metrics(results)
             for metric, value in means.items():
                 best = self.best.setdefault(f"{name}/{metric}", {"value": value, "step": step})
-                if value > best["value"]:
+                if self.options.val.is_better(metric, value, best["value"]):
                     best.update(value=value, step=step)
                 log.info(
                     "step %d: %s %s, %s %.4f (best %.4f at step %d)",
