@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import cv2
 from tqdm import tqdm
 
-from hidiff.data.image import list_images
-from hidiff.data.pairs import listing, match_names
+from hidiff.data.image import list_images, listing
+from hidiff.data.pairs import match_names
 from hidiff.data.patches import CropResult, CropTask, check_existing, cut_pair
 from hidiff.errors import UserError, friendly_errors
 

@@ -23,6 +23,12 @@ def main() -> None:
         metavar="K",
         help="restore each image K times from other noise; report mean and standard deviation",
     )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with an earlier call of the same test that was ended before all images were "
+        "done; images that failed are tried again",
+    )
     args = parser.parse_args()
     if args.seeds < 1:
         parser.error("--seeds must be at least 1")
@@ -30,7 +36,7 @@ def main() -> None:
         options = load_options(args.opt, args.force_yml)
         with start_processes(options, args.launcher) as processes:
             start_logging(is_main=processes.is_main)
-            complete = run_test(options, processes, seeds=args.seeds)
+            complete = run_test(options, processes, seeds=args.seeds, resume=args.resume)
     # Damaged images are in the table; the exit code tells a script about them.
     raise SystemExit(0 if complete else 1)
 

@@ -10,6 +10,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from hidiff.cli.arguments import option_parser
 from hidiff.engine.distributed import start_processes
 from hidiff.engine.experiment import Experiment, set_aside
+from hidiff.engine.lock import hold
 from hidiff.engine.trainer import Trainer
 from hidiff.errors import friendly_errors
 from hidiff.options import Options, load_options
@@ -50,9 +51,11 @@ def main() -> None:
             options = for_debugging(options)
         with start_processes(options, args.launcher) as processes:
             folder = Experiment(options.name).folder
-            if args.debug and not args.auto_resume and processes.is_main and folder.exists():
-                set_aside(folder)
-            processes.barrier()
+            if args.debug and not args.auto_resume:
+                hold(folder, processes)
+                if processes.is_main and folder.exists():
+                    set_aside(folder)
+                processes.barrier()
             Trainer(options, processes, auto_resume=args.auto_resume).run()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from hidiff.console import keep_console
 
@@ -15,6 +16,20 @@ class UserError(ValueError):
     The message says what was wrong, where, and what to do. The command-line programs print it
     without a traceback and leave with exit code 2.
     """
+
+
+class Interrupted(Exception):
+    """A run was asked to stop before its end, and has saved what it needs to go on."""
+
+
+EXIT_INTERRUPTED = 75
+"""Exit code of an interrupted run: EX_TEMPFAIL of sysexits.h, "try again later"."""
+
+
+def missing(path: str | Path) -> str:
+    """'{path} does not exist', and from where a relative one was looked for."""
+    origin = "" if Path(path).is_absolute() else f" in the working folder {Path.cwd()}"
+    return f"{path} does not exist{origin}"
 
 
 def require_positive(least: float = 1, /, **values: float) -> None:
@@ -31,10 +46,11 @@ def require_positive(least: float = 1, /, **values: float) -> None:
 
 @contextmanager
 def friendly_errors() -> Iterator[None]:
-    """Turn a `UserError` (or Ctrl-C) into a message on standard error and an exit code.
+    """Turn a `UserError`, a stop or Ctrl-C into a message on standard error and an exit code.
 
-    Exit codes: 2 for a `UserError`, 130 for an interrupt. Any other exception is a defect of this
-    project and keeps its traceback. A console that is lost ends nothing (`keep_console`).
+    Exit codes: 2 for a `UserError`, 75 for a run that was stopped and can go on, 130 for Ctrl-C
+    elsewhere. Any other exception is a defect of this project and keeps its traceback. A console
+    that is lost ends nothing (`keep_console`).
     """
     keep_console()
     try:
@@ -42,6 +58,9 @@ def friendly_errors() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None

@@ -56,8 +56,7 @@ def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Bi
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Shortened, because a file name must not be longer than 255 bytes.
-    temporary = path.with_name(f".{path.name[:50]}.{uuid.uuid4().hex[:12]}.part")
+    temporary = _temporary(path)
     try:
         with temporary.open("xb") as file:
             yield file
@@ -69,6 +68,26 @@ def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Bi
         temporary.unlink(missing_ok=True)
     if sync:
         sync_folder(path.parent)
+
+
+def replace_link(path: Path, target: str) -> None:
+    """Make or replace a symbolic link; see `replacing`.
+
+    Raises:
+        OSError: the file system has no links, or cannot be written.
+    """
+    temporary = _temporary(path)
+    try:
+        temporary.symlink_to(target)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def _temporary(path: Path) -> Path:
+    # Shortened, because a file name must not be longer than 255 bytes.
+    return path.with_name(f".{path.name[:50]}.{uuid.uuid4().hex[:12]}.part")
 
 
 def sync_folder(folder: Path) -> None:
@@ -83,7 +102,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def partial_files(folder: Path, name: str = "*") -> list[Path]:
-    """What a write of `name` (a pattern) that was killed has left in a folder."""
+    """What writes of `name` (a pattern) that were killed, or still go on, have left in a folder."""
     return sorted(folder.glob(f".{name}.part"))
 
 

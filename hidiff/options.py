@@ -8,6 +8,7 @@ the file and the way out.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 import typing
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hidiff.errors import UserError
-from hidiff.typecheck import coerce, suggestion
+from hidiff.typecheck import coerce, expanded, suggestion
 from hidiff.yaml_file import apply_overrides, read_yaml
 
 Section = Mapping[str, Any]
@@ -28,14 +29,34 @@ LEVELS = (1, 2, 3, 4)
 DEAD_OPTIONS = {
     r"datasets\.\w+\.use_shuffle": "training data is always shuffled, validation data never",
     r"datasets\.\w+\.prefetch_mode": "batches are always prefetched by the loader's workers",
+    r"datasets\.\w+\.persistent_workers": "the loader's workers always live as long as the run",
     r"train\.mixing_augs": "the released training never mixes images",
     r"logger\.wandb": "metrics go to TensorBoard",
+    r"val\.metrics\.\w+\.input_order": "pictures are always height × width × channels",
+    r"path\.ignore_resume_networks": "a training state holds all networks and resumes them all",
+    r"find_unused_parameters": "every parameter takes part in every step",
 }
-"""Options of the release's files that nothing reads there or here, and why."""
+"""Options that the release accepts and that have no effect here, and why."""
+
+PATH_OPTIONS = r"dataroot_\w+|meta_info_file|cache"
+"""Options of a data set's `source` that are paths."""
+
+MAX_NAME = 150
+"""Bytes of a name that becomes part of file names, which may have 255 with what is added."""
 
 
 def _error(where: str, message: str) -> UserError:
     return UserError(f"{where}: {message}")
+
+
+def _require_file_name(name: str, where: str, first: str = r"[\w.+-]") -> None:
+    """Refuse what cannot be part of a file's or folder's name; `first` is the first character."""
+    if not re.fullmatch(rf"{first}[\w.+-]*", name) or name in (".", ".."):
+        raise _error(
+            where, f"'{name}' becomes part of file names; use letters, digits, and . + - _"
+        )
+    if (length := len(name.encode())) > MAX_NAME:
+        raise _error(where, f"{length} bytes are too long for a file's name; use up to {MAX_NAME}")
 
 
 @dataclass(frozen=True)
@@ -54,7 +75,9 @@ class Phase:
 class DatasetOptions:
     """A `datasets.*` section: what the loader needs; `source` goes to the dataset class.
 
-    A training waits `timeout` seconds for a batch of its loader processes.
+    A training waits `timeout` seconds for a batch of its loader processes. `pin_memory` makes
+    copies to a GPU that do not block, by default where there is one; each loader process keeps
+    `num_prefetch_queue` batches ready.
     """
 
     name: str
@@ -62,6 +85,8 @@ class DatasetOptions:
     where: str
     num_worker_per_gpu: int = 4
     timeout: float = 600.0
+    num_prefetch_queue: int = 2
+    pin_memory: bool | None = None
     batch_size_per_gpu: int | None = None
     dataset_enlarge_ratio: int = 1
     mini_batch_sizes: tuple[int, ...] | None = None
@@ -70,7 +95,8 @@ class DatasetOptions:
     gt_sizes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        for key in ("batch_size_per_gpu", "dataset_enlarge_ratio", "gt_size"):
+        _require_file_name(self.name, f"{self.where}.name")
+        for key in ("batch_size_per_gpu", "dataset_enlarge_ratio", "gt_size", "num_prefetch_queue"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise _error(f"{self.where}.{key}", f"{value} must be at least 1")
@@ -80,7 +106,10 @@ class DatasetOptions:
             raise _error(f"{self.where}.timeout", f"{self.timeout} seconds must be above 0")
 
     def phases(self, total_iter: int) -> tuple[Phase, ...]:
-        """The phases of progressive training; one phase when the file lists none.
+        """The phases of progressive training up to `total_iter`; one when the file lists none.
+
+        As in the release the last phase goes on to the end of the training, and what `iters`
+        names beyond it is cut off.
 
         Raises:
             UserError: the lists do not fit each other, `gt_size` or `batch_size_per_gpu`.
@@ -98,10 +127,10 @@ class DatasetOptions:
             if len({len(values) for values in given.values()}) > 1:
                 lengths = ", ".join(f"{key} {len(values)}" for key, values in given.items())
                 raise _error(self.where, f"one entry a phase in each list, but they have {lengths}")
-            if max(self.gt_sizes) != self.gt_size:
+            if max(self.gt_sizes) > self.gt_size:
                 raise _error(
                     f"{self.where}.gt_size",
-                    f"{self.gt_size} must be the largest of gt_sizes, {max(self.gt_sizes)}: "
+                    f"{self.gt_size} is less than the largest of gt_sizes, {max(self.gt_sizes)}: "
                     "patches are cut from crops of that size",
                 )
             if max(self.mini_batch_sizes) > self.batch_size_per_gpu:
@@ -122,17 +151,38 @@ class DatasetOptions:
                     self.where,
                     f"phase {index + 1}: patch size {phase.patch_size} must be a multiple of 8",
                 )
-        return tuple(phases)
+        starts = [0, *itertools.accumulate(phase.iters for phase in phases[:-1])]
+        reached = [pair for pair in zip(phases, starts, strict=True) if pair[1] < total_iter]
+        ends = [*(start for _, start in reached[1:]), total_iter]
+        return tuple(
+            dataclasses.replace(phase, iters=end - start)
+            for (phase, start), end in zip(reached, ends, strict=True)
+        )
+
+    def phase_notices(self, total_iter: int) -> list[str]:
+        """What becomes of `iters` that do not add up to `total_iter`."""
+        named = sum(self.iters or [total_iter])
+        if named == total_iter:
+            return []
+        phases = self.phases(total_iter)
+        cut = "" if len(phases) == len(self.iters) else ", and those after it are never reached"
+        return [
+            f"{self.where}.iters: they add up to {named} steps and train.total_iter is "
+            f"{total_iter}, so phase {len(phases)} has {phases[-1].iters} steps{cut}"
+        ]
 
 
 @dataclass(frozen=True)
 class PathOptions:
-    """`path`: weights to start from and the state to resume. None of the files is required."""
+    """`path`: weights to start from and the state to resume. None of the files is required.
 
-    pretrain_network_g: str | None = None
-    pretrain_network_le: str | None = None
-    pretrain_network_le_dm: str | None = None
-    pretrain_network_d: str | None = None
+    Stage 2 starts from a stage 1 that stopped early only with `allow_incomplete_stage1`.
+    """
+
+    pretrain_network_g: Path | None = None
+    pretrain_network_le: Path | None = None
+    pretrain_network_le_dm: Path | None = None
+    pretrain_network_d: Path | None = None
     param_key_g: str | None = "params"
     param_key_le: str | None = "params"
     param_key_le_dm: str | None = "params"
@@ -141,9 +191,10 @@ class PathOptions:
     strict_load_le: bool = True
     strict_load_le_dm: bool = True
     strict_load_d: bool = True
-    resume_state: str | None = None
+    resume_state: Path | None = None
+    allow_incomplete_stage1: bool = False
 
-    def of(self, network: str) -> tuple[str | None, str | None, bool]:
+    def of(self, network: str) -> tuple[Path | None, str | None, bool]:
         """(file, parameter key, strict) for a network name such as `net_le_dm`."""
         suffix = network.removeprefix("net_")
         return (
@@ -158,8 +209,9 @@ class TrainOptions:
     """`train`: how long, with which optimiser, schedule and losses; and what to survive.
 
     `reference_world_size` is the number of processes whose global batch is kept by accumulation.
-    `ema_decay` turns on the average of the weights. `max_bad_steps` in a row with a non-finite
-    gradient stop the run. `on_bad_image: skip` replaces an image that cannot be used by another.
+    `ema_decay` turns on the average of the weights, 0 turns it off. `max_bad_steps` in a row with a
+    non-finite gradient stop the run. `on_bad_image: skip` replaces an image that cannot be used by
+    another.
     `precision` is that of `hidiff.models.precision`; `compile` uses torch.compile. The blocks of
     the levels in `activation_checkpointing` keep no activations and compute them again backward.
     """
@@ -185,8 +237,8 @@ class TrainOptions:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise _error(f"train.{key}", f"{value} must be at least 1")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise _error("train.ema_decay", f"{self.ema_decay} must be between 0 and 1")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise _error("train.ema_decay", f"{self.ema_decay} must be at least 0 and below 1")
         for level in self.activation_checkpointing:
             if level not in LEVELS:
                 raise _error(
@@ -201,16 +253,19 @@ class ValOptions:
     `protocol` scores test sets with PSNR and SSIM of that protocol in place of `metrics`;
     'benchmark' takes the published one of each data set, known by its name. `use_ema` validates
     the averaged weights where `train.ema_decay` keeps them; test.py takes those that
-    `path.param_key_*` names. `save_img` unset writes the pictures of a test and none of validation.
-    `precision` is that of `hidiff.models.precision`; `compile` uses torch.compile in test.py, which
-    pays for many images of one size. `num_workers` threads read, score and write while the GPU
-    restores: 'auto' takes up to 4 beside a GPU and none beside a CPU.
+    `path.param_key_*` names. `pbar` shows a progress bar on a terminal. `better` in a section of
+    `metrics` says which of its values is the best, 'higher' by default. `save_img` unset writes the
+    pictures of a test and none of validation. `precision` is that of `hidiff.models.precision`;
+    `compile` uses torch.compile in test.py, which pays for many images of one size. `num_workers`
+    threads read, score and write while the GPU restores: 'auto' takes up to 4 beside a GPU and none
+    beside a CPU.
     """
 
     val_freq: int | None = None
     protocol: Literal["basicsr", "matlab", "realblur", "benchmark"] | None = None
     use_ema: bool = True
     save_img: bool | None = None
+    pbar: bool = True
     suffix: str = ""
     selfensemble_testing: bool = False
     num_workers: int | Literal["auto"] = "auto"
@@ -226,10 +281,20 @@ class ValOptions:
                 "val.num_workers",
                 f"{self.num_workers} must be auto or a number of threads, 0 for none",
             )
-        if self.suffix and not re.fullmatch(r"[\w.+-]+", self.suffix):
-            raise _error(
-                "val.suffix", f"'{self.suffix}' becomes part of file names; use letters, digits, -_"
+        if self.suffix:
+            _require_file_name(self.suffix, "val.suffix")
+        for name, section in self.metrics.items():
+            coerce(
+                section.get("better", "higher"),
+                Literal["higher", "lower"],
+                f"val.metrics.{name}.better",
             )
+
+    def is_better(self, metric: str, value: float, than: float) -> bool:
+        """Whether a value of a metric is better than another one."""
+        if self.metrics[metric].get("better") == "lower":
+            return value < than
+        return value > than
 
 
 @dataclass(frozen=True)
@@ -293,10 +358,7 @@ class Options:
     file: Path = Path()
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9_][\w.+-]*", self.name):
-            raise _error(
-                "name", f"'{self.name}' becomes a folder name; use letters, digits, and . + - _"
-            )
+        _require_file_name(self.name, "name", first="[A-Za-z0-9_]")
         if self.scale != 1:
             raise _error("scale", f"{self.scale} is not possible: deblurring keeps the size, 1")
         if not 0 <= self.manual_seed < 2**63:
@@ -374,10 +436,12 @@ def _dataset(key: str, content: Any) -> DatasetOptions:
     loader = {
         k: coerce(v, hints[k], f"{where}.{k}") for k, v in content.items() if k in _LOADER_FIELDS
     }
-    source = {k: v for k, v in content.items() if k not in _LOADER_FIELDS}
+    source = {
+        k: expanded(v) if isinstance(v, str) and re.fullmatch(PATH_OPTIONS, k) else v
+        for k, v in content.items()
+        if k not in _LOADER_FIELDS
+    }
     loader.setdefault("name", key)
-    if not re.fullmatch(r"[\w.+-]+", loader["name"]) or loader["name"] in (".", ".."):
-        raise _error(f"{where}.name", f"'{loader['name']}' becomes a folder name; use letters")
     return DatasetOptions(source=source, where=where, **loader)
 
 
@@ -442,6 +506,8 @@ def parse_options(content: dict[str, Any], *, file: Path = Path()) -> Options:
         if content.get(key) is not None:
             converted[key] = _typed(cls, content[key], key)
     options = _typed(Options, converted, "")
+    if options.train is not None and "train" in options.datasets:
+        notices += options.datasets["train"].phase_notices(options.train.total_iter)
     return dataclasses.replace(options, sections=content, notices=tuple(notices), file=file)
 
 

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from hidiff.errors import UserError
+from hidiff.errors import UserError, missing
 
 
 def load_torch_file(path: Path, where: str) -> tuple[Any, str]:
@@ -26,7 +26,8 @@ def load_torch_file(path: Path, where: str) -> tuple[Any, str]:
         UserError: the file is missing, damaged, or holds more than tensors and plain data.
     """
     if not path.is_file():
-        raise UserError(f"{where}: {path} does not exist")
+        problem = f"{path} is a folder; name a file in it" if path.is_dir() else missing(path)
+        raise UserError(f"{where}: {problem}")
     try:
         # One open file for all of it: another one may get its name meanwhile.
         with path.open("rb") as file:

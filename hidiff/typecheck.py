@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
+import os
+import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from hidiff.errors import UserError
@@ -20,6 +25,7 @@ NAMES = {
     float: "a number",
     bool: "true or false",
     str: "a text",
+    Path: "a path",
     dict: "a section (key: value lines)",
     list: "a list",
     tuple: "a list",
@@ -49,32 +55,37 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def _close(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    """The known name that differs least, above all not by more than its capitals."""
+    by_lower = {other.lower(): other for other in reversed(known)}
+    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
+    return f"; did you mean '{by_lower[close[0]]}'?" if close else ""
 
 
-def _number_from_text(text: str) -> str:
-    """How to write in YAML a number that YAML 1.1 reads as text, such as 2e-4."""
+def _unquoted(text: str) -> str:
+    """How to write a number that stands in quotes."""
     try:
-        value = float(text)
+        return f"; write {float(text):g} without quotes"
     except ValueError:
         return ""
-    mantissa, _, exponent = text.lower().partition("e")
-    if exponent:
-        mantissa = mantissa if "." in mantissa else f"{mantissa}.0"
-        sign = exponent if exponent[0] in "+-" else f"+{exponent}"
-        return f"; write {mantissa}e{sign}"
-    return f"; write {value:g} without quotes"
+
+
+def expanded(path: str) -> str:
+    """A path with `~` and `$HOME` (or another variable) replaced."""
+    # pathlib would fail where a user is unknown; this leaves the text as it is.
+    return os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111
 
 
 def coerce(value: Any, annotation: Any, where: str) -> Any:
     """Return `value` as `annotation` wants it, or say why it cannot be.
 
-    Whole floats become int (the released files write `4e3`), ints become float, lists become
-    tuples where a tuple is annotated. Nothing else is converted.
+    Whole floats become int (the released files write `4e3`), ints become float, and so does what
+    YAML 1.1 takes for text (`2e-4`); lists become tuples where a tuple is annotated, and texts
+    paths, with `~` and `$HOME` replaced. Nothing (`~`) becomes 'none' where that is a choice.
+    Nothing else is converted.
 
     Raises:
-        UserError: the value is of another type; the message starts with `where`, the YAML path.
+        UserError: the value is of another type or not finite; the message starts with `where`, the
+            YAML path.
     """
     if annotation is Any or annotation is inspect.Parameter.empty:
         return value
@@ -82,6 +93,8 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         return _coerce_union(value, args, where)
     if origin is Literal:
+        if value is None and "none" in args:
+            return "none"
         if value in args:
             return value
         choices = list(map(str, args))
@@ -103,14 +116,23 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
 
 
 def _coerce_scalar(value: Any, kind: type, where: str) -> Any:
+    if kind in (int, float):
+        if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value):
+            value = float(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{where}: {value} is not finite; give a number")
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > sys.float_info.max:
+            raise UserError(f"{where}: the number is too large")
         return float(value)
+    if kind is Path and isinstance(value, str):
+        return Path(expanded(value))
     # bool is a subclass of int, but `dim: true` is a mistake.
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
-    hint = _number_from_text(value) if isinstance(value, str) and kind in (int, float) else ""
+    hint = _unquoted(value) if isinstance(value, str) and kind in (int, float) else ""
     wanted = NAMES.get(kind, f"a {getattr(kind, '__name__', kind)}")
     raise UserError(f"{where}: expected {wanted}, got {describe(value)}{hint}")
 

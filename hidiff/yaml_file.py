@@ -2,25 +2,80 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from hidiff.errors import UserError
+from hidiff.errors import UserError, missing
+
+MAX_VALUES = 100_000
+"""Values that an option file may have, each alias counted with all that it stands for."""
+
+MAX_DEPTH = 50
+"""Sections and lists that may stand within each other."""
+
+_MERGE = "tag:yaml.org,2002:merge"
+_KINDS = ("null", "bool", "int", "float", "str", "seq", "map")
+"""YAML's kinds of values that options have; dates, sets and bytes are none."""
 
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, which alone would let the last of several equal keys win silently."""
 
+    yaml_constructors = {  # noqa: RUF012 (PyYAML's own name and form)
+        tag: constructor
+        for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in _KINDS
+    }
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [entry for entry in resolvers if not entry[0].endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self.repeated: list[tuple[str, Any, Any, int]] = []
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"more than {MAX_DEPTH} sections or lists within each other")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            self._count(node, {})
+        return node
+
+    def _count(self, node: yaml.Node, known: dict[int, int | None]) -> int:
+        """The values in a node; aliases may make them exponentially more than its lines."""
+        if id(node) in known:
+            if known[id(node)] is None:
+                line = node.start_mark.line + 1
+                raise yaml.YAMLError(f"line {line}: what stands here is a part of itself")
+            return known[id(node)]
+        known[id(node)] = None
+        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+        if isinstance(node, yaml.MappingNode):
+            inner = [part for pair in inner for part in pair]
+        count = 1 + sum(self._count(part, known) for part in inner)
+        if count > MAX_VALUES:
+            raise yaml.YAMLError(f"more than {MAX_VALUES} values, counted with what aliases repeat")
+        known[id(node)] = count
+        return count
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[Hashable, Any] = {}
         for key_node, value_node in node.value:
+            if key_node.tag == _MERGE:  # `<<: *other` gives defaults, which keys may repeat
+                continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 raise yaml.constructor.ConstructorError(
@@ -33,18 +88,17 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-# Options are plain data, which a training state can hold: a date stays text, and the tags of YAML
-# for other objects are refused.
-_OBJECTS = {f"tag:yaml.org,2002:{n}" for n in ("timestamp", "binary", "omap", "pairs", "set")}
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OBJECTS]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.yaml_constructors = {
-    tag: constructor
-    for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
-    if tag not in _OBJECTS
-}
+def _parse(text: str) -> tuple[Any, list[tuple[str, Any, Any, int]]]:
+    """The content, and (key, earlier value, later value, line) of each key that stands twice.
+
+    Raises:
+        yaml.YAMLError: the text is no YAML, or nested or repeated by aliases beyond reason.
+    """
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data(), loader.repeated
+    except ValueError as error:  # a number with thousands of digits
+        raise yaml.YAMLError(str(error)) from None
 
 
 def read_yaml(path: str | Path) -> tuple[dict[str, Any], list[str]]:
@@ -60,18 +114,17 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], list[str]]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"the option file {path} does not exist") from None
+        raise UserError(f"the option file {missing(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the option file {path} cannot be read: {error}") from None
     try:
-        loader = _Loader(text)
-        content = loader.get_single_data()
+        content, repeated = _parse(text)
     except yaml.YAMLError as error:
         raise UserError(f"the option file {path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"the option file {path} holds no sections")
     notices = []
-    for key, earlier, later, line in loader.repeated:
+    for key, earlier, later, line in repeated:
         if earlier != later or type(earlier) is not type(later):
             raise UserError(
                 f"{path}, line {line}: '{key}' stands twice in one section, first {earlier!r}, "
@@ -84,22 +137,23 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], list[str]]:
 def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> None:
     """Set options from `--force_yml` texts such as `train:total_iter=1000`, in place.
 
-    Values are YAML: numbers, true/false, lists like [1, 2], ~ for nothing. Sections on the way
-    must exist or are made; whether the option exists is checked with the rest.
+    Sections are parted by `:` or `.`. Values are YAML: numbers, true/false, lists like [1, 2], ~
+    for nothing; `none` is nothing too, as in the release. Sections on the way must exist or are
+    made; whether the option exists is checked with the rest.
 
     Raises:
         UserError: an override is not of that form.
     """
     for override in overrides:
         path, equals, text = override.partition("=")
-        keys = path.strip().split(":")
+        keys = re.split("[:.]", path.strip())
         if not equals or not all(keys):
             raise UserError(
                 f"--force_yml {override}: write section:option=value, "
                 "for example train:total_iter=1000"
             )
         try:
-            value = yaml.load(text, _Loader)
+            value = None if text.strip().lower() == "none" else _parse(text)[0]
         except yaml.YAMLError:
             raise UserError(f"--force_yml {override}: '{text}' is not a YAML value") from None
         section = content

@@ -47,7 +47,6 @@ from hidiff.engine.ablation import (  # noqa: E402
 )
 from hidiff.engine.ablation_table import collect, markdown, sweep  # noqa: E402
 from hidiff.engine.distributed import LAUNCHERS, Processes, start_processes  # noqa: E402
-from hidiff.engine.experiment import Experiment, set_aside  # noqa: E402
 from hidiff.engine.logger import start_logging  # noqa: E402
 from hidiff.engine.tester import run_test  # noqa: E402
 from hidiff.engine.trainer import Trainer  # noqa: E402
@@ -154,12 +153,6 @@ def write_option_files(runs: Sequence[Run], output: Path) -> None:
 
 def train(run: Run, processes: Processes) -> None:
     """Train, from the newest training state if there is one."""
-    experiment = Experiment(run.name)
-    with processes.main_first():
-        started = experiment.folder.exists()
-        if processes.is_main and started and not any(experiment.states.glob("*.state")):
-            # Stopped before its first checkpoint: there is nothing to go on from.
-            set_aside(experiment.folder)
     Trainer(run.options, processes, auto_resume=True).run()
 
 

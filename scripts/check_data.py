@@ -114,9 +114,10 @@ def main(arguments: list[str] | None = None) -> int:
         print("Only headers were read; without --fast damaged and truncated images are found too.")
     if problems:
         print(
-            f"{count_of(problems, 'problem')}. Copy or download damaged and missing images again "
-            "(a data set made of links: at the place the links point to), then run the command "
-            "that made the folder once more; datasets/README.md has them all."
+            f"{count_of(problems, 'problem')}. Damaged and missing images: copy or download them "
+            "again (a data set made of links: at the place the links point to), then run the "
+            "command that made the folder once more. Images too small, of two sizes or identical: "
+            "take both of the pair out, or replace them. datasets/README.md says more."
         )
         return 1
     print(f"All good: {count_of(len(sources), 'data set')}.")

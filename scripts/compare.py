@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hidiff.data.image import list_images, read_image, to_uint8, write_image
+from hidiff.data.image import EXTENSIONS, list_images, read_image, to_uint8, write_image
 from hidiff.data.sheet import comparison_row, comparison_sheet
 from hidiff.errors import UserError, friendly_errors
 from hidiff.metrics import calculate_psnr
@@ -34,39 +34,54 @@ def choose(names: list[str], wanted: list[str] | None, rows: int) -> list[str]:
     return [names[index * len(names) // count] for index in range(count)]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """Run the program.
+
+    Raises:
+        UserError: a mistake in the call, or an image that cannot be used.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--input", required=True, type=Path, help="folder of blurry images")
     parser.add_argument("--restored", required=True, type=Path, help="folder of restored images")
     parser.add_argument("--target", type=Path, help="folder of sharp images, if there are any")
-    parser.add_argument("--output", required=True, type=Path, help="picture to write, .png")
+    parser.add_argument(
+        "--output", required=True, type=Path, help="picture to write, .png; must not exist"
+    )
     parser.add_argument("--images", nargs="+", help="names (without ending) to draw")
     parser.add_argument("--rows", type=int, default=3, help="how many to draw otherwise")
-    args = parser.parse_args()
-    with friendly_errors():
-        folders = {"blurry": args.input, "restored": args.restored, "sharp": args.target}
-        names = {"blurry": "--input", "restored": "--restored", "sharp": "--target"}
-        files = {k: list_images(v, names[k]) for k, v in folders.items() if v is not None}
-        rows = []
-        for name in choose(list(files["restored"]), args.images, max(args.rows, 1)):
-            for side, images in files.items():
-                if name not in images:
-                    raise UserError(f"{folders[side]} has no image called {name}")
-            images = {side: to_uint8(read_image(files[side][name])) for side in files}
-            if len({image.shape for image in images.values()}) > 1:
-                raise UserError(f"the versions of {name} differ in size; are the folders right?")
-            labels = [
-                f"{side} {calculate_psnr(image, images['sharp']):.2f} dB"
-                if "sharp" in images and side != "sharp"
-                else f"{side} {name}"
-                for side, image in images.items()
-            ]
-            rows.append(comparison_row(list(images.values()), labels))
-        write_image(args.output, comparison_sheet(rows))
-        print(f"{args.output}: {len(rows)} photographs")
+    args = parser.parse_args(arguments)
+    if args.rows < 1:
+        raise UserError(f"--rows: must be at least 1, not {args.rows}")
+    if args.output.suffix.lower() not in EXTENSIONS:
+        raise UserError(f"--output {args.output}: name a picture, one of {', '.join(EXTENSIONS)}")
+    if args.output.exists():
+        raise UserError(
+            f"--output: {args.output} exists and is not replaced; remove it or choose another name"
+        )
+    folders = {"blurry": args.input, "restored": args.restored, "sharp": args.target}
+    names = {"blurry": "--input", "restored": "--restored", "sharp": "--target"}
+    files = {k: list_images(v, names[k]) for k, v in folders.items() if v is not None}
+    rows = []
+    for name in choose(list(files["restored"]), args.images, args.rows):
+        for side, images in files.items():
+            if name not in images:
+                raise UserError(f"{folders[side]} has no image called {name}")
+        images = {side: to_uint8(read_image(files[side][name])) for side in files}
+        if len({image.shape for image in images.values()}) > 1:
+            raise UserError(f"the versions of {name} differ in size; are the folders right?")
+        labels = [
+            f"{side} {calculate_psnr(image, images['sharp']):.2f} dB"
+            if "sharp" in images and side != "sharp"
+            else f"{side} {name}"
+            for side, image in images.items()
+        ]
+        rows.append(comparison_row(list(images.values()), labels))
+    write_image(args.output, comparison_sheet(rows))
+    print(f"{args.output}: {len(rows)} photographs")
 
 
 if __name__ == "__main__":
-    main()
+    with friendly_errors():
+        main()

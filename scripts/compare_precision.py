@@ -25,6 +25,7 @@ from torch import Tensor
 
 from hidiff.benchmark.timing import machine_name
 from hidiff.engine.distributed import Processes, start_processes
+from hidiff.engine.experiment import Experiment
 from hidiff.engine.trainer import Trainer
 from hidiff.errors import UserError, friendly_errors
 from hidiff.files import write_text
@@ -61,8 +62,12 @@ def perturb(model: DeblurModel) -> None:
                 parameter.mul_(1 + PERTURBATION * noise)
 
 
-def train(args: argparse.Namespace, label: str, precision: str) -> dict[str, Any]:
-    """Train in a precision; the loss of each step and the metrics of the validation sets."""
+def options_of(args: argparse.Namespace, label: str, precision: str) -> Options:
+    """The option file's content for a run in a precision.
+
+    Raises:
+        UserError: a mistake in the options, or there is an experiment of that name.
+    """
     name = load_options(args.opt, args.force_yml).name
     options = load_options(
         args.opt,
@@ -76,6 +81,17 @@ def train(args: argparse.Namespace, label: str, precision: str) -> dict[str, Any
             f"logger:save_checkpoint_freq={args.steps}",
         ],
     )
+    folder = Experiment(options.name).folder
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(
+            f"{folder} holds an experiment already; choose another name (--force_yml "
+            f"name={name}_b) or move the folder away"
+        )
+    return options
+
+
+def train(options: Options, label: str) -> dict[str, Any]:
+    """Train one run; the loss of each step and the metrics of the validation sets."""
     with start_processes(options, "none") as processes:
         trainer = RecordingTrainer(options, processes)
         if label == "control":
@@ -127,7 +143,8 @@ def show(result: dict[str, Any]) -> None:
             print(f"{label}: {key} {value:.4f}, {change:+.4f} against {first}")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """Run the program."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -139,14 +156,16 @@ def main() -> None:
     parser.add_argument(
         "--force_yml", nargs="+", default=[], metavar="OPTION=VALUE", help="as for train.py"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     with friendly_errors():
         if len(set(args.precisions)) < 2:
             raise UserError("--precisions: name two different ones, for example fp32 bf16")
         precisions = {name: name for name in args.precisions}
         if args.control:
             precisions["control"] = args.precisions[0]
-        result = compare({label: train(args, label, p) for label, p in precisions.items()})
+        # All of them before the first one trains.
+        runs = {label: options_of(args, label, p) for label, p in precisions.items()}
+        result = compare({label: train(options, label) for label, options in runs.items()})
         if args.output:
             write_text(args.output, json.dumps(result, indent=2) + "\n")
         show(result)

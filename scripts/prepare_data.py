@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
 
 from hidiff.data.check import LAYOUT, against_benchmark
-from hidiff.data.image import list_images
-from hidiff.data.pairs import listing, match_names
+from hidiff.data.image import list_images, listing
+from hidiff.data.pairs import match_names
 from hidiff.errors import UserError, friendly_errors
 from hidiff.files import replacing
 

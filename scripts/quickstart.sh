@@ -18,6 +18,15 @@ esac
 source scripts/setup_env.sh requirements.txt
 started=$SECONDS
 
+train() {
+    "$PYTHON" train.py -opt "$1" --auto_resume || {
+        code=$?
+        # Stopped by a signal or Ctrl-C, and saved.
+        [ "$code" -ne 75 ] || echo "interrupted; the same command goes on from here" >&2
+        exit "$code"
+    }
+}
+
 if [ "${1:-}" = --fresh ]; then
     for stage in S1 S2; do
         folder=experiments/quickstart_$stage
@@ -28,9 +37,9 @@ fi
 echo "== data: photographs of scikit-image, blurred by simulated camera shake"
 "$PYTHON" scripts/make_quickstart_data.py
 echo "== stage 1: the Transformer with a latent encoder that sees the sharp image"
-"$PYTHON" train.py -opt options/quickstart/S1.yml --auto_resume
+train options/quickstart/S1.yml
 echo "== stage 2: the diffusion model and the Transformer, jointly"
-"$PYTHON" train.py -opt options/quickstart/S2.yml --auto_resume
+train options/quickstart/S2.yml
 echo "== test: photographs that were not trained on"
 "$PYTHON" test.py -opt options/quickstart/test.yml
 "$PYTHON" scripts/compare.py \

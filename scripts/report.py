@@ -67,7 +67,8 @@ def draw(results: list[Result], data: dict[str, Path], count: int, picture: Path
         UserError: the picture cannot be written.
     """
     rows = []
-    for folder, dataset in dict.fromkeys((r.folder, r.dataset) for r in results if r.benchmark):
+    scored = {(r.folder, r.dataset): (r.benchmark or r).protocol for r in results}
+    for (folder, dataset), protocol in scored.items():
         source = data.get(dataset) or find_data(dataset)
         reason = None
         if source is None:
@@ -76,7 +77,7 @@ def draw(results: list[Result], data: dict[str, Path], count: int, picture: Path
             reason = f"{restored_folder(folder, dataset)} does not exist"
         else:
             try:
-                rows += sheet_rows(folder, dataset, source, count)
+                rows += sheet_rows(folder, dataset, protocol, source, count)
             except UserError as error:
                 reason = str(error)
         if reason:
@@ -93,7 +94,8 @@ def draw(results: list[Result], data: dict[str, Path], count: int, picture: Path
         f"Each picture shows at most {width}×{height} pixels of a photograph, around its strongest "
         "edges, and the framed part of that enlarged below. PSNR is that of the whole photograph "
         "by the protocol of the benchmark "
-        f"({', '.join(f'{b.title}: {b.protocol}' for b in BENCHMARKS.values())}).",
+        f"({', '.join(f'{b.title}: {b.protocol}' for b in BENCHMARKS.values())}), of other data "
+        "sets that of their score.",
         "",
     ]
 
@@ -142,13 +144,14 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"--pictures: must be at least 0, not {args.pictures}")
     picture = args.output.with_suffix(".png")
     check_replaceable(args.output, picture)
-    data = named_folders(args.data, BENCHMARKS, "--data")
     results = []
     for text in args.results:
         folder, model, guessed = parse_result_folder(text)
         if guessed:
             print(f"{folder}: taken as HI-Diff trained on GoPro; FOLDER=MODEL says otherwise")
         results += collect_results(folder, model)
+    names = dict.fromkeys([*BENCHMARKS, *(result.dataset for result in results)])
+    data = named_folders(args.data, names, "--data")
     lines = report_lines(results)
     pictures = draw(results, data, args.pictures, picture) if args.pictures else []
     text = [MARK, "", "# Results beside the paper's", "", *lines, *pictures]

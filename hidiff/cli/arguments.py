@@ -30,6 +30,7 @@ def option_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--force_yml",
         nargs="+",
+        action="extend",
         default=[],
         metavar="SECTION:OPTION=VALUE",
         help="set options of the file, for example train:total_iter=1000",

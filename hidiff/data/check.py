@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,12 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from hidiff.data.image import decode_image, list_images
+from hidiff.data.image import Header, decode_image, list_images, passed_over, read_header
 from hidiff.data.lmdb_store import LmdbImages
-from hidiff.data.pairs import Pair, pairs_from_list
+from hidiff.data.pairs import Pair, pairs_from_list, refuse_one_place
 from hidiff.errors import UserError
 from hidiff.options import load_datasets
 
@@ -113,44 +111,6 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Header:
-    """What an image file says of itself before its pixels are decoded; sizes in pixels."""
-
-    height: int
-    width: int
-    grey: bool
-    alpha: bool
-    bits16: bool
-
-
-def read_header(source: Path | bytes, where: str) -> Header:
-    """Read size and pixel format of an image, given as a path or as the file's bytes.
-
-    Raises:
-        UserError: the file cannot be read or is no image. A file that is damaged or cut short
-            after its header passes.
-    """
-    try:
-        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-            start = file.read(26)
-            file.seek(0)
-            with Image.open(file) as image:
-                (width, height), mode = image.size, image.mode
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or "not an image, or a damaged one"
-        raise UserError(f"{where}: {reason}; copy or download it again") from None
-    # Pillow shows a 16-bit colour PNG as an 8-bit one: byte 24 is the bit depth, 25 the type.
-    png = start.startswith(b"\x89PNG")
-    return Header(
-        height,
-        width,
-        grey=mode in ("1", "L", "LA", "I", "F") or mode.startswith("I;"),
-        alpha=mode in ("LA", "PA", "RGBA") or (png and start[25] in (4, 6)),
-        bits16=mode.startswith("I;16") or (png and start[24] == 16),
-    )
-
-
 def layout_sources(root: str | os.PathLike[str]) -> tuple[list[DataSource], list[LayoutEntry]]:
     """The data sets of the layout that are under `root`, at least in part, and those that are not.
 
@@ -204,13 +164,16 @@ Load = Callable[[str], "Path | bytes"]
 """From what `Pair.lq` or `Pair.gt` holds to the file, or to its bytes out of an LMDB."""
 
 
-def _open_side(root: str, where: str) -> tuple[dict[str, str], Load]:
+def _open_side(root: str, where: str, report: Report) -> tuple[dict[str, str], Load]:
     """The images of a folder or LMDB: name → path or key, and how to load one."""
     if root.endswith(".lmdb") or (Path(root) / "data.mdb").is_file():
         images = LmdbImages(root, where)
         keys = images.keys()
         return dict(zip(keys, keys, strict=True)), images.read
-    return {name: str(path) for name, path in list_images(root, where).items()}, Path
+    paths = {name: str(path) for name, path in list_images(root, where).items()}
+    if (notice := passed_over(root, where)) is not None:
+        report.notes.append(notice)
+    return paths, Path
 
 
 def _find_pairs(source: DataSource, report: Report) -> tuple[list[Pair], Load, Load]:
@@ -220,10 +183,11 @@ def _find_pairs(source: DataSource, report: Report) -> tuple[list[Pair], Load, L
             source.meta_info_file, source.lq, source.gt, source.filename_tmpl, source.name
         )
         return pairs, Path, Path
-    lq, load_lq = _open_side(source.lq, "blurry images")
+    lq, load_lq = _open_side(source.lq, "blurry images", report)
+    refuse_one_place(source.lq, source.gt, source.name)
     if source.gt is None:
         return [Pair(name, path, None) for name, path in lq.items()], load_lq, Path
-    gt, load_gt = _open_side(source.gt, "sharp images")
+    gt, load_gt = _open_side(source.gt, "sharp images", report)
     wanted = {source.filename_tmpl.format(name): name for name in gt}
     for name in sorted(wanted.keys() - lq.keys()):
         report.problems.append(f"{wanted[name]}: sharp, but {source.lq} has no {name}")
@@ -262,7 +226,7 @@ def _check_pair(
         if patch_size is not None and min(height, width) < patch_size:
             problems.append(
                 f"{pair.name} ({side}): {width}×{height} is smaller than the patch size "
-                f"{patch_size}; take it out or train with smaller patches"
+                f"{patch_size}; take the pair out (both images) or train with smaller patches"
             )
         sizes.append((width, height))
         pixels.append(image)

@@ -1,10 +1,10 @@
 """Decoded frames in one memory-mapped file, which all processes of a machine share.
 
 A cache is two files: `frames-X.bin` holds the pixels, `frames-X.json` says where each frame lies in
-it and the SHA-256 of its pixels. X is a fingerprint of what the frames were decoded from, so
-changed data gets another cache, and several data sets can share a folder. Only the process that
-holds the lock of the folder writes, under temporary names; the index gets its name last, and
-without it there is no cache.
+it, the SHA-256 of its pixels and that of the index itself. X is a fingerprint of what the frames
+were decoded from, so changed data gets another cache, and several data sets can share a folder.
+Only the process that holds the lock of the folder writes, under temporary names; the index gets its
+name last, and without it there is no cache.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from hidiff.files import partial_files, replacing
 ALIGNMENT = 64
 """Frames begin at multiples of this many bytes."""
 
-_FORMAT = 1
+_FORMAT = 2
 _AHEAD = 32
 """Decoded frames that may wait to be written."""
 
@@ -79,6 +79,10 @@ def file_identity(path: str | os.PathLike[str]) -> list[Any]:
 
 def _sha256(image: np.ndarray) -> str:
     return hashlib.sha256(image).hexdigest()
+
+
+def _checksum(index: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(index).encode()).hexdigest()
 
 
 def _size(count: float) -> str:
@@ -163,19 +167,18 @@ class FrameCache:
 
     def _open(self) -> tuple[list[Frame], np.ndarray]:
         try:
-            entries = json.loads(self.index.read_text(encoding="utf-8"))
-            frames = [Frame(**{**e, "shape": tuple(e["shape"])}) for e in entries["frames"]]
+            content = json.loads(self.index.read_text(encoding="utf-8"))
+            if content.pop("sha256") != _checksum(content):
+                raise ValueError("its checksum does not fit")
+            frames = [Frame(**{**e, "shape": tuple(e["shape"])}) for e in content["frames"]]
             size = self.data.stat().st_size
             pixels = np.memmap(self.data, np.uint8, "r") if size else np.empty(0, np.uint8)
         except OSError as error:
             raise self._damaged(f"{error.filename}: {error.strerror or error}") from None
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise self._damaged(f"its index cannot be understood: {error}") from None
-        if size != entries["bytes"] or len(frames) != len(self._numbers):
-            raise self._damaged(
-                f"{size} bytes with {len(frames)} frames, where {entries['bytes']} with "
-                f"{len(self._numbers)} were written"
-            )
+        if size != content["bytes"]:
+            raise self._damaged(f"{size} bytes, where {content['bytes']} were written")
         return frames, np.asarray(pixels)
 
     def _damaged(self, what: str) -> UserError:
@@ -216,10 +219,10 @@ class FrameCache:
             with replacing(self.data) as file:
                 frames = self._write_pixels(file, locations, decode)
                 size = file.tell()
-            entries = [dataclasses.asdict(frame) for frame in frames]
+            index = {"bytes": size, "frames": [dataclasses.asdict(frame) for frame in frames]}
             # After a power failure the index must not outlive the pixels: those are on the disk.
             with replacing(self.index) as file:
-                file.write(json.dumps({"bytes": size, "frames": entries}).encode())
+                file.write(json.dumps({**index, "sha256": _checksum(index)}).encode())
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise no_room from None

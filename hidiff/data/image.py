@@ -4,16 +4,22 @@ Everything inside the project is RGB. Files are converted on reading, always in 
 
 - grey images become RGB by repeating the channel;
 - the alpha channel of RGBA images is dropped (the colours are taken as stored);
-- 16-bit images are scaled by 1/65535, 8-bit ones by 1/255.
+- 16-bit images are scaled by 1/65535, 8-bit ones by 1/255;
+- an image with an EXIF orientation is turned by it, as OpenCV does.
 """
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
 
 from hidiff.errors import UserError
 from hidiff.files import write_bytes
@@ -28,7 +34,116 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 # for ever. Parallelism is between processes here.
 cv2.setNumThreads(1)
 
-_END_MARKERS = {b"\x89PNG": b"IEND", b"\xff\xd8\xff": b"\xff\xd9"}
+MAX_MEGAPIXELS = 200.0
+"""Larger images are refused, as a few megabytes of file can decode to gigabytes; the environment
+variable HIDIFF_MAX_MEGAPIXELS replaces this number."""
+
+# The limit above is the one that counts; Pillow's own would refuse with another message.
+Image.MAX_IMAGE_PIXELS = None
+
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+_JPEG, _PNG, _TIFF = b"\xff\xd8\xff", b"\x89PNG", (b"II*\0", b"MM\0*")
+_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an image file says of itself before its pixels are decoded; sizes in pixels."""
+
+    height: int
+    width: int
+    grey: bool
+    alpha: bool
+    bits16: bool
+
+
+def read_header(source: Path | bytes, where: str) -> Header:
+    """Read size and pixel format of an image, given as a path or as the file's bytes.
+
+    The size is that after the turn which an EXIF orientation asks for.
+
+    Raises:
+        UserError: the file cannot be read or is no image. A file that is damaged or cut short
+            after its header passes.
+    """
+    try:
+        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+            start = file.read(26)
+            file.seek(0)
+            with Image.open(file, formats=_FORMATS) as image:
+                (width, height), mode = image.size, image.mode
+                # Pillow turns TIFF files itself; it would decode a PNG to look for an EXIF block.
+                if "exif" in image.info and image.getexif().get(_ORIENTATION, 1) > 4:
+                    width, height = height, width
+    except (OSError, ValueError, SyntaxError) as error:
+        reason = getattr(error, "strerror", None) or "not an image, or a damaged one"
+        raise UserError(f"{where}: {reason}; copy or download it again") from None
+    # Pillow shows a 16-bit colour PNG as an 8-bit one: byte 24 is the bit depth, 25 the type.
+    png = start.startswith(_PNG)
+    return Header(
+        height,
+        width,
+        grey=mode in ("1", "L", "LA", "I", "F") or mode.startswith("I;"),
+        alpha=mode in ("LA", "PA", "RGBA") or (png and start[25] in (4, 6)),
+        bits16=mode.startswith("I;16") or (png and start[24] == 16),
+    )
+
+
+def _max_megapixels() -> float:
+    text = os.environ.get("HIDIFF_MAX_MEGAPIXELS")
+    try:
+        limit = MAX_MEGAPIXELS if text is None else float(text)
+    except ValueError:
+        limit = 0.0
+    if not limit > 0:
+        raise UserError(f"HIDIFF_MAX_MEGAPIXELS: must be a number above 0, not '{text}'")
+    return limit
+
+
+def _check_size(data: bytes, where: str) -> None:
+    """Refuse an image with too many pixels; one whose header is not understood passes."""
+    try:
+        header = read_header(data, where)
+    except UserError:
+        return  # OpenCV may know better, and has a limit of 2^30 pixels itself.
+    if header.width * header.height > _max_megapixels() * 1e6:
+        raise UserError(
+            f"{where}: {header.width}×{header.height} pixels (width×height) are more than "
+            f"{_max_megapixels():g} megapixels; cut or shrink the image, or set the environment "
+            "variable HIDIFF_MAX_MEGAPIXELS to a larger number"
+        )
+
+
+def _damage(data: bytes) -> str | None:
+    """What is wrong with a file that OpenCV would decode without an exception, as far as known.
+
+    Of a JPEG, everything that libjpeg warns of. An undamaged header and valid codes are all there
+    is to check in formats without checksums: other damage there cannot be told from an image.
+    """
+    if data.startswith(_PNG):
+        # Some OpenCV versions return the upper part of a truncated file without a word.
+        return None if b"IEND" in data[-len(data) // 2 :] else "its end is missing"
+    if data.startswith(_JPEG):
+        try:
+            # At an eighth of the size all codes are read, and little else is calculated.
+            simplejpeg.decode_jpeg(
+                data, "GRAY", fastdct=True, fastupsample=True, min_height=1, min_width=1,
+                min_factor=8, strict=True,
+            )  # fmt: skip
+        except ValueError as error:
+            # Other messages are of what this decoder does not know, or of harmless oddities.
+            if str(error).startswith(("Corrupt JPEG data", "Premature end")):
+                return str(error)
+    if data.startswith(_TIFF):
+        # OpenCV ignores errors of decompression and returns what came before them.
+        try:
+            with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+                image.load()
+        except UnidentifiedImageError:
+            return None  # A kind that Pillow does not know, and OpenCV may.
+        except (OSError, ValueError, SyntaxError) as error:
+            return str(error)
+    return None
 
 
 def decode_image(data: bytes, where: str) -> np.ndarray:
@@ -42,15 +157,18 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
         (H, W, 3) RGB, uint8 or uint16 as stored.
 
     Raises:
-        UserError: the content is no image, truncated or damaged.
+        UserError: the content is no image, truncated or damaged, or has too many pixels.
     """
-    # Some OpenCV versions return the readable upper part of a truncated file without a word.
-    for start, end in _END_MARKERS.items():
-        if data.startswith(start) and end not in data[-len(data) // 2 :]:
-            raise UserError(
-                f"{where}: the image file is truncated ({len(data)} bytes, its end is missing); "
-                "copy or download it again"
-            )
+    _check_size(data, where)
+    size = f"{len(data)} bytes"
+    if data.startswith(_JPEG):
+        # Some cameras and programs leave out the end marker. A second one is never read.
+        data += b"\xff\xd9"
+    if (damage := _damage(data)) is not None:
+        raise UserError(
+            f"{where}: the image file is truncated or damaged ({size}; {damage}); "
+            "copy or download it again, or take it out of the folder"
+        )
     image = None
     if data:
         buffer = np.frombuffer(data, np.uint8)
@@ -60,8 +178,9 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
             image = None
     if image is None:
         raise UserError(
-            f"{where}: not an image, or a damaged one ({len(data)} bytes); "
-            "copy or download it again, or take it out of the folder"
+            f"{where}: not an image, a damaged one, or of a kind that is not read "
+            f"({size}); copy or download it again, convert it to PNG of 8 or 16 bits, "
+            "or take it out of the folder"
         )
     if image.dtype not in (np.uint8, np.uint16):
         raise UserError(f"{where}: {image.dtype} pixels are not supported; convert to 8 or 16 bits")
@@ -112,6 +231,53 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
     write_bytes(path, data.tobytes(), sync=False)
 
 
+def counted_from(path: str | os.PathLike[str]) -> str:
+    """For messages about a path that does not exist: where it counts from, if relative."""
+    return "" if Path(path).is_absolute() else f" (relative paths count from {Path.cwd()})"
+
+
+def _entries(folder: str | os.PathLike[str], where: str) -> tuple[list[Path], list[str]]:
+    """The image files of a folder, and the names of everything else in it but hidden files."""
+    images, others = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                # Asked for the type first: it costs no access to the file.
+                if entry.is_dir():
+                    others.append(f"{entry.name}/")
+                elif Path(entry.name).suffix.lower() in EXTENSIONS:
+                    images.append(Path(entry.path))
+                else:
+                    others.append(entry.name)
+    except OSError as error:
+        raise UserError(f"{where}: {folder} cannot be read ({error.strerror or error})") from None
+    return sorted(images), sorted(others)
+
+
+def listing(names: Iterable[str], limit: int = 5) -> str:
+    """The first few names of a long list, and how many more there are."""
+    names = sorted(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def passed_over(folder: str | os.PathLike[str], where: str) -> str | None:
+    """A notice of what `list_images` leaves out of a folder; None when that is nothing.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    others = _entries(folder, where)[1]
+    if not others:
+        return None
+    return (
+        f"{where}: {len(others)} of the files and sub-folders in {folder} are not used "
+        f"({listing(others)}); images are files that end in {', '.join(EXTENSIONS)}"
+    )
+
+
 def list_images(folder: str | os.PathLike[str], where: str) -> dict[str, Path]:
     """The images directly inside a folder, by stem (file name without ending), in name order.
 
@@ -119,30 +285,44 @@ def list_images(folder: str | os.PathLike[str], where: str) -> dict[str, Path]:
         where: what asks for the folder (a YAML path or command-line option), for messages.
 
     Raises:
-        UserError: the folder is missing or holds no image, or two files share a stem.
+        UserError: the folder is missing or holds no image, or the stems of two files are equal
+            but for upper and lower case.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        what = "is no folder" if folder.exists() else "does not exist"
+    if not folder.exists():
         raise UserError(
-            f"{where}: the folder {folder} {what}; "
+            f"{where}: the folder {folder} does not exist{counted_from(folder)}; "
             "datasets/README.md shows the layout, scripts/prepare_data.py makes it"
         )
+    if not folder.is_dir():
+        raise UserError(
+            f"{where}: {folder} is a file, and a folder is wanted; all images of a folder are "
+            f"used: name {folder.parent}, or put the file into a folder of its own"
+        )
     images: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in EXTENSIONS or path.name.startswith("."):
-            continue
-        if path.stem in images:
+    by_case: dict[str, Path] = {}
+    paths, others = _entries(folder, where)
+    for path in paths:
+        # Results are files of these names, which Windows and macOS would mix up.
+        other = by_case.setdefault(path.stem.casefold(), path)
+        if other is not path:
             raise UserError(
-                f"{where}: {images[path.stem].name} and {path.name} in {folder} share the name "
-                f"'{path.stem}'; pairs are matched by it, so remove or rename one"
+                f"{where}: {other.name} and {path.name} in {folder} share a name, but for ending "
+                "and upper or lower case; pairs are matched by it, so remove or rename one"
             )
         images[path.stem] = path
-    if not images and (folder / "data.mdb").exists():
+    if images:
+        return images
+    if (folder / "data.mdb").exists():
         raise UserError(f"{where}: {folder} is an LMDB; set io_backend: {{type: lmdb}}")
-    if not images:
-        raise UserError(
-            f"{where}: {folder} holds no image ({', '.join(EXTENSIONS)}); images in "
-            "sub-folders are not searched: scripts/prepare_data.py makes the flat layout"
-        )
-    return images
+    found = f"it holds {listing(others)}" if others else "it is empty"
+    inner = next((name for name in others if name.endswith("/")), None)
+    advice = (
+        f"images in sub-folders are not searched: name one of them, such as {folder / inner}, or "
+        "make the flat layout with scripts/prepare_data.py"
+        if inner
+        else "datasets/README.md shows the layout, scripts/prepare_data.py makes it"
+    )
+    raise UserError(
+        f"{where}: {folder} holds no image ({', '.join(EXTENSIONS)}); {found}; {advice}"
+    )

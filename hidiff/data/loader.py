@@ -23,6 +23,9 @@ from hidiff.data.image import to_float
 from hidiff.data.sampler import CropRequest, PhaseBatchSampler
 from hidiff.errors import UserError
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+"""They ask the trainer to save and to stop (`hidiff.engine.signals`)."""
+
 SUBSTITUTES = 5
 """Pairs tried in place of one that cannot be used, before giving up."""
 
@@ -80,7 +83,7 @@ def _start_worker(worker: int) -> None:
     del worker
     # Schedulers and terminals signal the whole process group; a worker that died would take the
     # run along.
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
@@ -180,6 +183,7 @@ def training_batches(
     sampler: PhaseBatchSampler,
     *,
     num_workers: int,
+    prefetch: int = 2,
     pin_memory: bool = False,
     skip_bad: bool = False,
     timeout: float | None = None,
@@ -198,6 +202,7 @@ def training_batches(
         dataset: items as `PairedImageIRDataset` gives for a `CropRequest`.
         sampler: which crops make each batch.
         num_workers: loader processes; 0 loads in this process.
+        prefetch: batches that each loader process keeps ready.
         pin_memory: for copies to a GPU that do not block.
         skip_bad: take the next pair where one cannot be used, and say so.
         timeout: seconds to wait for a batch of loader processes; None waits for ever.
@@ -219,6 +224,7 @@ def training_batches(
         _Reporting(dataset, skip_bad),
         batch_sampler=requests(),
         num_workers=num_workers,
+        prefetch_factor=prefetch if num_workers else None,
         collate_fn=_collate,
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,15 @@ import torch
 from torch.utils.data import Dataset
 
 from hidiff.data.frame_cache import FrameCache, file_identity
-from hidiff.data.image import decode_image, read_image, to_float
+from hidiff.data.image import decode_image, passed_over, read_image, to_float
 from hidiff.data.lmdb_store import LmdbImages
-from hidiff.data.pairs import Pair, match_names, pairs_from_folders, pairs_from_list
+from hidiff.data.pairs import (
+    Pair,
+    match_names,
+    pairs_from_folders,
+    pairs_from_list,
+    refuse_one_place,
+)
 from hidiff.data.sampler import CropRequest
 from hidiff.data.transforms import SYMMETRIES, draw_offset
 from hidiff.errors import UserError
@@ -30,7 +37,8 @@ class PairedImageIRDataset(Dataset):
     """Blurry and sharp images, matched by name.
 
     Indexed by a number it gives whole images: a dict of `lq` and `gt`, float32 (3, H, W) RGB in
-    [0, 1] (`gt` is absent where there is no ground truth), and `name`.
+    [0, 1] (`gt` is absent where there is no ground truth), and `name`. Of a larger sharp image `gt`
+    is the part at the top left, and `cropped` is there.
 
     Indexed by a `CropRequest` it gives a patch for `hidiff.data.transfer.to_device` to finish: `lq`
     and `gt`, (h, w, 3) RGB uint8, or float32 in [0, 1] where the image has 16 bits; `symmetry`, the
@@ -45,10 +53,15 @@ class PairedImageIRDataset(Dataset):
         meta_info_file: text file that lists the pairs to use, see `pairs_from_list`.
         cache: folder for the decoded images, see `FrameCache`; None decodes on every reading.
 
+    Attributes:
+        pairs: what it holds, in order.
+        has_gt: whether there are sharp images.
+        notices: what a person should know of the folders and is no mistake.
+
     Raises:
-        UserError: a folder is missing or empty, an image has no counterpart, or the cache cannot be
-            built; on reading also: an image is damaged, smaller than the patch, or of another size
-            than its counterpart.
+        UserError: a folder is missing or empty, both are one folder, an image has no counterpart,
+            or the cache cannot be built; on reading also: an image is damaged, smaller than the
+            patch, or of another size than its counterpart.
     """
 
     def __init__(
@@ -78,6 +91,8 @@ class PairedImageIRDataset(Dataset):
                 "image's name"
             )
         self.stores: dict[str, LmdbImages] = {}
+        self.notices: list[str] = []
+        self._lq_root = dataroot_lq
         if kind == "lmdb":
             if meta_info_file is not None:
                 raise UserError(
@@ -91,6 +106,9 @@ class PairedImageIRDataset(Dataset):
             )
         else:
             self.pairs = pairs_from_folders(dataroot_lq, dataroot_gt, filename_tmpl, where)
+            roots = {"dataroot_lq": dataroot_lq, "dataroot_gt": dataroot_gt}
+            found = [passed_over(root, f"{where}.{k}") for k, root in roots.items() if root]
+            self.notices = [notice for notice in found if notice is not None]
         self.has_gt = dataroot_gt is not None
         self.cache = None if cache is None else self._cache(cache, f"{where}.cache")
 
@@ -101,6 +119,7 @@ class PairedImageIRDataset(Dataset):
         if dataroot_gt is None:
             return [Pair(key, key, None) for key in self.stores["lq"].keys()]  # noqa: SIM118 (no mapping)
         self.stores["gt"] = LmdbImages(dataroot_gt, f"{where}.dataroot_gt")
+        refuse_one_place(dataroot_lq, dataroot_gt, where)
         keys = {side: store.keys() for side, store in self.stores.items()}
         matched = match_names(keys["lq"], keys["gt"], filename_tmpl, where)
         return [Pair(lq, lq, gt) for lq, gt in matched]
@@ -113,6 +132,15 @@ class PairedImageIRDataset(Dataset):
         names = [(p.name, p.gt and Path(p.gt).name) for p in self.pairs]
         digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
         return f"{len(names)} pairs, SHA-256 of their names {digest}"
+
+    def files(self, index: int) -> list[str]:
+        """The files that the blurry and the sharp image of a pair are read from."""
+        keys = {"lq": self.pairs[index].lq, "gt": self.pairs[index].gt}
+        return [
+            str(Path(self.stores[side].path) / "data.mdb") if side in self.stores else key
+            for side, key in keys.items()
+            if key is not None
+        ]
 
     def _cache(self, folder: str, where: str) -> FrameCache:
         sides = {"lq": [p.lq for p in self.pairs], "gt": [p.gt for p in self.pairs if self.has_gt]}
@@ -147,38 +175,45 @@ class PairedImageIRDataset(Dataset):
     def __getitem__(self, item: int | CropRequest) -> dict[str, Any]:
         pair = self.pairs[item.index if isinstance(item, CropRequest) else item]
         images = {"lq": self._read("lq", pair.lq)}
+        more = {"name": pair.name}
         if pair.gt is not None:
             images["gt"] = self._read("gt", pair.gt)
-            if images["lq"].shape != images["gt"].shape:
+            height, width = images["lq"].shape[:2]
+            part = images["gt"][:height, :width]
+            if images["lq"].shape == images["gt"].shape:
+                pass
+            elif images["lq"].shape == part.shape and not isinstance(item, CropRequest):
+                # Released behaviour in validation and testing.
+                more["cropped"], images["gt"] = True, part
+            else:
                 sizes = {s: "×".join(map(str, i.shape[1::-1])) for s, i in images.items()}
                 raise UserError(
                     f"the pair '{pair.name}' has two sizes: {pair.lq} is {sizes['lq']}, {pair.gt} "
                     f"is {sizes['gt']} (width×height); replace or remove it"
                 )
         if isinstance(item, CropRequest):
-            return {**random_patch(images, item, pair.lq), "name": pair.name}
+            self._check_patch(images["lq"], item, pair)
+            return {**random_patch(images, item), **more}
         tensors = {
             side: torch.from_numpy(np.ascontiguousarray(to_float(image).transpose(2, 0, 1)))
             for side, image in images.items()
         }
-        return {**tensors, "name": pair.name}
+        return {**tensors, **more}
+
+    def _check_patch(self, image: np.ndarray, request: CropRequest, pair: Pair) -> None:
+        height, width = image.shape[:2]
+        if min(height, width) < request.crop_size:
+            raise UserError(
+                f"{self._location('lq', pair.lq)} is {width}×{height} pixels, smaller than the "
+                f"patches of {request.crop_size} (datasets.train.gt_size); lower gt_size and "
+                "gt_sizes, or take such pairs out: python scripts/check_data.py --input "
+                f"{shlex.quote(self._lq_root)} --patch {request.crop_size} lists them"
+            )
 
 
-def random_patch(
-    images: Mapping[str, np.ndarray], request: CropRequest, where: str
-) -> dict[str, Any]:
-    """The same patch of the images (H, W, 3) of a pair, and its `symmetry`.
-
-    Raises:
-        UserError: the images are smaller than the request's crop; `where` names them.
-    """
+def random_patch(images: Mapping[str, np.ndarray], request: CropRequest) -> dict[str, Any]:
+    """The same patch of the images (H, W, 3) of a pair, and its `symmetry`."""
     height, width = next(iter(images.values())).shape[:2]
-    if min(height, width) < request.crop_size:
-        raise UserError(
-            f"{where} is {width}×{height} pixels, smaller than the patches of "
-            f"{request.crop_size} (datasets.train.gt_size); lower gt_size and gt_sizes, or take "
-            "such images out (scripts/check_data.py --patch lists them)"
-        )
     rng = np.random.default_rng(request.seed)
     top = draw_offset(height, request.crop_size, request.patch_size, rng)
     left = draw_offset(width, request.crop_size, request.patch_size, rng)

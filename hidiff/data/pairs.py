@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hidiff.data.image import list_images
+from hidiff.data.image import counted_from, list_images, listing
 from hidiff.errors import UserError
 
 
@@ -23,11 +23,18 @@ class Pair:
     gt: str | None
 
 
-def listing(names: Iterable[str], limit: int = 5) -> str:
-    """The first few names of a long list, and how many more there are."""
-    names = sorted(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+def refuse_one_place(lq: str, gt: str | None, where: str) -> None:
+    """Refuse one folder or LMDB as both sides: every image would be its own sharp one.
+
+    Raises:
+        UserError: `lq` and `gt` are one place, if by different names.
+    """
+    if gt is not None and Path(lq).resolve() == Path(gt).resolve():
+        raise UserError(
+            f"{where}: dataroot_lq and dataroot_gt are the same folder, {Path(gt).resolve()}, so "
+            "every image would be its own sharp one; name the folder of the blurry images and "
+            "that of the sharp ones, or leave dataroot_gt out to restore without scores"
+        )
 
 
 def match_names(
@@ -47,10 +54,13 @@ def match_names(
             parts.append(f"{len(no_blurry)} sharp without blurry ({listing(no_blurry)})")
         if no_sharp:
             parts.append(f"{len(no_sharp)} blurry without sharp ({listing(no_sharp)})")
+        folded = {name.casefold() for name in no_blurry}
+        if any(name.casefold() in folded for name in no_sharp):
+            parts.append("some differ only in upper and lower case, which counts")
         raise UserError(
             f"{where}: images are paired by name, and {len(no_blurry) + len(no_sharp)} have no "
             f"counterpart: {'; '.join(parts)}. Complete the folders or remove these images; "
-            "python scripts/check_data.py lists them all"
+            "python scripts/check_data.py (-opt FILE, or --input DIR --target DIR) lists them all"
         )
     return sorted(((name, wanted[name]) for name in lq), key=lambda pair: pair[1])
 
@@ -61,9 +71,10 @@ def pairs_from_folders(
     """Pairs of the images in two folders; only blurry ones when `dataroot_gt` is None.
 
     Raises:
-        UserError: a folder is missing or empty, or an image has no counterpart.
+        UserError: a folder is missing or empty, both are one, or an image has no counterpart.
     """
     lq = list_images(dataroot_lq, f"{where}.dataroot_lq")
+    refuse_one_place(dataroot_lq, dataroot_gt, where)
     if dataroot_gt is None:
         return [Pair(name, str(path), None) for name, path in lq.items()]
     gt = list_images(dataroot_gt, f"{where}.dataroot_gt")
@@ -71,6 +82,10 @@ def pairs_from_folders(
         Pair(lq_name, str(lq[lq_name]), str(gt[gt_name]))
         for lq_name, gt_name in match_names(lq, gt, filename_tmpl, where)
     ]
+
+
+def _one_file(lq: str, gt: str) -> bool:
+    return lq == gt or Path(lq).samefile(gt)
 
 
 def pairs_from_list(
@@ -86,11 +101,13 @@ def pairs_from_list(
     both sides up to `filename_tmpl`; or `sharp/path.png blurry/path.png` as in RealBlur's lists.
 
     Raises:
-        UserError: the list is missing or empty, or names a file that does not exist.
+        UserError: the list is missing or empty, names a file that does not exist, or one file as
+            both images of a pair.
     """
     path = Path(meta_info_file)
     if not path.is_file():
-        raise UserError(f"{where}.meta_info_file: {path} does not exist")
+        what = "is no file" if path.exists() else f"does not exist{counted_from(path)}"
+        raise UserError(f"{where}.meta_info_file: {path} {what}")
     pairs = []
     missing = []
     try:
@@ -120,7 +137,13 @@ def pairs_from_list(
     if missing:
         raise UserError(
             f"{where}.meta_info_file: {path} names {len(missing)} files that do not exist "
-            f"({listing(missing, 3)}); check dataroot_gt and dataroot_lq"
+            f"({listing(missing, 3)}){counted_from(missing[0])}; check dataroot_gt and dataroot_lq"
+        )
+    same = [pair.name for pair in pairs if pair.gt is not None and _one_file(pair.lq, pair.gt)]
+    if same:
+        raise UserError(
+            f"{where}: of {len(same)} pairs of {path} both images are one file "
+            f"({listing(same, 3)}); check dataroot_gt, dataroot_lq and the list"
         )
     if not pairs:
         raise UserError(f"{where}.meta_info_file: {path} names no image")

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hidiff.data.check import read_header
-from hidiff.data.image import read_image, to_uint8, write_image
+from hidiff.data.image import read_header, read_image, to_uint8, write_image
 from hidiff.errors import UserError
 
 

@@ -5,8 +5,12 @@ Both are written beside their place and renamed, so a file under its final name 
 
 from __future__ import annotations
 
+import errno
+import os
 import re
-from collections.abc import Mapping
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,22 +19,54 @@ import torch
 from torch import Tensor, nn
 
 from hidiff.errors import UserError
-from hidiff.files import replacing
+from hidiff.files import partial_files, replace_link, replacing, sync_folder
 from hidiff.torch_file import load_torch_file
 
 STATE_ENTRIES = {"step", "networks", "optimizer", "best", "options", "slots", "training_pairs"}
+
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
+"""What file systems without links answer when one is made."""
 
 KEPT_STATES = 3
 """Training states kept in an experiment; the weights files are all kept."""
 
 
 def save_atomically(content: Any, path: Path) -> None:
-    """torch.save through `hidiff.files.replacing`."""
-    with replacing(path) as file:
-        torch.save(content, file)
+    """torch.save through `hidiff.files.replacing`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    try:
+        with replacing(path) as file:
+            torch.save(content, file)
+    except RuntimeError as error:
+        # Torch still tries to end its archive then, and hides the reason behind what that says.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
-def load_weights(path: str | Path, where: str, param_key: str | None = "params") -> dict[str, Any]:
+@dataclass(frozen=True)
+class Weights:
+    """The weights of one network as read from their file.
+
+    Args:
+        path: the file.
+        where: what asked for it (a YAML path), for messages.
+        state_dict: tensors by name, a `module.` prefix stripped.
+        step: after which they were saved; None where the file does not say.
+        sha256: of the file's bytes.
+    """
+
+    path: Path
+    where: str
+    state_dict: dict[str, Tensor]
+    step: int | None
+    sha256: str
+
+
+def load_weights(path: str | Path, where: str, param_key: str | None = "params") -> Weights:
     """Read a weights file, `{'params': state_dict}` or a bare state dict.
 
     Args:
@@ -38,14 +74,12 @@ def load_weights(path: str | Path, where: str, param_key: str | None = "params")
         where: what asks for it (a YAML path), for messages.
         param_key: entry to take, such as 'params' or 'params_ema'; None for a bare state dict.
 
-    Returns:
-        The state dict, a `module.` prefix stripped from its keys.
-
     Raises:
         UserError: the file is missing or damaged, has no such entry, or weights in it are not
             finite.
     """
-    content, _ = load_torch_file(Path(path), where)
+    path = Path(path)
+    content, sha256 = load_torch_file(path, where)
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{where}: {path} holds no parameters")
     if all(isinstance(value, Tensor) for value in content.values()):
@@ -63,7 +97,9 @@ def load_weights(path: str | Path, where: str, param_key: str | None = "params")
     ):
         raise UserError(f"{where}: '{param_key}' in {path} is no table of parameters")
     _require_finite(state_dict, f"{where}: {path}")
-    return {key.removeprefix("module."): value for key, value in state_dict.items()}
+    state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    step = content.get("step")
+    return Weights(path, where, state_dict, step if isinstance(step, int) else None, sha256)
 
 
 def _require_finite(state_dict: Mapping[str, Tensor], where: str) -> None:
@@ -76,24 +112,17 @@ def _require_finite(state_dict: Mapping[str, Tensor], where: str) -> None:
             )
 
 
-def load_network(
-    network: nn.Module,
-    path: str | Path,
-    where: str,
-    *,
-    param_key: str | None = "params",
-    strict: bool = True,
-) -> list[str]:
-    """Load a weights file into a network.
+def load_network(network: nn.Module, weights: Weights, *, strict: bool = True) -> list[str]:
+    """Put weights into a network.
 
     Returns:
         Notices about parameters that were left out; empty when `strict`.
 
     Raises:
-        UserError: see `load_weights`; or `strict` and the file belongs to another configuration.
+        UserError: `strict`, and the weights belong to another configuration.
     """
     ours = network.state_dict()
-    theirs = load_weights(path, where, param_key)
+    theirs, where, path = weights.state_dict, weights.where, weights.path
     missing = sorted(set(ours) - set(theirs))
     unexpected = sorted(set(theirs) - set(ours))
     shapes = sorted(k for k in set(ours) & set(theirs) if ours[k].shape != theirs[k].shape)
@@ -119,22 +148,92 @@ def load_network(
     return [f"{where}: {path}: {'; '.join(problems)}"] if problems else []
 
 
+def require_one_step(loaded: Iterable[Weights]) -> None:
+    """Make sure that the `…_latest.pth` files of a folder belong together.
+
+    Raises:
+        UserError: they are of different steps.
+    """
+    by_folder: dict[Path, dict[str, int]] = {}
+    for weights in loaded:
+        if weights.path.name.endswith("_latest.pth") and weights.step is not None:
+            by_folder.setdefault(weights.path.parent, {})[weights.path.name] = weights.step
+    for folder, steps in by_folder.items():
+        if len(set(steps.values())) > 1:
+            found = ", ".join(f"{name} of step {step}" for name, step in steps.items())
+            raise UserError(
+                f"{folder} holds files that do not belong together: {found}. Name files of one "
+                "step under path.pretrain_network_* (…_STEP.pth), or let the training there save "
+                "again"
+            )
+
+
 def save_networks(
     networks: Mapping[str, nn.Module],
     folder: Path,
     step: int,
     averaged: Mapping[str, nn.Module] | None = None,
 ) -> None:
-    """Write `{name}_{step}.pth` and `{name}_latest.pth` for every network, as the release does.
+    """Write `{name}_{step}.pth` for every network, and let `{name}_latest.pth` be these files.
 
-    `averaged` networks (see `hidiff.engine.ema`) go into the same files as `params_ema`.
+    Names and layout are the release's; beside `params` stands the `step`. `averaged` networks (see
+    `hidiff.engine.ema`) go into the same files as `params_ema`.
     """
+    files = {}
     for name, network in networks.items():
-        content = {"params": _on_cpu(network)}
+        content = {"params": _on_cpu(network), "step": step}
         if averaged is not None:
             content["params_ema"] = _on_cpu(averaged[name])
-        for suffix in (str(step), "latest"):
-            save_atomically(content, folder / f"{name}_{suffix}.pth")
+        files[name] = folder / f"{name}_{step}.pth"
+        save_atomically(content, files[name])
+    latest = {name: folder / f"{name}_latest.pth" for name in networks}
+    try:
+        if any(path.is_file() and not path.is_symlink() for path in latest.values()):
+            # Copies, or files of an earlier version: they become links without changing what they
+            # hold.
+            _switch({n: path.resolve() for n, path in latest.items() if path.exists()}, folder)
+        _switch(files, folder)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        for name, path in latest.items():
+            with replacing(path) as copy, files[name].open("rb") as original:
+                shutil.copyfileobj(original, copy)
+
+
+def _switch(files: Mapping[str, Path], folder: Path) -> None:
+    """Let every `{name}_latest.pth` be the given file, all of them at the same moment.
+
+    `{name}_latest.pth` is a link to `.newest/{name}.pth`, and `.newest` one to a folder with hard
+    links to the files: replacing that one link changes all. The folder before is kept for those who
+    are reading.
+    """
+    link = folder / ".newest"
+    place = folder / f".newest-{uuid.uuid4().hex[:12]}"
+    keep = {link.resolve().name, place.name}
+    place.mkdir()
+    try:
+        for name, file in files.items():
+            os.link(file, place / f"{name}.pth")
+        sync_folder(place)
+        replace_link(link, place.name)
+    except OSError:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    for name in files:
+        latest, target = folder / f"{name}_latest.pth", f".newest/{name}.pth"
+        if not (latest.is_symlink() and str(latest.readlink()) == target):
+            replace_link(latest, target)
+    for old in folder.glob(".newest-*"):
+        if old.name not in keep:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def clear_partial(*folders: Path) -> None:
+    """Remove what killed writes have left; nobody else may be writing there."""
+    for folder in folders:
+        for path in partial_files(folder):
+            path.unlink(missing_ok=True)
 
 
 def _on_cpu(network: nn.Module) -> dict[str, Tensor]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import sys
 import time
 import uuid
 import warnings
@@ -36,11 +38,34 @@ class Processes:
     device: torch.device
     cpu_group: Any = None
     """Group for Python values and flags; those need no GPU and must not wait for one."""
+    agent: int | None = None
+    """Process id of the torchrun that started this process."""
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes what is written once."""
         return self.rank == 0
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the torchrun that started this process is gone."""
+        return self.agent is not None and os.getppid() != self.agent
+
+    def leave(self, *, agent_knows: bool) -> None:
+        """Get ready to exit with a code for "interrupted", together with the others.
+
+        Args:
+            agent_knows: torchrun is ending already. Otherwise it is asked to end too, for it would
+                start again (`--max-restarts`) what has stopped.
+        """
+        if self.agent is not None:
+            # Torchrun hands the signal on; these processes are about to leave by themselves.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            self.barrier()
+            if not (agent_knows or self.orphaned) and os.environ["LOCAL_RANK"] == "0":
+                os.kill(self.agent, signal.SIGTERM)
+        # Who leaves while others still talk to it takes their connection away.
+        self.barrier()
 
     def wrap(self, model: nn.Module, *, accumulates: bool) -> nn.Module:
         """The one data-parallel wrapper around a model; the model itself for one process.
@@ -215,11 +240,18 @@ def start_processes(options: Options, launcher: Launcher) -> Iterator[Processes]
     Args:
         options: `num_gpu` 0 chooses the CPU; `dist_params` the backend and SLURM's port.
         launcher: 'pytorch' for torchrun and torch.distributed.launch, 'slurm' for srun, 'none' for
-            a single process.
+            a single process; but where `WORLD_SIZE` says that there are others, 'pytorch' is taken.
 
     Raises:
         UserError: the launcher's variables are missing, or there are fewer GPUs than processes.
     """
+    if launcher == "none" and os.environ.get("WORLD_SIZE", "1") != "1":
+        # Each process would be a training of its own, in the same folder.
+        launcher = "pytorch"
+        if os.environ.get("RANK") == "0":
+            print("WORLD_SIZE is set: --launcher pytorch is taken", file=sys.stderr)
+    # Before the first word with the others, which fails where torchrun is gone already.
+    agent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
     if launcher == "slurm":
         _slurm_environment(options.dist_params.port)
     if launcher == "none":
@@ -229,7 +261,8 @@ def start_processes(options: Options, launcher: Launcher) -> Iterator[Processes]
     if missing:
         raise UserError(
             f"--launcher pytorch: {', '.join(missing)} not set; start the program with "
-            "torchrun --nproc_per_node=GPUS train.py … --launcher pytorch, or leave --launcher out"
+            "torchrun --nproc_per_node=GPUS train.py … --launcher pytorch; for a single process "
+            "leave --launcher out and WORLD_SIZE unset"
         )
     device = _device(options, int(os.environ["LOCAL_RANK"]), launcher)
     backend = options.dist_params.backend if device.type == "cuda" else "gloo"
@@ -238,7 +271,7 @@ def start_processes(options: Options, launcher: Launcher) -> Iterator[Processes]
     try:
         # On CPUs the default group serves for Python values too.
         cpu_group = dist.new_group(backend="gloo") if backend != "gloo" else None
-        processes = Processes(dist.get_rank(), dist.get_world_size(), device, cpu_group)
+        processes = Processes(dist.get_rank(), dist.get_world_size(), device, cpu_group, agent)
         yield processes
         # Who leaves while others still talk to it takes their connection away.
         processes.barrier()

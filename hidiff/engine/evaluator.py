@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from hidiff.data.image import to_uint8, write_image
+from hidiff.data.pairs import listing
 from hidiff.data.transforms import SYMMETRIES, symmetry, undo_symmetry
 from hidiff.engine.distributed import Processes
 from hidiff.engine.memory import memory_errors
@@ -42,7 +43,8 @@ class ImageResult:
 
     `restored` and `blurry` hold the metrics of the restored and of the input image against the
     sharp one; they are empty without ground truth. `aligned` among them says whether the protocol
-    `realblur` could align the image. `error` says why the image has no result.
+    `realblur` could align the image. `cropped` says that the sharp image was larger and only its
+    part at the top left was used. `error` says why the image has no result.
     """
 
     index: int
@@ -50,6 +52,7 @@ class ImageResult:
     restored: dict[str, float] = field(default_factory=dict)
     blurry: dict[str, float] = field(default_factory=dict)
     seconds: float = math.nan
+    cropped: bool = False
     error: str | None = None
 
 
@@ -62,7 +65,9 @@ def build_metrics(sections: Mapping[str, Section]) -> Scorer:
     metrics = {}
     for name, section in sections.items():
         function, kwargs = METRICS.check(
-            section, f"val.metrics.{name}", supplied=("restored", "target")
+            {key: value for key, value in section.items() if key != "better"},
+            f"val.metrics.{name}",
+            supplied=("restored", "target"),
         )
         metrics[name] = functools.partial(function, **kwargs)
     return lambda restored, target: {n: float(m(restored, target)) for n, m in metrics.items()}
@@ -87,18 +92,19 @@ def image_generator(seed: int, name: str) -> torch.Generator:
 
     So the output for an image does not depend on the images before it.
     """
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    # A file's name need not be UTF-8; Python holds the other bytes as surrogates.
+    digest = hashlib.sha256(f"{seed}/{name}".encode(errors="surrogateescape")).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def to_image(tensor: Tensor) -> np.ndarray:
     """(1, 3, H, W) or (3, H, W) float in [0, 1] → (H, W, 3) uint8, rounded half to even.
 
-    What lies outside is clipped, and NaN becomes 0. Computed on the tensor's device, so that a
-    quarter of the bytes leaves it.
+    What lies outside is clipped. Computed on the tensor's device, so that a quarter of the bytes
+    leaves it.
     """
     pixels = tensor.detach().reshape(tensor.shape[-3:]).permute(1, 2, 0).float()
-    pixels = pixels.nan_to_num(nan=0.0).clamp(0, 1).mul(255).round()
+    pixels = pixels.clamp(0, 1).mul(255).round()
     return pixels.to(torch.uint8).contiguous().cpu().numpy()
 
 
@@ -122,7 +128,8 @@ def restore_item(
         (3, H, W) float32 on `device`.
 
     Raises:
-        UserError: the image is too small, or too large for the memory.
+        UserError: the image is too small, or too large for the memory; what the network makes of
+            it is not finite.
     """
     sides = ("lq", "gt") if model.restores_from_gt and "gt" in item else ("lq",)
     size = "×".join(str(side) for side in item["lq"].shape[:0:-1])
@@ -142,6 +149,11 @@ def restore_item(
             )
             restored = undo_symmetry(restored[0].float(), index)
             total = restored if total is None else total + restored
+        if not torch.isfinite(total).all():
+            raise UserError(
+                f"{item['name']}: the restored image has values that are not finite (NaN or "
+                "infinity); are the weights whole and trained? With val.precision bf16 try fp32"
+            )
         return total / SYMMETRIES if self_ensemble else total
 
 
@@ -167,6 +179,7 @@ def _read(dataset: Dataset, index: int) -> _Job:
     try:
         with memory_errors(f"{result.name}: no memory to read it", "lower val.num_workers"):
             item = dataset[index]
+            result.cropped = "cropped" in item
             pictures = {
                 # Not with torch, which starts a pool of its own for each thread that calls it.
                 side: np.ascontiguousarray(to_uint8(item[side].permute(1, 2, 0).numpy()))
@@ -184,9 +197,10 @@ def _score(job: _Job, scorer: Scorer, score_blurry: bool) -> None:
         return
     try:
         with memory_errors("no memory for its scores", "lower val.num_workers"):
-            job.result.restored = dict(scorer(job.restored, job.sharp))
+            restored = dict(scorer(job.restored, job.sharp))
             if score_blurry:
                 job.result.blurry = dict(scorer(job.blurry, job.sharp))
+            job.result.restored = restored
     except UserError as error:
         job.result.error = f"restored but not scored: {error}"
 
@@ -204,12 +218,16 @@ def evaluate(
     picture_path: Callable[[str], Path] | None = None,
     on_unwritten: Callable[[UserError], None] | None = None,
     on_triptych: Callable[[int, str, Triptych], None] | None = None,
+    on_result: Callable[[ImageResult], None] | None = None,
+    done: Mapping[int, ImageResult] | None = None,
     num_workers: int | Literal["auto"] = "auto",
+    stop: Callable[[], bool] = lambda: False,
+    pbar: bool = True,
 ) -> list[ImageResult]:
     """Restore and score every image of a data set once.
 
-    Image i is processed by process i mod W. A damaged image gets a result with an error; the rest
-    goes on.
+    The processes take the images in turn. An image that is damaged or too large for the memory gets
+    a result with an error; the rest goes on.
 
     Args:
         model: the unwrapped model; it is left in the mode it was in.
@@ -224,11 +242,18 @@ def evaluate(
         on_unwritten: told why a picture could not be written; None ends the evaluation there.
         on_triptych: called with (index, name, (blurry, restored[, sharp])) uint8 RGB on the
             process that restored it, in order.
+        on_result: called with each new result on the process that it is of, in order, when its
+            picture is written.
+        done: results by index that are there already, the same on every process; these images are
+            not restored again.
         num_workers: threads, see `hidiff.engine.pipeline.thread_count`; they change nothing in the
             results.
+        stop: asked after each image whether this process shall leave out the rest of its own.
+        pbar: show a progress bar on a terminal.
 
     Returns:
-        On every process the results of all images, in the data set's order.
+        On every process the results of all images, in the data set's order; fewer than the data
+        set has images where one process has stopped.
 
     Raises:
         UserError: a picture cannot be written, and there is no `on_unwritten`.
@@ -265,7 +290,9 @@ def evaluate(
                     on_unwritten(error)
         return job
 
-    mine = range(processes.rank, len(dataset), processes.world_size)
+    done = done or {}
+    remaining = [index for index in range(len(dataset)) if index not in done]
+    mine = remaining[processes.rank :: processes.world_size]
     jobs = run_in_order(
         mine,
         read=functools.partial(_read, dataset),
@@ -273,7 +300,7 @@ def evaluate(
         finish=finish,
         threads=thread_count(num_workers, processes.device),
     )
-    hidden = None if processes.is_main else True
+    hidden = None if processes.is_main and pbar else True
     results = []
     training = model.training
     model.eval()
@@ -283,10 +310,25 @@ def evaluate(
                 results.append(job.result)
                 if on_triptych is not None and job.restored is not None:
                     on_triptych(job.result.index, job.result.name, job.triptych)
+                if on_result is not None:
+                    on_result(job.result)
+                if stop():
+                    break
     finally:
         model.train(training)
     everyone = [result for part in processes.gather(results) for result in part]
-    return sorted(everyone, key=lambda result: result.index)
+    return sorted([*everyone, *done.values()], key=lambda result: result.index)
+
+
+def cropped_note(results: list[ImageResult]) -> str | None:
+    """That sharp images were larger than the blurry ones; None if none was."""
+    names = [result.name for result in results if result.cropped]
+    if not names:
+        return None
+    return (
+        f"{len(names)} sharp images are larger than the blurry ones; of these the part at the top "
+        f"left was used ({listing(names)})"
+    )
 
 
 def mean_metrics(results: list[ImageResult], which: str = "restored") -> dict[str, float]:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import shutil
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from hidiff.engine.checkpoint import load_network
+from hidiff.engine.checkpoint import (
+    Weights,
+    load_network,
+    load_weights,
+    newest_state,
+    require_one_step,
+)
 from hidiff.engine.distributed import Processes
 from hidiff.errors import UserError
 from hidiff.files import write_text
@@ -144,13 +153,47 @@ def stage1_weights(options: Options, name: str) -> Path:
     return path
 
 
-def _last_step(path: Path, name: str) -> str:
-    """', saved after step N' for a `…_latest.pth` with numbered files beside it."""
-    if not path.name.endswith("_latest.pth"):
-        return ""
-    numbers = [p.stem.removeprefix(f"{name}_") for p in path.parent.glob(f"{name}_*.pth")]
-    steps = [int(number) for number in numbers if number.isdigit()]
-    return f", saved after step {max(steps)}" if steps else ""
+def _saved_step(weights: Weights, name: str) -> int | None:
+    """The step that a weights file is of, by its content or its name."""
+    number = weights.path.stem.removeprefix(f"{name}_")
+    return int(number) if weights.step is None and number.isdigit() else weights.step
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _require_complete(path: Path, where: str) -> None:
+    """Refuse weights of an experiment here that has not reached its last step.
+
+    Raises:
+        UserError: its newest training state is of an earlier one.
+    """
+    try:
+        saved, _ = newest_state(path.parent.parent / "training_states")
+    except UserError:
+        # Those of another program, or damaged; the weights are checked for themselves.
+        saved = None
+    if saved is None:
+        return
+    state, total = saved.content, saved.content["options"]["train"]["total_iter"]
+    if state["step"] < total:
+        raise UserError(
+            f"{where}: {path} is of a training that stands at step {state['step']} of {total}; "
+            "finish that (the same command with --auto_resume), or start from what there is with "
+            "path.allow_incomplete_stage1: true"
+        )
+
+
+def changed_since_start(started_from: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Notices about weights files that are others now than when a training started from them."""
+    return [
+        f"{name}: {origin['file']} has changed since this training started from it (then step "
+        f"{origin['step']}, SHA-256 {origin['sha256'][:12]}); the training goes on as it began"
+        for name, origin in started_from.items()
+        if Path(origin["file"]).is_file() and _sha256(Path(origin["file"])) != origin["sha256"]
+    ]
 
 
 def _existing(options: Options, name: str, path: Path) -> tuple[Path, list[str]]:
@@ -166,21 +209,45 @@ def _existing(options: Options, name: str, path: Path) -> tuple[Path, list[str]]
     raise UserError(f"{where}: {path} does not exist; {advice}")
 
 
-def load_pretrained(model: DeblurModel, options: Options, *, training: bool) -> list[str]:
+def _read_together(read: Callable[[], dict[str, Weights]]) -> dict[str, Weights]:
+    """Weights of one step, also while a training saves others in the same place.
+
+    Raises:
+        UserError: see `require_one_step`.
+    """
+    for _ in range(2):
+        weights = read()
+        with suppress(UserError):
+            require_one_step(weights.values())
+            return weights
+    weights = read()
+    require_one_step(weights.values())
+    return weights
+
+
+def load_pretrained(
+    model: DeblurModel, options: Options, *, training: bool
+) -> tuple[list[str], dict[str, dict[str, Any]]]:
     """Load the weights that the `path` section names.
 
     Where it names none, stage 2's training takes those of stage 1 for the networks that stage 1
     trains; testing needs a file for every network.
 
     Returns:
-        Notices: which file each network came from.
+        Notices, and of each network its `file`, the `step` of that where it is known, and the
+        file's `sha256`.
 
     Raises:
-        UserError: a file is missing, damaged or of another configuration.
+        UserError: a file is missing, damaged, of another configuration, of another step than
+            those beside it, or of a stage 1 that is not complete
+            (`path.allow_incomplete_stage1`).
     """
-    notices = []
-    for name, network in model.networks().items():
-        file, param_key, strict = options.path.of(name)
+    notices, origins = [], {}
+    check = training and not options.path.allow_incomplete_stage1
+    complete: set[Path] = set()
+    files: dict[str, tuple[Path, str, str | None]] = {}
+    for name in model.networks():
+        file, param_key, _ = options.path.of(name)
         where = f"path.pretrain_network_{name.removeprefix('net_')}"
         if file is not None:
             path, found = _existing(options, name, Path(file))
@@ -191,9 +258,19 @@ def load_pretrained(model: DeblurModel, options: Options, *, training: bool) -> 
             path = stage1_weights(options, name)
         else:
             continue
-        notices += load_network(network, path, where, param_key=param_key, strict=strict)
-        notices.append(f"{name}: weights from {path}{_last_step(path, name)}")
-    return notices
+        if check and name in model.from_stage1 and path.parent not in complete:
+            _require_complete(path, where)
+            complete.add(path.parent)
+        files[name] = (path, where, param_key)
+    read = _read_together(lambda: {name: load_weights(*file) for name, file in files.items()})
+    for name, weights in read.items():
+        strict = options.path.of(name)[2]
+        notices += load_network(model.networks()[name], weights, strict=strict)
+        step = _saved_step(weights, name)
+        origins[name] = {"file": str(weights.path), "step": step, "sha256": weights.sha256}
+        saved = "" if step is None else f", saved after step {step}"
+        notices.append(f"{name}: weights from {weights.path}{saved}")
+    return notices, origins
 
 
 def training_warnings(options: Options, model: DeblurModel, processes: Processes) -> list[str]:

@@ -59,9 +59,31 @@ def cosine_restart_cyclic(
     return lr
 
 
+@SCHEDULERS.register("CosineAnnealingRestartLR")
+def cosine_restart(
+    *,
+    base_lr: float,
+    total_iter: int,
+    periods: Sequence[int],
+    restart_weights: Sequence[float] = (1,),
+    eta_min: float = 0.0,
+) -> LRSchedule:
+    """Cosine cycles that all end at `eta_min` (BasicSR); see `cosine_restart_cyclic`."""
+    return cosine_restart_cyclic(
+        base_lr=base_lr,
+        total_iter=total_iter,
+        periods=periods,
+        restart_weights=restart_weights,
+        eta_mins=[eta_min] * len(periods),
+    )
+
+
 @SCHEDULERS.register("CosineAnnealingLR")
 def cosine_annealing(*, base_lr: float, total_iter: int, eta_min: float = 0.0) -> LRSchedule:
-    """One cosine from the base learning rate to `eta_min` over the training (paper's text)."""
+    """One cosine from the base learning rate to `eta_min` over the training.
+
+    The paper's text names it, with 1e-6 at the end: `eta_min: 1e-6`.
+    """
     return cosine_restart_cyclic(
         base_lr=base_lr,
         total_iter=total_iter,
@@ -70,20 +92,42 @@ def cosine_annealing(*, base_lr: float, total_iter: int, eta_min: float = 0.0) -
     )
 
 
+@SCHEDULERS.register("MultiStepRestartLR")
 @SCHEDULERS.register("MultiStepLR")
 def multi_step(
-    *, base_lr: float, total_iter: int, milestones: Sequence[int], gamma: float = 0.1
+    *,
+    base_lr: float,
+    total_iter: int,
+    milestones: Sequence[int],
+    gamma: float = 0.1,
+    restarts: Sequence[int] = (0,),
+    restart_weights: Sequence[float] = (1,),
 ) -> LRSchedule:
-    """`gamma` times smaller after each milestone; milestones are steps done.
+    """`gamma` times smaller after each milestone; milestones and restarts are steps done (BasicSR).
+
+    At a restart the rate becomes the base rate times the restart's weight.
 
     Raises:
-        UserError: a milestone lies beyond the training.
+        UserError: a milestone lies beyond the training, or restarts and weights differ in number.
     """
     if milestones and max(milestones) >= total_iter:
         raise UserError(
             f"train.scheduler.milestones: {max(milestones)} is never reached in {total_iter} steps"
         )
-    return lambda step: base_lr * gamma ** sum(step - 1 >= m for m in milestones)
+    if len(restarts) != len(restart_weights):
+        raise UserError(
+            f"train.scheduler.restart_weights: {len(restart_weights)} weights for {len(restarts)} "
+            "restarts; give one for each"
+        )
+    weights = dict(zip(restarts, restart_weights, strict=True))
+
+    def lr(step: int) -> float:
+        done = step - 1
+        restart = max((r for r in weights if r <= done), default=-1)
+        passed = sum(restart < milestone <= done for milestone in milestones)
+        return base_lr * weights.get(restart, 1) * gamma**passed
+
+    return lr
 
 
 def build_lr_schedule(

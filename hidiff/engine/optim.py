@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -23,12 +23,19 @@ def adamw(
     params: Iterable[nn.Parameter],
     lr: float,
     weight_decay: float = 1e-2,
-    betas: Sequence[float] = (0.9, 0.999),
+    betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
+    amsgrad: bool = False,
 ) -> torch.optim.Optimizer:
     """AdamW, what the released options use; the decay acts on every parameter."""
     return torch.optim.AdamW(
-        list(params), lr=lr, weight_decay=weight_decay, betas=tuple(betas), eps=eps, fused=True
+        list(params),
+        lr=lr,
+        weight_decay=weight_decay,
+        betas=betas,
+        eps=eps,
+        amsgrad=amsgrad,
+        fused=True,
     )
 
 
@@ -38,12 +45,19 @@ def adam(
     params: Iterable[nn.Parameter],
     lr: float,
     weight_decay: float = 0.0,
-    betas: Sequence[float] = (0.9, 0.99),
+    betas: tuple[float, float] = (0.9, 0.99),
     eps: float = 1e-8,
+    amsgrad: bool = False,
 ) -> torch.optim.Optimizer:
     """Adam, what the paper's text names."""
     return torch.optim.Adam(
-        list(params), lr=lr, weight_decay=weight_decay, betas=tuple(betas), eps=eps, fused=True
+        list(params),
+        lr=lr,
+        weight_decay=weight_decay,
+        betas=betas,
+        eps=eps,
+        amsgrad=amsgrad,
+        fused=True,
     )
 
 

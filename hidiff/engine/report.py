@@ -344,8 +344,8 @@ def _own_rows(
     return [scores, differences]
 
 
-def all_scores_lines(results: Iterable[Result]) -> list[str]:
-    """Every score that was read, with its protocol, count and source."""
+def all_scores_lines(results: Iterable[Result], title: str = "All scores") -> list[str]:
+    """Every one of the scores, with its protocol, count and source."""
     rows = [
         [
             result.folder.resolve().name,
@@ -360,7 +360,7 @@ def all_scores_lines(results: Iterable[Result]) -> list[str]:
         for result in results
     ]
     header = ["folder", "data set", "protocol", "images", "PSNR (dB)", "SSIM", "remarks", "file"]
-    return ["## All scores", "", *markdown_table(header, rows), ""]
+    return [f"## {title}", "", *markdown_table(header, rows), ""]
 
 
 def version_lines(results: Iterable[Result]) -> list[str]:
@@ -375,10 +375,15 @@ def version_lines(results: Iterable[Result]) -> list[str]:
 def report_lines(results: Sequence[Result]) -> list[str]:
     """The tables 2, 3, 4 and 1, as far as the results add rows to them, then all scores.
 
+    Data sets that are none of the paper's have a section of their own, without published figures.
+
     Raises:
-        UserError: none of the results belongs into a table.
+        UserError: none of the results belongs into a table or that section.
     """
     tables = [line for number in (2, 3, 4, 1) for line in table_lines(number, results)]
+    own = [result for result in results if result.benchmark is None]
+    if own:
+        tables += all_scores_lines(own, "Other data sets, not in the paper")
     if not tables:
         found = ", ".join(sorted({f"{r.dataset} as {r.model}" for r in results})) or "none"
         raise UserError(

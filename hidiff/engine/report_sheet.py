@@ -11,19 +11,20 @@ from hidiff.data.sheet import busiest_window, comparison_row
 from hidiff.engine.score_program import restored_folder
 from hidiff.errors import UserError
 from hidiff.metrics import evaluate_pair
-from hidiff.metrics.published import BENCHMARKS
 
 DETAIL = (360, 640)
 """Height and width in pixels of what is shown of larger photographs."""
 
 
-def sheet_rows(result: Path, dataset: str, data: Path, count: int) -> list[np.ndarray]:
+def sheet_rows(
+    result: Path, dataset: str, protocol: str, data: Path, count: int
+) -> list[np.ndarray]:
     """Comparison rows of one data set in one result folder.
 
     Args:
         result: result folder of test.py.
-        dataset: a key of `hidiff.metrics.published.BENCHMARKS`; the PSNR above the pictures is that
-            of its protocol, over the whole photograph.
+        dataset: its name in the result folder.
+        protocol: that of the PSNR above the pictures, over the whole photograph.
         data: folder with `input` (blurry) and `target` (sharp).
         count: how many photographs to show, spread over their names.
 
@@ -51,14 +52,13 @@ def sheet_rows(result: Path, dataset: str, data: Path, count: int) -> list[np.nd
     chosen = [names[index * len(names) // count] for index in range(count)]
     title = f"{result.resolve().name} {dataset}"
     return [
-        _row(name, title, {side: found[name] for side, found in files.items()}, dataset)
+        _row(name, title, {side: found[name] for side, found in files.items()}, protocol)
         for name in chosen
     ]
 
 
-def _row(name: str, title: str, files: dict[str, Path], dataset: str) -> np.ndarray:
+def _row(name: str, title: str, files: dict[str, Path], protocol: str) -> np.ndarray:
     images = {side: to_uint8(read_image(path)) for side, path in files.items()}
-    protocol = BENCHMARKS[dataset].protocol
     labels = {"sharp": f"sharp: {name}"}
     for side in ("blurry", "restored"):
         psnr = evaluate_pair(images[side], images["sharp"], protocol=protocol)["psnr"]

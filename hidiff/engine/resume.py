@@ -20,7 +20,7 @@ WITHOUT_INFLUENCE = (
     r"datasets\.(val|test).*",
     # The place of the data may change; that it is the same data is the user's word.
     r"datasets\.train\.(name|num_worker_per_gpu|timeout|dataroot_\w+|io_backend.*)",
-    r"datasets\.train\.(meta_info_file|cache)",
+    r"datasets\.train\.(meta_info_file|cache|num_prefetch_queue|pin_memory)",
     r"path\..*",
     r"dist_params\..*",
     r"train\.(max_bad_steps|on_bad_image)",

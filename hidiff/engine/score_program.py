@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hidiff.data.pairs import listing
+from hidiff.data.image import listing
 from hidiff.engine.pipeline import available_cores
 from hidiff.engine.score_files import check_replaceable, score_paths, write_scores
 from hidiff.engine.scoring import FolderScores, score_folders
@@ -86,8 +86,8 @@ def named_folders(texts: Iterable[str], names: Iterable[str], option: str) -> di
 
 
 def find_data(dataset: str) -> Path | None:
-    """The folder of a benchmark that the layout has here, or None."""
-    return next((path for path in DATA_FOLDERS[dataset] if path.is_dir()), None)
+    """The folder of a data set that the layout has here, or None."""
+    return next((path for path in DATA_FOLDERS.get(dataset, ()) if path.is_dir()), None)
 
 
 def restored_folder(result: Path, dataset: str) -> Path:

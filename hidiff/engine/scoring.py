@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from hidiff.data.image import list_images, read_image, to_uint8
-from hidiff.data.pairs import listing
+from hidiff.data.image import list_images, listing, read_image, to_uint8
 from hidiff.engine.versions import library_versions
 from hidiff.errors import UserError
 from hidiff.metrics import PROTOCOLS, evaluate_pair

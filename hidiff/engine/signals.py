@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+from contextlib import suppress
 from types import FrameType, TracebackType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+from hidiff.data.loader import STOP_SIGNALS
 
 
 class StopRequest:
-    """While entered, SIGTERM and SIGUSR1 set `received` in place of ending the process."""
+    """While entered, the signals set `received` in place of ending the process.
+
+    A second SIGINT (Ctrl-C) raises `KeyboardInterrupt`. A signal that is ignored already stays
+    so: SIGHUP after nohup, SIGINT of a job in the background.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -19,7 +25,11 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         # Python delivers signals to the main thread only, and only it may change handlers.
         if threading.current_thread() is threading.main_thread():
-            self._previous = {s: signal.signal(s, self._receive) for s in SIGNALS}
+            self._previous = {
+                s: signal.signal(s, self._receive)
+                for s in STOP_SIGNALS
+                if signal.getsignal(s) != signal.SIG_IGN
+            }
         return self
 
     def __exit__(
@@ -29,4 +39,11 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if self.received == "SIGINT":
+                raise KeyboardInterrupt
+            # Not through Python's files: the signal may have come in the middle of a write.
+            if os.environ.get("RANK", "0") == "0":
+                with suppress(OSError):
+                    os.write(2, b"\nsaving after this step; Ctrl-C again ends at once\n")
         self.received = signal.Signals(number).name

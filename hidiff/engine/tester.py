@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import functools
+import io
 import json
 import math
 import statistics
@@ -15,13 +17,32 @@ import torch
 
 from hidiff.data import build_dataset
 from hidiff.engine.distributed import Processes
-from hidiff.engine.evaluator import ImageResult, build_test_scorer, evaluate, mean_metrics
+from hidiff.engine.evaluator import (
+    ImageResult,
+    build_test_scorer,
+    cropped_note,
+    evaluate,
+    mean_metrics,
+)
 from hidiff.engine.experiment import RESULTS, load_pretrained, set_aside
+from hidiff.engine.lock import hold
 from hidiff.engine.logger import get_logger
+from hidiff.engine.score_log import (
+    ROWS,
+    Key,
+    ScoreLog,
+    can_resume,
+    done_before,
+    fingerprint,
+    open_log,
+    read_rows,
+    start,
+)
 from hidiff.engine.scoring import FolderScores, ImageScore
 from hidiff.engine.versions import library_versions
-from hidiff.files import write_text
-from hidiff.models import build_model
+from hidiff.errors import UserError
+from hidiff.files import inside, write_text
+from hidiff.models import DeblurModel, build_model
 from hidiff.models.compilation import compile_blocks
 from hidiff.models.precision import precision
 from hidiff.options import DatasetOptions, Options
@@ -68,6 +89,8 @@ class TestedSet:
         target = self.options.source.get("dataroot_gt")
         if target is None:
             return ["no ground truth, nothing was scored"]
+        cropped = cropped_note(self.rows)
+        found = [cropped] if cropped else []
         images = [
             ImageScore(
                 row.name,
@@ -82,84 +105,140 @@ class TestedSet:
         name = self.options.name
         scores = FolderScores(self.protocol, name, self.pictures, Path(target), tuple(images))
         if not scores.scored:
-            return []
+            return found
         note = scores.count_note()
-        return [*([note] if note else []), *scores.warnings()]
+        return [*found, *([note] if note else []), *scores.warnings()]
 
 
-def run_test(options: Options, processes: Processes, *, seeds: int = 1) -> bool:
+def run_test(
+    options: Options, processes: Processes, *, seeds: int = 1, resume: bool = False
+) -> bool:
     """Restore and score every test set of an option file.
 
-    Writes `results/{name}/visualization/{dataset}/{image}.png`, `results/{name}/metrics.json` and
-    `results/{name}/metrics.csv`; results of an earlier run are set aside under another name.
+    Writes `results/{name}/visualization/{dataset}/{image}.png` and a row in `rows/` as each image
+    is done, and `metrics.json` and `metrics.csv` in the end. Results of an earlier run are set
+    aside under another name.
 
     Args:
         options: the option file.
         processes: those that share the images.
         seeds: how often each image is restored, each time from other noise, to measure how much
             the scores depend on it; the seeds count up from `manual_seed`.
+        resume: keep the results of an earlier run of the same test, and go on with the images that
+            have no row or no picture there.
 
     Returns:
-        Whether every image was restored.
+        Whether every image was restored, and the result was written.
 
     Raises:
         UserError: anything in the options, the data or the weights that a person must mend.
     """
     log = get_logger()
+    folder = RESULTS / options.name
+    suffix = f"_{options.val.suffix}" if options.val.suffix else ""
     sections = options.test_sets().values()
     scorers = {section.name: build_test_scorer(options.val, section.name) for section in sections}
     datasets = {section.name: build_dataset(section) for section in sections}
+    pictures = {name: folder / "visualization" / name for name in datasets}
+
+    def picture(dataset: str, image: str) -> Path:
+        return inside(pictures[dataset], f"{image}{suffix}.png")
+
+    for name, dataset in datasets.items():
+        for pair in dataset.pairs:
+            picture(name, pair.name)  # refuses a name that leads elsewhere before work starts
     model_class = MODELS.get(options.model_type, "model_type")
     training_only = set(model_class.training_sections.values())
     torch.manual_seed(options.manual_seed)
     model = build_model({k: v for k, v in options.sections.items() if k not in training_only})
-    notices = [*options.notices, *model.notices, *load_pretrained(model, options, training=False)]
+    loaded, _ = load_pretrained(model, options, training=False)
+    notices = [*options.notices, *model.notices, *loaded, *hold(folder, processes)]
+    with processes.main_first():
+        rows = _prepare(folder, options, model, processes, seeds, resume)
+    rows = processes.gather(rows)[0]
     model.to(processes.device).eval()
     model.net_g.use_kernels(options.kernels)
     if options.val.compile:
         compile_blocks(model, "val.compile")
+    for dataset in datasets.values():
+        notices += dataset.notices
     for notice in notices:
         log.info(notice)
 
-    folder = RESULTS / options.name
-    if processes.is_main and folder.exists():
-        log.info("results of an earlier run were moved to %s", set_aside(folder))
-    processes.barrier()
+    def test(name: str, run: int, score_log: ScoreLog) -> list[ImageResult]:
+        seed, dataset = options.manual_seed + run, datasets[name]
+        saves = options.val.save_img is not False and run == 0
+        done = {
+            index: row
+            for index, row in done_before(rows, name, seed, dataset).items()
+            if not saves or picture(name, row.name).is_file()
+        }
+        label = name if seeds == 1 else f"{name}, seed {seed}"
+        if done:
+            log.info("%s: %d of %d images are there already", label, len(done), len(dataset))
+        return evaluate(
+            model,
+            dataset,
+            scorers[name][1],
+            processes,
+            seed=seed,
+            label=label,
+            self_ensemble=options.val.selfensemble_testing,
+            num_workers=options.val.num_workers,
+            pbar=options.val.pbar,
+            score_blurry=run == 0,
+            picture_path=functools.partial(picture, name) if saves else None,
+            on_result=lambda row: score_log.add(name, seed, dataset.files(row.index), row),
+            done=processes.gather(done)[0],
+        )
 
-    suffix = f"_{options.val.suffix}" if options.val.suffix else ""
-    tested = []
-    for section in sections:
-        name = section.name
-        protocol, scorer = scorers[name]
-        pictures = folder / "visualization" / name
-        with precision(model, options.val.precision):
-            runs = [
-                evaluate(
-                    model,
-                    datasets[name],
-                    scorer,
-                    processes,
-                    seed=options.manual_seed + run,
-                    label=name if seeds == 1 else f"{name}, seed {options.manual_seed + run}",
-                    self_ensemble=options.val.selfensemble_testing,
-                    num_workers=options.val.num_workers,
-                    score_blurry=run == 0,
-                    picture_path=(lambda image, to=pictures: to / f"{image}{suffix}.png")
-                    if options.val.save_img is not False and run == 0
-                    else None,
-                )
-                for run in range(seeds)
-            ]
-        tested.append(TestedSet(section, protocol, pictures, runs))
+    with open_log(folder, processes.rank) as score_log, precision(model, options.val.precision):
+        tested = [
+            TestedSet(
+                section,
+                scorers[section.name][0],
+                pictures[section.name],
+                [test(section.name, run, score_log) for run in range(seeds)],
+            )
+            for section in sections
+        ]
+    complete = not any(row.error for data in tested for run in data.runs for row in run)
     if processes.is_main:
         report = summary(options, tested, upper_bound=model.restores_from_gt)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "metrics.json", json.dumps(report, indent=2) + "\n")
-        write_csv(folder / "metrics.csv", tested, options.manual_seed)
         for line in table(report):
             log.info(line)
+        try:
+            write_csv(folder / "metrics.csv", tested, options.manual_seed)
+            write_text(folder / "metrics.json", json.dumps(report, indent=2) + "\n")
+        except UserError as error:
+            log.error(
+                "%s; nothing is lost: the rows are in %s, and test.py --resume makes of them what "
+                "is missing",
+                *(error, folder / ROWS),
+            )
+            return False
         log.info("written to %s", folder)
-    return not any(row.error for data in tested for run in data.runs for row in run)
+    return complete
+
+
+def _prepare(
+    folder: Path,
+    options: Options,
+    model: DeblurModel,
+    processes: Processes,
+    seeds: int,
+    resume: bool,
+) -> dict[Key, ImageResult]:
+    """Make the result folder ready on the main process; the rows to go on from."""
+    if not processes.is_main:
+        return {}
+    expected = fingerprint(options, model, device=processes.device.type, seeds=seeds)
+    if resume and can_resume(folder, expected):
+        return read_rows(folder)
+    if folder.exists():
+        get_logger().info("results of an earlier run were moved to %s", set_aside(folder))
+    start(folder, expected)
+    return {}
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | str]:
@@ -224,14 +303,15 @@ def write_csv(path: Path, tested: list[TestedSet], first_seed: int) -> None:
     names = sorted({name for _, _, row in rows for name in row.restored})
     header = ["dataset", "protocol", "image", "seed", *names]
     header += [*(f"blurry_{name}" for name in names), "seconds", "error"]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        for data, seed, row in rows:
-            scores = [part.get(name, "") for part in (row.restored, row.blurry) for name in names]
-            seconds = "" if math.isnan(row.seconds) else f"{row.seconds:.4f}"
-            place = [data.options.name, data.protocol, row.name, seed]
-            writer.writerow([*place, *scores, seconds, row.error or ""])
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(header)
+    for data, seed, row in rows:
+        scores = [part.get(name, "") for part in (row.restored, row.blurry) for name in names]
+        seconds = "" if math.isnan(row.seconds) else f"{row.seconds:.4f}"
+        place = [data.options.name, data.protocol, row.name, seed]
+        writer.writerow([*place, *scores, seconds, row.error or ""])
+    write_text(path, text.getvalue())
 
 
 def table(report: Mapping[str, Any]) -> list[str]:

@@ -21,10 +21,12 @@ from hidiff.engine.distributed import Processes, no_sync
 from hidiff.engine.ema import WeightAverage
 from hidiff.engine.experiment import (
     Experiment,
+    changed_since_start,
     load_pretrained,
     set_aside,
     training_warnings,
 )
+from hidiff.engine.lock import hold
 from hidiff.engine.logger import MetricsWriter, start_logging
 from hidiff.engine.lr_schedule import build_lr_schedule
 from hidiff.engine.memory import is_out_of_memory
@@ -38,7 +40,7 @@ from hidiff.engine.optim import (
 from hidiff.engine.resume import compare_options, options_hash
 from hidiff.engine.signals import StopRequest
 from hidiff.engine.validation import Validator
-from hidiff.errors import UserError
+from hidiff.errors import Interrupted, UserError
 from hidiff.models import DeblurModel, build_model
 from hidiff.models.compilation import compile_blocks
 from hidiff.models.precision import precision
@@ -91,6 +93,7 @@ class Trainer:
         if not self.dataset.has_gt:
             raise UserError(f"{data_options.where}.dataroot_gt: training needs the sharp images")
         self.experiment = Experiment(options.name)
+        lock_notices = hold(self.experiment.folder, processes)
         self.validator = Validator(
             options,
             {
@@ -105,11 +108,22 @@ class Trainer:
             processes.require_same(f"images ({name})", dataset.fingerprint())
 
         self.step = 0
+        self.saved_step = 0
         self.bad_steps = 0
-        self.notices = [*options.notices, *training_warnings(options, self.model, processes)]
+        self.validated = True
+        """Whether the validation after `step`, where there is to be one, is done."""
+        self.notices = [
+            *options.notices,
+            *lock_notices,
+            *training_warnings(options, self.model, processes),
+        ]
+        for dataset in (self.dataset, *self.validator.datasets.values()):
+            self.notices += dataset.notices
+        self.started_from: dict[str, dict[str, Any]] = {}
         state = self._saved_state(auto_resume)
         if state is None:
-            self.notices += load_pretrained(self.model, options, training=True)
+            notices, self.started_from = load_pretrained(self.model, options, training=True)
+            self.notices += notices
         decay = self.train_options.ema_decay
         self.average = WeightAverage(self.model, decay) if decay else None
         if state is not None:
@@ -131,7 +145,8 @@ class Trainer:
                 enlarge_ratio=data_options.dataset_enlarge_ratio,
             ),
             num_workers=data_options.num_worker_per_gpu,
-            pin_memory=processes.device.type == "cuda",
+            pin_memory=processes.device.type == "cuda" and data_options.pin_memory is not False,
+            prefetch=data_options.num_prefetch_queue,
             skip_bad=self.train_options.on_bad_image == "skip",
             timeout=data_options.timeout,
         )
@@ -140,9 +155,10 @@ class Trainer:
         log_file = None
         with processes.main_first():
             if processes.is_main:
-                if auto_resume and state is None:
-                    self._set_aside_unsaved()
+                if state is None:
+                    self._set_aside_unsaved(auto_resume)
                 log_file = self.experiment.create(options, resuming=state is not None)
+                checkpoint.clear_partial(self.experiment.models, self.experiment.states)
                 if state is not None:
                     # Later states are another branch's; --auto_resume must not return to it.
                     self.notices += checkpoint.set_aside_newer(self.experiment.states, self.step)
@@ -153,17 +169,17 @@ class Trainer:
     def run(self) -> None:
         """Train from the step after the last one to `train.total_iter`.
 
-        SIGTERM and SIGUSR1 end the run after a step, with a state to resume from.
-
         Raises:
             UserError: an image cannot be used, or loss or gradient is not finite in too many steps
                 in a row.
+            Interrupted: a signal (`StopRequest`) or the end of torchrun has stopped the run after
+                a step or between two images of a validation; its state is saved.
         """
         with ExitStack() as stack:
             stack.enter_context(self._failures_in_log())
             stack.enter_context(self._memory_errors())
             stack.callback(self.batches.close)
-            stop = stack.enter_context(StopRequest())
+            self.stop = stack.enter_context(StopRequest())
             stack.enter_context(precision(self.model, self.train_options.precision))
             tensorboard = self.experiment.tensorboard if self._uses_tensorboard else None
             self.writer = MetricsWriter(tensorboard, self.step + 1)
@@ -177,25 +193,59 @@ class Trainer:
                     dynamic_ncols=True,
                 )
             )
-            for step in range(self.step + 1, self.total_iter + 1):
-                set_lr(self.optimizer, self.lr(step))
-                losses, images = self._accumulate(step)
-                norm = clip_gradients(self.model, self._max_norm).item()
-                self.step = step
-                if self._all_finite(losses, norm):
-                    self._update()
-                else:
-                    self._skip(losses, images)
-                self._report(losses, norm)
-                stopping = self.processes.any(stop.received is not None)
-                if self.options.val.val_freq and self._due(self.options.val.val_freq):
-                    self.validator.run(self._to_validate, step, self.writer)
+            # A run that was stopped in a validation goes on with it.
+            stopping = not self._validate()
+            while not stopping and self.step < self.total_iter:
+                self._train_step(self.step + 1)
+                stopping = self.processes.any(self._asked_to_stop())
+                val_freq = self.options.val.val_freq
+                self.validated = not (val_freq and self._due(val_freq))
                 if stopping or self._due(self.options.logger.save_checkpoint_freq):
                     self._save(last=stopping)
-                if stopping and step < self.total_iter:
-                    self.log.info("stopped after step %d: resumable with --auto_resume", step)
-                    return
-        self.log.info("training is complete: %s", self.experiment.models)
+                stopping = stopping or not self._validate()
+            complete = self.step == self.total_iter and self.validated
+        if complete:
+            self.log.info("training is complete: %s", self.experiment.models)
+            return
+        message = f"stopped after step {self.step}: resumable with --auto_resume"
+        self.log.info(message)
+        # SIGUSR1 is the one signal that torchrun does not hand on.
+        self.processes.leave(agent_knows=self.stop.received not in (None, "SIGUSR1"))
+        raise Interrupted(message)
+
+    def _train_step(self, step: int) -> None:
+        """The step with all its micro-batches, and what is said about it."""
+        set_lr(self.optimizer, self.lr(step))
+        losses, images = self._accumulate(step)
+        norm = clip_gradients(self.model, self._max_norm).item()
+        self.step = step
+        if self._all_finite(losses, norm):
+            self._update()
+        else:
+            self._skip(losses, images)
+        self._report(losses, norm)
+
+    def _asked_to_stop(self) -> bool:
+        """Whether this process is; a training whose torchrun is gone cannot be told any more."""
+        return self.stop.received is not None or self.processes.orphaned
+
+    def _validate(self) -> bool:
+        """Score the model where that is still to be done; False where a stop came before the end.
+
+        The checkpoint of the step is written before, because a validation may take longer than
+        schedulers wait, and its training state again after it, for the best scores.
+        """
+        if self.validated:
+            return True
+        self.validated = self.validator.run(
+            self._to_validate, self.step, self.writer, self._asked_to_stop
+        )
+        saved = self.saved_step == self.step
+        if self.validated and saved:
+            self._save(weights=False)
+        elif not self.validated and not saved:
+            self._save(last=True)
+        return self.validated
 
     @contextmanager
     def _failures_in_log(self) -> Iterator[None]:
@@ -354,7 +404,7 @@ class Trainer:
         scalars |= {"train/lr": lr, "train/grad_norm": grad_norm, "train/phase": phase}
         self.writer.scalars(scalars, self.step)
 
-    def _save(self, *, last: bool = False) -> None:
+    def _save(self, *, last: bool = False, weights: bool = True) -> None:
         """Weights of the trained networks, and the state to resume from.
 
         Where they cannot be written (a full disk), the run goes on and tries again next time.
@@ -365,15 +415,17 @@ class Trainer:
         problem = None
         if self.processes.is_main:
             try:
-                checkpoint.save_networks(
-                    self.model.trained_networks(),
-                    self.experiment.models,
-                    self.step,
-                    self.average.networks() if self.average else None,
-                )
+                if weights:
+                    checkpoint.save_networks(
+                        self.model.trained_networks(),
+                        self.experiment.models,
+                        self.step,
+                        self.average.networks() if self.average else None,
+                    )
                 checkpoint.save_state(self._state(), self.experiment.states, self.step)
-                self.log.info("step %d: saved weights and training state", self.step)
-            except (OSError, RuntimeError) as error:
+                what = "weights and training state" if weights else "the scores of the validation"
+                self.log.info("step %d: saved %s", self.step, what)
+            except OSError as error:
                 problem = f"step {self.step}: the checkpoint could not be written ({error})"
                 self.log.error(
                     "%s; training goes on and tries again at the next one; earlier checkpoints are "
@@ -381,7 +433,9 @@ class Trainer:
                     problem,
                 )
         problem = self.processes.gather(problem)[0]
-        if problem and (last or self.step == self.total_iter):
+        if problem is None:
+            self.saved_step = self.step
+        elif last or self.step == self.total_iter:
             raise UserError(
                 f"{problem}, and the run ends here; make room on the disk and go on from the "
                 f"newest state in {self.experiment.states} with --auto_resume"
@@ -397,6 +451,8 @@ class Trainer:
             "networks": {n: net.state_dict() for n, net in self.model.networks().items()},
             "optimizer": self.optimizer.state_dict(),
             "best": self.validator.best,
+            "validated": self.validated,
+            "started_from": self.started_from,
             "bad_steps": self.bad_steps,
             "slots": self.plan.slots,
             "training_pairs": len(self.dataset),
@@ -444,10 +500,15 @@ class Trainer:
         path = self.options.path.resume_state
         return None if path is None else checkpoint.load_state(path, "path.resume_state")
 
-    def _set_aside_unsaved(self) -> None:
-        """Make room for a run that was stopped before its first training state."""
+    def _set_aside_unsaved(self, auto_resume: bool) -> None:
+        """Make room where an earlier attempt ended before its first training state.
+
+        Without `auto_resume` the weights that it may have saved are enough to keep the name.
+        """
         folder = self.experiment.folder
-        if folder.exists() and not any(self.experiment.states.glob("*.state")):
+        if not folder.exists() or any(self.experiment.states.glob("*.state")):
+            return
+        if auto_resume or not any(self.experiment.models.glob("*.pth")):
             archived = set_aside(folder)
             self.notices.append(f"{folder} had no training state to resume; it is now {archived}")
 
@@ -482,6 +543,11 @@ class Trainer:
                 "with the option file that the experiment was started with"
             ) from None
         self.step, self.bad_steps = state["step"], state["bad_steps"]
+        self.saved_step = self.step
+        self.validated = state.get("validated", True)
+        self.started_from = state.get("started_from", {})
+        if self.processes.is_main:
+            self.notices += changed_since_start(self.started_from)
         self.validator.best = state["best"]
         self.notices.append(f"resumed after step {self.step}")
 

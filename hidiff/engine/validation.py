@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,15 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from hidiff.engine.distributed import Processes
-from hidiff.engine.evaluator import Triptych, build_metrics, evaluate, mean_metrics
+from hidiff.engine.evaluator import (
+    Triptych,
+    build_metrics,
+    cropped_note,
+    evaluate,
+    mean_metrics,
+)
 from hidiff.engine.logger import MetricsWriter, get_logger, warn_of_loss
+from hidiff.files import inside
 from hidiff.models import DeblurModel
 from hidiff.models.compilation import uncompiled
 from hidiff.models.precision import precision
@@ -31,7 +38,8 @@ class Validator:
         folder: where pictures go with `val.save_img`.
 
     Raises:
-        UserError: an unknown metric or option in `val.metrics`.
+        UserError: an unknown metric or option in `val.metrics`; an image's name that leads out of
+            the folder of its picture.
     """
 
     def __init__(
@@ -46,11 +54,24 @@ class Validator:
         self.processes = processes
         self.folder = folder
         self.scorer = build_metrics(options.val.metrics)
+        if options.val.save_img:
+            for name, dataset in datasets.items():
+                for pair in dataset.pairs:
+                    inside(folder / name, pair.name)  # now rather than at the first validation
         self.best: dict[str, dict[str, Any]] = {}
         """'{set}/{metric}' → its best value and the step of it; part of the training state."""
 
-    def run(self, model: DeblurModel, step: int, writer: MetricsWriter) -> None:
-        """Score the model after a step; results go to the log and TensorBoard."""
+    def run(
+        self, model: DeblurModel, step: int, writer: MetricsWriter, stop: Callable[[], bool]
+    ) -> bool:
+        """Score the model after a step; results go to the log and TensorBoard.
+
+        `stop` is asked between two images. Where it says yes on any process, the scores of the
+        data set are dropped on all of them.
+
+        Returns:
+            Whether all data sets were scored.
+        """
         upper_bound = model.restores_from_gt
         label = "val (upper bound: sees the sharp image)" if upper_bound else "val"
         log = get_logger()
@@ -62,7 +83,8 @@ class Validator:
                     shown[image] = np.concatenate(pictures, axis=1)
 
             def path(image: str, name: str = name) -> Path:
-                return self.folder / name / image / f"{image}_{step}.png"
+                place = inside(self.folder / name, image)
+                return place / f"{place.name}_{step}.png"
 
             with precision(model, self.options.val.precision), uncompiled():
                 results = evaluate(
@@ -74,16 +96,22 @@ class Validator:
                     label=f"{label} {name}",
                     self_ensemble=self.options.val.selfensemble_testing,
                     num_workers=self.options.val.num_workers,
+                    pbar=self.options.val.pbar,
                     picture_path=path if self.options.val.save_img else None,
                     on_unwritten=lambda error: warn_of_loss("a picture of the validation", error),
                     on_triptych=keep,
+                    stop=stop,
                 )
+            if len(results) < len(dataset):
+                return False
             for failed in (result for result in results if result.error):
                 log.warning("%s: %s", name, failed.error)
+            if note := cropped_note(results):
+                log.warning("%s: %s", name, note)
             means = mean_metrics(results)
             for metric, value in means.items():
                 best = self.best.setdefault(f"{name}/{metric}", {"value": value, "step": step})
-                if value > best["value"]:
+                if self.options.val.is_better(metric, value, best["value"]):
                     best.update(value=value, step=step)
                 log.info(
                     "step %d: %s %s, %s %.4f (best %.4f at step %d)",
@@ -94,3 +122,4 @@ class Validator:
             for part in self.processes.gather(shown):
                 for image, picture in part.items():
                     writer.picture(f"{name}/{image}", picture, step)
+        return True

@@ -34,7 +34,7 @@ class PerceptualLoss(nn.Module):
     """
 
     def __init__(
-        self, *, weights: str, layers: Sequence[int] = (17, 26), loss_weight: float = 1.0
+        self, *, weights: Path, layers: Sequence[int] = (17, 26), loss_weight: float = 1.0
     ) -> None:
         super().__init__()
         try:
@@ -44,7 +44,7 @@ class PerceptualLoss(nn.Module):
                 f"PerceptualLoss needs a working torchvision ({error}); install the build that "
                 "belongs to this PyTorch, or take the loss out of the option file"
             ) from None
-        state_dict, _ = load_torch_file(Path(weights), "PerceptualLoss: weights")
+        state_dict, _ = load_torch_file(weights, "PerceptualLoss: weights")
         network = vgg19()
         network.load_state_dict(state_dict)
         self.layers = sorted(layers)

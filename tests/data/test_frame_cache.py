@@ -183,7 +183,20 @@ def test_damaged_pixels_are_noticed_once_and_named(folder):
     assert_same(cached(folder), dataset(folder))
 
 
-@pytest.mark.parametrize("damage", ["short", "gone", "index"])
+INDEX_DAMAGE = {
+    "cut": lambda text: text[:100],
+    "no frames": lambda text: text.replace('"frames"', '"framez"'),
+    "no bytes": lambda text: text.replace('"bytes"', '"bytez"'),
+    "no checksum": lambda text: json.dumps({**json.loads(text), "sha256": ""}),
+    "a list": lambda text: "[]",
+    "shape": lambda text: text.replace("[40, 48, 3]", "[48, 40, 3]"),
+    "too large": lambda text: text.replace("[40, 48, 3]", "[999999, 48, 3]"),
+    "dtype": lambda text: text.replace("uint8", "uint7"),
+    "offset": lambda text: text.replace('"offset": 0', '"offset": 640'),
+}
+
+
+@pytest.mark.parametrize("damage", ["short", "gone", *INDEX_DAMAGE])
 def test_a_cache_that_cannot_be_read_is_named(folder, damage):
     data = cached(folder)
     (pixels,), (index,) = files(folder, ".bin"), files(folder, ".json")
@@ -192,7 +205,9 @@ def test_a_cache_that_cannot_be_read_is_named(folder, damage):
     elif damage == "gone":
         pixels.unlink()
     else:
-        os.truncate(index, 100)
+        text = index.read_text()
+        assert INDEX_DAMAGE[damage](text) != text
+        index.write_text(INDEX_DAMAGE[damage](text))
     with pytest.raises(UserError, match=rf"datasets\.train\.cache: .*damaged.*{index.name}"):
         data[0]
 

@@ -1,5 +1,8 @@
 """Reading pairs: folders, LMDB, lists; conversions; and every kind of bad image."""
 
+import re
+import shlex
+
 import cv2
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from small_data import make_pairs, picture, write_rgb
 from hidiff import UserError
 from hidiff.data import CropRequest, PairedImageIRDataset
 from hidiff.data.image import read_image, to_float, to_uint8, write_image
+from scripts.check_data import main as check_data
 
 
 @pytest.fixture
@@ -148,9 +152,22 @@ def test_an_empty_folder_is_named(tmp_path):
 
 
 def test_a_pair_of_two_sizes_is_named(folder):
-    write_rgb(folder / "input" / "scene-001.png", picture(1, 40, 40))
-    with pytest.raises(UserError, match=r"'scene-001' has two sizes.*40×40.*48×40"):
+    write_rgb(folder / "input" / "scene-001.png", picture(1, 40, 50))
+    with pytest.raises(UserError, match=r"'scene-001' has two sizes.*50×40.*48×40"):
         dataset(folder)[1]
+
+
+def test_a_larger_sharp_image_is_cropped_but_for_training(folder):
+    """As in the release: the part at the top left."""
+    write_rgb(folder / "target" / "scene-001.png", picture(1, 44, 60))
+    item = dataset(folder)[1]
+    assert item["cropped"]
+    assert torch.equal(
+        item["gt"] * 255, torch.from_numpy(picture(1, 44, 60)[:40, :48]).permute(2, 0, 1)
+    )
+    assert "cropped" not in dataset(folder)[0]
+    with pytest.raises(UserError, match=r"'scene-001' has two sizes.*48×40.*60×44"):
+        dataset(folder)[CropRequest(1, 16, 16, (0,))]
 
 
 def test_an_image_smaller_than_the_patch_is_named(folder):
@@ -200,3 +217,78 @@ def test_writing_is_atomic_and_lossless(tmp_path):
 def test_rounding_to_uint8_clips():
     values = np.array([-0.2, 0.0, 0.49999 / 255, 0.50001 / 255, 1.0, 1.7])
     assert to_uint8(values).tolist() == [0, 0, 0, 1, 255, 255]
+
+
+def test_one_folder_as_both_sides_is_refused(folder):
+    (folder / "link").symlink_to(folder / "input")
+    listed = folder / "pairs.txt"
+    listed.write_text("scene-000.png\n")
+    for changes in (
+        {"dataroot_gt": str(folder / "link")},
+        {"dataroot_gt": str(folder / "target" / ".." / "input")},
+        {"dataroot_gt": str(folder / "link"), "meta_info_file": str(listed)},
+    ):
+        with pytest.raises(
+            UserError, match=r"datasets\.train(\.meta_info_file)?: .*input|scene-000"
+        ):
+            dataset(folder, **changes)
+
+
+def test_a_file_as_folder_is_named_with_its_folder(folder):
+    path = folder / "input" / "scene-000.png"
+    with pytest.raises(UserError, match=rf"dataroot_lq: {path} is a file.* {folder / 'input'},"):
+        dataset(folder, dataroot_lq=str(path))
+
+
+def test_a_relative_folder_says_where_it_counts_from(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=rf"folder inputs does not exist.*{folder}"):
+        dataset(folder, dataroot_lq="inputs")
+    with pytest.raises(UserError, match=rf"meta_info_file: pairs\.txt .*{folder}"):
+        dataset(folder, meta_info_file="pairs.txt")
+
+
+def test_only_sub_folders_are_named(folder):
+    (folder / "seq" / "0001").mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"dataroot_lq: .*holds no image.*{folder / 'seq'}/0001"):
+        dataset(folder, dataroot_lq=str(folder / "seq"))
+
+
+@pytest.mark.parametrize("other", ["scene-001.PNG", "scene-001.jpg", "Scene-001.png"])
+def test_names_that_differ_only_in_case_or_ending_are_refused(folder, other):
+    (folder / "input" / other).write_bytes((folder / "input" / "scene-001.png").read_bytes())
+    with pytest.raises(UserError, match=r"dataroot_lq: ") as caught:
+        dataset(folder)
+    assert other in str(caught.value)
+    assert "scene-001.png" in str(caught.value)
+
+
+def test_counterparts_that_differ_in_case_are_told(folder):
+    (folder / "input" / "scene-001.png").rename(folder / "input" / "Scene-001.png")
+    with pytest.raises(UserError, match=r"scene-001.*Scene-001.*upper and lower case"):
+        dataset(folder)
+
+
+def test_what_is_passed_over_is_a_notice(folder):
+    assert dataset(folder).notices == []
+    for name in ("b.avif", "a.GIF", ".hidden"):
+        (folder / "input" / name).write_bytes(b"x")
+    (folder / "input" / "more").mkdir()
+    (folder / "input" / "folder.png").mkdir()
+    data = dataset(folder)
+    assert len(data) == 3
+    (notice,) = data.notices
+    assert notice.startswith("datasets.train.dataroot_lq: 4 ")
+    assert "(a.GIF, b.avif, folder.png/, more/)" in notice
+
+
+def test_the_advice_for_small_images_lists_them(folder, capsys):
+    make_pairs(folder, 4)
+    write_rgb(folder / "input" / "scene-003.png", picture(3, 64, 64))
+    write_rgb(folder / "target" / "scene-003.png", picture(4, 64, 64))
+    with pytest.raises(UserError) as caught:
+        dataset(folder)[CropRequest(0, 32, 64, (0,))]
+    command = re.search(r"python scripts/check_data\.py (.*) lists", str(caught.value))[1]
+    assert check_data(shlex.split(command)) == 1
+    output = capsys.readouterr().out
+    assert [f"scene-00{i} " in output for i in range(4)] == [True, True, True, False]

@@ -1,5 +1,7 @@
 """Weights files of the release and training states."""
 
+import errno
+import os
 import pickle
 from contextlib import suppress
 
@@ -10,6 +12,7 @@ from torch import nn
 
 from hidiff import UserError
 from hidiff.engine import checkpoint
+from hidiff.engine.experiment import _read_together
 
 WHERE = "path.pretrain_network_g"
 
@@ -26,24 +29,133 @@ def other(network):
     return copy
 
 
+def load(network, path, param_key="params", strict=True):
+    weights = checkpoint.load_weights(path, WHERE, param_key)
+    return checkpoint.load_network(network, weights, strict=strict)
+
+
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("key", ["params", "params_ema", None])
 def test_every_layout_of_a_released_file_loads(tmp_path, network, prefix, key):
     state = {prefix + k: v for k, v in network.state_dict().items()}
     torch.save(state if key is None else {key: state}, tmp_path / "net_g.pth")
     loaded = other(network)
-    assert checkpoint.load_network(loaded, tmp_path / "net_g.pth", WHERE, param_key=key) == []
+    assert load(loaded, tmp_path / "net_g.pth", param_key=key) == []
     for name, tensor in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
 
 
 def test_saved_files_have_the_released_names_and_layout(tmp_path, network):
     checkpoint.save_networks({"net_g": network}, tmp_path, 40)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["net_g_40.pth", "net_g_latest.pth"]
-    for name in ("net_g_40.pth", "net_g_latest.pth"):
+    visible = sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith("."))
+    assert visible == ["net_g_40.pth", "net_g_latest.pth"]
+    for name in visible:
         content = torch.load(tmp_path / name, weights_only=True)
-        assert list(content) == ["params"]
+        assert list(content) == ["params", "step"]
         assert list(content["params"]) == list(network.state_dict())
+        assert checkpoint.load_weights(tmp_path / name, WHERE).step == 40
+
+
+NETWORKS = {"net_g": nn.Linear(2, 2), "net_d": nn.Linear(2, 2)}
+
+
+def latest(folder):
+    """The steps that the `…_latest.pth` files are of."""
+    paths = [folder / f"{name}_latest.pth" for name in NETWORKS]
+    return [checkpoint.load_weights(p, WHERE).step if p.exists() else None for p in paths]
+
+
+def no_links(monkeypatch, number=errno.EPERM):
+    def fail(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    for name in ("link", "symlink"):
+        monkeypatch.setattr(os, name, fail)
+
+
+@pytest.mark.parametrize("before", ["links", "copies", "nothing"])
+def test_the_latest_files_of_all_networks_change_together(tmp_path, monkeypatch, before):
+    """At every call that changes the folder they are of one step."""
+    if before != "nothing":
+        with monkeypatch.context() as patch:
+            if before == "copies":
+                no_links(patch)
+            for step in (1, 2):
+                checkpoint.save_networks(NETWORKS, tmp_path, step)
+        assert (tmp_path / "net_g_latest.pth").is_symlink() == (before == "links")
+    old = None if before == "nothing" else 2
+    seen = []
+
+    def watched(function):
+        def call(*args, **kwargs):
+            seen.append(latest(tmp_path))
+            try:
+                return function(*args, **kwargs)
+            finally:
+                seen.append(latest(tmp_path))
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("link", "symlink", "replace", "rename", "unlink", "mkdir", "rmdir"):
+            patch.setattr(os, name, watched(getattr(os, name)))
+        checkpoint.save_networks(NETWORKS, tmp_path, 4)
+    assert len(seen) > 10
+    assert all(len({step for step in steps if step is not None}) <= 1 for steps in seen)
+    if old is not None:
+        assert all(None not in steps for steps in seen)
+        assert [old, old] in seen
+    assert latest(tmp_path) == seen[-1] == [4, 4]
+    # Who clears away the numbered files keeps the latest ones.
+    (tmp_path / "net_g_4.pth").unlink()
+    assert latest(tmp_path) == [4, 4]
+
+
+def test_of_replaced_latest_files_only_one_is_kept(tmp_path):
+    for step in range(5):
+        checkpoint.save_networks(NETWORKS, tmp_path, step)
+    assert len(list(tmp_path.glob(".newest-*"))) == 2
+
+
+def test_a_full_disk_makes_no_copies(tmp_path, monkeypatch):
+    checkpoint.save_networks(NETWORKS, tmp_path, 1)
+    with monkeypatch.context() as patch:
+        no_links(patch, errno.ENOSPC)
+        with pytest.raises(OSError, match="No space"):
+            checkpoint.save_networks(NETWORKS, tmp_path, 2)
+    assert latest(tmp_path) == [1, 1]
+
+
+def test_latest_files_of_several_steps_are_refused(tmp_path, monkeypatch):
+    checkpoint.save_networks(NETWORKS, tmp_path, 1)
+    no_links(monkeypatch)
+    checkpoint.save_networks({"net_d": NETWORKS["net_d"]}, tmp_path, 2)
+    names = ("net_g_latest", "net_d_latest", "net_d_1")
+    loaded = {n: checkpoint.load_weights(tmp_path / f"{n}.pth", WHERE) for n in names}
+    message = r"net_g_latest\.pth of step 1, net_d_latest\.pth of step 2"
+    with pytest.raises(UserError, match=message):
+        checkpoint.require_one_step(loaded.values())
+    del loaded["net_d_latest"]
+    checkpoint.require_one_step(loaded.values())
+
+
+def test_weights_beside_a_training_that_saves_are_read_again(tmp_path):
+    def reader(saves):
+        def read():
+            loaded = {}
+            for name in NETWORKS:
+                loaded[name] = checkpoint.load_weights(tmp_path / f"{name}_latest.pth", WHERE)
+                if saves:
+                    checkpoint.save_networks(NETWORKS, tmp_path, saves.pop(0))
+            return loaded
+
+        return read
+
+    checkpoint.save_networks(NETWORKS, tmp_path, 0)
+    read = _read_together(reader([1, 2]))
+    assert [weights.step for weights in read.values()] == [2, 2]
+    with pytest.raises(UserError, match=r"_latest\.pth of step"):
+        _read_together(reader([3, 4, 5, 6, 7, 8]))
 
 
 def test_a_checkpoint_of_another_configuration_says_what_differs(tmp_path, network):
@@ -54,7 +166,7 @@ def test_a_checkpoint_of_another_configuration_says_what_differs(tmp_path, netwo
         match=r"another configuration: 2 parameters are missing \(first: 1\.bias\).*"
         r"2 have another shape \(first: 0\.bias, \(5,\) in the file, \(4,\) here\)",
     ):
-        checkpoint.load_network(network, tmp_path / "net_g.pth", WHERE)
+        load(network, tmp_path / "net_g.pth")
     for name, tensor in network.state_dict().items():
         assert torch.equal(before[name], tensor)
 
@@ -65,7 +177,7 @@ def test_loading_that_is_not_strict_takes_what_fits(tmp_path, network):
     del state["1.bias"]
     torch.save({"params": state}, tmp_path / "net_g.pth")
     kept = network[1].bias.clone()
-    notices = checkpoint.load_network(network, tmp_path / "net_g.pth", WHERE, strict=False)
+    notices = load(network, tmp_path / "net_g.pth", strict=False)
     assert "1 parameters are missing" in notices[0]
     assert "1 are unknown (first: extra)" in notices[0]
     assert torch.equal(network[0].weight, source[0].weight)
@@ -75,7 +187,7 @@ def test_loading_that_is_not_strict_takes_what_fits(tmp_path, network):
 def test_a_missing_entry_names_the_ones_there_are(tmp_path, network):
     torch.save({"params_ema": network.state_dict(), "step": 4}, tmp_path / "net_g.pth")
     with pytest.raises(UserError, match=r"no entry 'params', only params_ema, step; set .*param_"):
-        checkpoint.load_network(network, tmp_path / "net_g.pth", WHERE)
+        load(network, tmp_path / "net_g.pth")
 
 
 @pytest.mark.parametrize("kept", [0, 10, 300, -1])
@@ -86,7 +198,7 @@ def test_a_truncated_weights_file_is_named(tmp_path, network, kept):
     with pytest.raises(
         UserError, match=r"path\.pretrain_network_g: .*net_g\.pth \(\d+ b.* damaged"
     ):
-        checkpoint.load_network(network, path, WHERE)
+        load(network, path)
 
 
 class _Malicious:
@@ -98,10 +210,10 @@ def test_a_file_with_code_in_it_is_refused(tmp_path, network, capsys):
     path = tmp_path / "net_g.pth"
     torch.save({"params": _Malicious()}, path)
     with pytest.raises(UserError, match="damaged or no weights file"):
-        checkpoint.load_network(network, path, WHERE)
+        load(network, path)
     path.write_bytes(pickle.dumps(_Malicious()))
     with pytest.raises(UserError, match="damaged or no weights file"):
-        checkpoint.load_network(network, path, WHERE)
+        load(network, path)
     assert "must not be run" not in capsys.readouterr().out
 
 
@@ -165,7 +277,7 @@ def test_a_download_that_is_no_weights_file_is_named(tmp_path, network, content)
     path = tmp_path / "net_g.pth"
     path.write_bytes(content)
     with pytest.raises(UserError, match="damaged or no weights file") as caught:
-        checkpoint.load_network(network, path, WHERE)
+        load(network, path)
     assert "weights_only" not in str(caught.value)
 
 
@@ -173,7 +285,7 @@ def test_a_download_that_is_no_weights_file_is_named(tmp_path, network, content)
 def test_an_entry_that_is_no_state_dict_is_named(tmp_path, network, params):
     torch.save({"params": params, "step": 1}, tmp_path / "net_g.pth")
     with pytest.raises(UserError, match="'params' in .* is no table of parameters"):
-        checkpoint.load_network(network, tmp_path / "net_g.pth", WHERE)
+        load(network, tmp_path / "net_g.pth")
 
 
 def test_states_of_an_abandoned_branch_are_set_aside(tmp_path):
@@ -231,7 +343,7 @@ def test_files_of_an_old_torch_load(tmp_path, network):
     content = {"params": network.state_dict()}
     torch.save(content, tmp_path / "net_g.pth", _use_new_zipfile_serialization=False)
     loaded = other(network)
-    checkpoint.load_network(loaded, tmp_path / "net_g.pth", WHERE)
+    load(loaded, tmp_path / "net_g.pth")
     assert torch.equal(loaded[1].bias, network[1].bias)
 
 
@@ -241,7 +353,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path, network, value):
         network[1].bias[1] = value
     torch.save({"params": network.state_dict()}, tmp_path / "net_g.pth")
     with pytest.raises(UserError, match=rf"{WHERE}: .*net_g\.pth: .*1\.bias"):
-        checkpoint.load_network(other(network), tmp_path / "net_g.pth", WHERE)
+        load(other(network), tmp_path / "net_g.pth")
     good = {"net_g": nn.Linear(1, 1).state_dict()}
     for step, networks in ((2, good), (4, {"net_g": network.state_dict()})):
         checkpoint.save_state({**state(step), "networks": networks}, tmp_path, step)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -47,6 +48,21 @@ def test_a_mistake_is_one_paragraph_and_exit_code_2(folder, change, message):
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr + result.stdout
+
+
+def test_a_stop_has_an_exit_code_of_its_own(folder):
+    options = train_options(folder, 1, total_iter=10**6)
+    options["datasets"]["train"]["iters"] = [2, 10**6 - 2]
+    path = write_yaml(folder / "long.yml", {**options, "name": "long"})
+    with subprocess.Popen(
+        [sys.executable, ROOT / "train.py", "-opt", path],
+        cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True,
+    ) as training:  # fmt: skip
+        assert any(line.startswith("step 1/") for line in training.stdout)
+        training.send_signal(signal.SIGHUP)
+        training.stdout.read()
+        assert training.wait() == 75
+    assert list((folder / "experiments/long/training_states").glob("*.state"))
 
 
 def test_two_processes_train_and_test(folder):

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from small_data import make_pairs, train_options, write_yaml
 
 from hidiff.engine.distributed import Processes
 from hidiff.engine.trainer import Trainer
+from hidiff.errors import UserError
 from hidiff.options import parse_options
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -79,6 +81,44 @@ def test_a_rank_that_fails(folder, restarts):
         assert "ZeroDivisionError: planted" in summary
 
 
+def test_a_stop_is_no_failure_to_start_again_after(folder):
+    """SIGUSR1 to a rank ends torchrun with an error, which does not use up its new starts.
+
+    Torchrun without --launcher trains once, not once a process.
+    """
+    content = train_options(folder, 1, total_iter=10**6, max_bad_steps=10)
+    content["datasets"]["train"] |= {"iters": [2, 10**6 - 2]}
+    options = write_yaml(folder / "tiny.yml", content)
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            "--max-restarts=3",
+            str(ROOT / "train.py"),
+            "-opt",
+            str(options),
+            "--auto_resume",
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as launcher:
+        for line in launcher.stdout:
+            if line.startswith("step 2/"):
+                ranks = subprocess.check_output(["pgrep", "-P", str(launcher.pid)], text=True)
+                os.kill(int(ranks.split()[-1]), signal.SIGUSR1)
+                break
+        output = launcher.stdout.read()
+        assert launcher.wait() == 1
+    assert "resumable with --auto_resume" in output
+    assert "resumed after step" not in output
+    assert len(list((folder / "experiments/tiny_S1").glob("*.log"))) == 1
+
+
 def test_the_log_tells_why_a_run_alone_failed(folder):
     run = Trainer(parse_options(train_options(folder, 1)), Processes(0, 1, torch.device("cpu")))
     run._report = None
@@ -104,5 +144,5 @@ def test_auto_resume_starts_again_where_nothing_was_saved(folder):
     # With a state, however damaged, nothing is set aside: that is for a person to decide.
     for state in Path("experiments/tiny_S1/training_states").iterdir():
         state.write_bytes(b"")
-    with pytest.raises(ValueError, match="holds an experiment already"):
+    with pytest.raises(UserError, match="training_states"):
         Trainer(parse_options(copy.deepcopy(options)), alone, auto_resume=True)

@@ -17,9 +17,18 @@ from hidiff import UserError, build_model
 from hidiff.data.image import read_image, to_float, to_uint8
 from hidiff.data.paired_dataset import PairedImageIRDataset
 from hidiff.engine.distributed import Processes
-from hidiff.engine.evaluator import build_metrics, evaluate, image_generator, restore_item, to_image
+from hidiff.engine.evaluator import (
+    ImageResult,
+    build_metrics,
+    evaluate,
+    image_generator,
+    restore_item,
+    to_image,
+)
 from hidiff.engine.pipeline import AHEAD, available_cores, run_in_order, thread_count
+from hidiff.engine.validation import Validator
 from hidiff.metrics import calculate_psnr, calculate_ssim
+from hidiff.options import parse_options
 
 CPU = torch.device("cpu")
 ALONE = Processes(0, 1, CPU)
@@ -164,7 +173,7 @@ def failing_in(place, failure):
     elif place == "model":
         restore = model.restore
         model.restore = lambda lq, **other: (
-            fail() if lq[0, 0, 0, 0] * 255 > 2.5 else restore(lq, **other)
+            fail() if abs(lq[0, 0, 0, 0] * 255 - 3) < 0.5 else restore(lq, **other)
         )
     elif place == "scorer":
         parts["scorer"] = lambda r, t: fail() if r[0, 0, 0] == 3 else mean_of(r, t)
@@ -332,9 +341,41 @@ def test_pixels_are_rounded_as_numpy_rounds_them():
     assert len(np.unique(ours)) == 256
 
 
-def test_not_a_number_is_black():
-    image = torch.tensor([math.nan, 0.5, 2.0]).reshape(3, 1, 1)
-    assert to_image(image).tolist() == [[[0, 128, 255]]]
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_result_that_is_not_finite_is_a_failed_image(tmp_path, value):
+    model = Copying()
+    model.restore = lambda lq, **_: torch.where(lq == 2 / 255, value, lq)
+    results = run(model, Made(4), picture_path=lambda name: tmp_path / f"{name}.png")
+    assert [bool(result.error) for result in results] == [False, False, True, False]
+    assert "2: " in results[2].error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.png", "1.png", "3.png"]
+
+
+def test_validation_writes_no_picture_outside_of_its_folder(tmp_path):
+    options = train_options(tmp_path, 1)
+    options["val"]["save_img"] = True
+    data = {"ValSet": Made(2)}
+    data["ValSet"].pairs[1].name = "../../x"
+    with pytest.raises(UserError, match=r"\.\./\.\./x"):
+        Validator(parse_options(options), data, ALONE, tmp_path)
+
+
+def test_results_that_are_there_are_not_made_again():
+    dataset, seen = Made(6), []
+    done = {index: ImageResult(index, "there") for index in (0, 3, 4)}
+    two = [
+        evaluate(
+            *(Copying(), dataset, mean_of, SimpleNamespace(**vars(ALONE) | {
+                "rank": rank, "world_size": 2, "is_main": True, "gather": lambda x: [x]})),
+            seed=3, label="test", done=done, on_result=lambda result: seen.append(result.index),
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    assert seen == [1, 5, 2]
+    assert [[result.name for result in results] for results in two] == [
+        ["there", "1", "there", "there", "5"],
+        ["there", "2", "there", "there"],
+    ]
 
 
 @pytest.mark.parametrize("stage", [1, 2])

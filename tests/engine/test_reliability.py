@@ -1,8 +1,11 @@
 """Runs that cannot be lost: bad gradients and images, full disks, signals, damaged checkpoints."""
 
 import copy
+import dataclasses
+import errno
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -15,10 +18,13 @@ from small_data import make_pairs, train_options
 
 from hidiff import UserError
 from hidiff.data import BatchPlan, PhaseBatchSampler, build_dataset, training_batches
-from hidiff.engine import checkpoint
+from hidiff.data.loader import STOP_SIGNALS
+from hidiff.engine import checkpoint, lock
 from hidiff.engine.distributed import Processes
+from hidiff.engine.lock import hold
 from hidiff.engine.resume import compare_options, options_hash
 from hidiff.engine.trainer import Trainer
+from hidiff.errors import Interrupted
 from hidiff.options import parse_options
 
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -36,6 +42,17 @@ def data(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _no_signal_is_ignored():
+    """As they are where the suite runs in the background."""
+    kept = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
 
 
 def trainer(options, **kwargs):
@@ -118,25 +135,20 @@ def test_a_full_disk_does_not_stop_the_run(data, monkeypatch):
     assert [p.name for p in Path("experiments/tiny_S1/training_states").iterdir()] == ["4.state"]
 
 
-def test_a_file_size_limit_is_a_full_disk_too(data, tmp_path):
-    """The limit of the operating system, in a process of its own."""
-    script = (
-        "import resource, sys, torch, signal; from pathlib import Path\n"
-        f"sys.path[:0] = [{str(HERE.parent.parent)!r}]\n"
-        "from hidiff.engine import checkpoint\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "path = Path('a.state'); checkpoint.save_atomically({'x': torch.ones(9)}, path)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
-        "try:\n    checkpoint.save_atomically({'x': torch.ones(99999)}, path)\n"
-        "except (OSError, RuntimeError) as error:\n    print('failed', type(error).__name__)\n"
-        "print(len(torch.load(path, weights_only=True)['x']), [p.name for p in Path().iterdir()])\n"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 0, result.stderr
-    assert "failed" in result.stdout
-    assert "9 ['a.state']" in result.stdout
+@pytest.mark.parametrize("count", [6000, 99999])
+def test_a_file_size_limit_is_a_full_disk_too(tmp_path, count):
+    """The limit of the operating system; torch alone answers with an error of its archive."""
+    path = tmp_path / "a.state"
+    checkpoint.save_atomically({"x": torch.ones(9)}, path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, limits[1]))
+        with pytest.raises(OSError, match="File too large"):
+            checkpoint.save_atomically({"x": torch.ones(count)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(torch.load(path, weights_only=True)["x"]) == 9
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_state_cut_off_anywhere_is_noticed(data):
@@ -149,35 +161,164 @@ def test_a_state_cut_off_anywhere_is_noticed(data):
         state, notices = checkpoint.newest_state(states)
         assert state.content["step"] == 2
         assert "4.state (" in notices[0]
+    (states / ".4.state.0123.part").touch()
     resumed = trainer(train_options(data, 1), auto_resume=True)
     assert resumed.step == 2
+    assert not (states / ".4.state.0123.part").exists()
     resumed.run()
     assert all(torch.equal(v, run.model.state_dict()[k]) for k, v in weights(resumed).items())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def interrupt(run, call, after, numbers=(signal.SIGTERM,)):
+    """Send signals to this process when a method of the run is called after a step."""
+    method = getattr(run, call)
+
+    def interrupted(*args, **kwargs):
+        if run.step == after:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        return method(*args, **kwargs)
+
+    setattr(run, call, interrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_step_saves_and_leaves(data, number):
     whole = trainer(train_options(data, 1, total_iter=5))
     whole.run()
     expected = weights(whole)
     Path("experiments").rename("first")
     run = trainer(train_options(data, 1, total_iter=5))
-    step = run._update
-
-    def update():
-        if run.step == 3:
-            os.kill(os.getpid(), number)
-        step()
-
-    run._update = update
-    run.run()
+    before = signal.getsignal(number)
+    interrupt(run, "_update", 3, [number])
+    with pytest.raises(Interrupted):
+        run.run()
     assert run.step == 3
     assert "stopped after step 3: resumable with --auto_resume" in logged()
-    assert signal.getsignal(number) == signal.SIG_DFL
+    assert signal.getsignal(number) == before
     resumed = trainer(train_options(data, 1, total_iter=5), auto_resume=True)
     assert resumed.step == 3
     resumed.run()
     assert all(torch.equal(v, expected[k]) for k, v in weights(resumed).items())
+
+
+def test_a_second_ctrl_c_ends_at_once_and_an_ignored_signal_does_nothing(data):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    run = trainer(train_options(data, 1))
+    interrupt(run, "_update", 1, [signal.SIGHUP])
+    interrupt(run, "_report", 3, [signal.SIGINT, signal.SIGINT])
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert run.step == 3
+
+
+def test_a_stop_ends_a_validation_between_two_images_and_loses_nothing(data):
+    """At a step with a checkpoint, and at one without."""
+    options = train_options(data, 1, total_iter=5)
+    options["val"]["val_freq"] = 1
+    whole = trainer(options)
+    whole.run()
+    Path("experiments").rename("first")
+    for step, due in ((2, True), (3, False)):
+        run = trainer(options, auto_resume=True)
+        restored = []
+
+        def restore(*args, run=run, step=step, due=due, restored=restored, **kwargs):
+            if run.step == step:
+                # What the checkpoint's step calls for is on the disk before validation begins.
+                assert Path(f"experiments/tiny_S1/training_states/{step}.state").exists() == due
+                os.kill(os.getpid(), signal.SIGTERM)
+                restored.append(1)
+            return type(run.model).restore(run.model, *args, **kwargs)
+
+        run.model.restore = restore
+        with pytest.raises(Interrupted):
+            run.run()
+        assert (run.step, restored) == (step, [1])
+        state = checkpoint.newest_state(run.experiment.states)[0].content
+        assert (state["step"], state["validated"]) == (step, False)
+    resumed = trainer(options, auto_resume=True)
+    resumed.run()
+    assert resumed.validator.best == whole.validator.best
+    assert "step 3: val" in resumed.log_file.read_text()
+    assert all(torch.equal(v, weights(whole)[k]) for k, v in weights(resumed).items())
+    state = checkpoint.newest_state(run.experiment.states)[0].content
+    assert (state["validated"], state["best"]) == (True, whole.validator.best)
+
+
+def test_a_rank_without_its_torchrun_saves_and_stops(data):
+    options = parse_options(train_options(data, 1))
+    run = Trainer(options, dataclasses.replace(ALONE, agent=os.getppid() + 1))
+    with pytest.raises(Interrupted):
+        run.run()
+    assert checkpoint.newest_state(run.experiment.states)[0].content["step"] == 1
+
+
+def test_a_folder_is_held_against_other_processes(data):
+    script = (
+        "import sys; from pathlib import Path\n"
+        f"sys.path[:0] = [{str(HERE.parent.parent)!r}]\n"
+        "from hidiff.engine.lock import _hold\n"
+        "_hold(Path('experiments/tiny_S1'), 0.0)\n"
+        "print('held', flush=True); sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=rf"experiments/tiny_S1 .*process {other.pid} on "):
+            hold(Path("experiments/tiny_S1"), ALONE, patience=0.0)
+        assert not Path("experiments/tiny_S1").exists()
+        hold(Path("experiments/tiny_S2"), ALONE, patience=0.0)
+        other.kill()
+        other.wait()
+        assert trainer(train_options(data, 1), auto_resume=True).step == 0
+
+
+def test_a_file_system_without_locks_is_a_notice(monkeypatch):
+    def none(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "lockf", none)
+    assert len(hold(Path("experiments/a"), ALONE, patience=0.0)) == 1
+
+
+def test_an_attempt_that_saved_nothing_leaves_its_name_free(data):
+    run = trainer(train_options(data, 1))
+    run._accumulate = None
+    with pytest.raises(TypeError):
+        run.run()
+    trainer(train_options(data, 1)).run()
+    archived = list(Path("experiments").glob("tiny_S1_archived_*"))
+    assert len(archived) == 1
+    assert "failed" in next(archived[0].glob("*.log")).read_text()
+    with pytest.raises(UserError, match="holds an experiment already"):
+        trainer(train_options(data, 1))
+
+
+def test_stage_2_starts_from_a_complete_stage_1(data):
+    stage1 = trainer(train_options(data, 1))
+    interrupt(stage1, "_update", 2)
+    with pytest.raises(Interrupted):
+        stage1.run()
+    options = train_options(data, 2)
+    with pytest.raises(UserError, match=r"path\.pretrain_network_g: .*step 2 of 4"):
+        trainer(options)
+    options["path"] = {"allow_incomplete_stage1": True}
+    assert trainer(options).started_from["net_g"]["step"] == 2
+    trainer(train_options(data, 1), auto_resume=True).run()
+    run = trainer(train_options(data, 2))
+    run.run()
+    assert run.started_from["net_g"]["step"] == 4
+    assert "has changed" not in (again := trainer(options, auto_resume=True)).log_file.read_text()
+    assert again.started_from == run.started_from
+    weights_file = Path("experiments/tiny_S1/models/net_g_latest.pth")
+    other = torch.load(weights_file, weights_only=True)
+    other["params"]["patch_embed.proj.weight"] += 1
+    torch.save(other, weights_file)
+    changed = trainer(options, auto_resume=True)
+    assert re.search(r"net_g: .*net_g_latest\.pth has changed", changed.log_file.read_text())
+    assert all(torch.equal(v, weights(run)[k]) for k, v in weights(changed).items())
 
 
 def test_the_average_of_the_weights_follows_its_formula_and_resumes(data):

@@ -2,7 +2,9 @@
 
 import copy
 import csv
+import io
 import json
+import logging
 import math
 
 import numpy as np
@@ -17,6 +19,7 @@ from hidiff.archs.restormer import DepthwiseConv2d
 from hidiff.data.image import read_image
 from hidiff.engine.evaluator import restore_item
 from hidiff.engine.tester import run_test
+from hidiff.engine.trainer import Trainer
 from hidiff.metrics import evaluate_pair
 from hidiff.options import parse_options
 
@@ -82,6 +85,20 @@ def test_the_benchmark_protocol_is_chosen_by_the_name_of_the_data_set(
     assert protocols == ["matlab", "realblur", "basicsr"]
     assert any("980" in remark for remark in report["datasets"]["RealBlur_J"]["remarks"])
     assert report["datasets"]["other"]["remarks"] == []
+
+
+def test_what_data_folders_hold_besides_images_is_said(trained, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(trained[0])
+    for part in ("train", "test"):
+        make_pairs(tmp_path / part, 2)
+        (tmp_path / part / "input" / f"{part}.avif").write_bytes(b"x")
+    trainer = Trainer(parse_options({**train_options(tmp_path, 1), "name": "notices"}), ALONE)
+    for part in ("train", "test"):
+        assert sum(f"{part}.avif" in notice for notice in trainer.notices) == 1
+    monkeypatch.setattr(logging.getLogger("hidiff"), "propagate", True)
+    with caplog.at_level("INFO", "hidiff"):
+        run_test(parse_options({**test_options(tmp_path), "name": "notices"}), ALONE)
+    assert caplog.text.count("test.avif") == 1
 
 
 def test_every_option_of_speed_arrives_in_testing(trained, data, monkeypatch):
@@ -213,6 +230,211 @@ def test_an_image_too_small_for_the_metric_is_reported_and_the_rest_goes_on(
     assert (summary["images"], summary["scored"]) == (3, 2)
     assert "restored but not scored" in summary["failed"]["small"]
     assert len(list((results / "visualization" / "small").iterdir())) == 3
+
+
+class Killed(BaseException):
+    """Stands for a kill."""
+
+
+def content(folder):
+    """What a test has left, but for what depends on the clock."""
+    report = json.loads((folder / "metrics.json").read_text())
+    for data in report["datasets"].values():
+        del data["seconds_per_image"]
+    with (folder / "metrics.csv").open() as file:
+        rows = [{**row, "seconds": ""} for row in csv.DictReader(file)]
+    pictures = {p.name: p.read_bytes() for p in folder.glob("visualization/*/*")}
+    return report, rows, pictures
+
+
+@pytest.fixture
+def interrupted(trained, tmp_path, monkeypatch):
+    """(options, result folder) of a test with two seeds that was killed at the seventh image."""
+    monkeypatch.chdir(trained[0])
+    make_pairs(tmp_path / "test", 4, height=24, width=24)
+    options = {**test_options(tmp_path), "name": tmp_path.name}
+    names = []
+
+    def kill(*arguments, **others):
+        names.append(arguments[1]["name"])
+        if len(names) == 7:
+            raise Killed
+        return restore_item(*arguments, **others)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("hidiff.engine.evaluator.restore_item", kill)
+        run_test(parse_options(copy.deepcopy(options)), ALONE, seeds=2)
+    return options, trained[0] / "results" / tmp_path.name
+
+
+def resume(options, monkeypatch, seeds=2):
+    """The names of the images that a second call restores."""
+    names = []
+
+    def note(*arguments, **others):
+        names.append(arguments[1]["name"])
+        return restore_item(*arguments, **others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hidiff.engine.evaluator.restore_item", note)
+        complete = run_test(parse_options(copy.deepcopy(options)), ALONE, seeds=seeds, resume=True)
+    return names, complete
+
+
+def test_a_killed_test_goes_on(interrupted, monkeypatch):
+    options, results = interrupted
+    rows = (results / "rows" / "0.jsonl").read_text().splitlines()
+    assert [json.loads(row)["name"][-1] for row in rows] == list("012301")
+    # The last line is cut off, and a picture is gone.
+    with (results / "rows" / "0.jsonl").open("r+b") as file:
+        file.truncate(file.seek(0, 2) - 30)
+    (results / "visualization" / "small" / "scene-001.png").unlink()
+    names, complete = resume(options, monkeypatch)
+    assert complete
+    assert [name[-1] for name in names] == list("1") + list("123")
+    resumed = content(results)
+    assert run_test(parse_options(copy.deepcopy(options)), ALONE, seeds=2)
+    assert content(results) == resumed
+    assert resume(options, monkeypatch) == ([], True)
+    assert content(results) == resumed
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"manual_seed": 4}, "manual_seed"),
+        ({"kernels": "eager"}, "kernels"),
+        ("weights", "the weights of net_d"),
+        ("seeds", "--seeds"),
+    ],
+)
+def test_another_test_does_not_go_on(interrupted, monkeypatch, change, place):
+    options, results = interrupted
+    before = sorted(results.rglob("*"))
+    if change == "weights":
+        monkeypatch.setattr("hidiff.engine.tester.load_pretrained", lambda *_, **__: ([], {}))
+    elif change != "seeds":
+        options |= change
+    with pytest.raises(UserError, match=place):
+        resume(options, monkeypatch, seeds=3 if change == "seeds" else 2)
+    assert sorted(results.rglob("*")) == before
+
+
+def test_going_on_tries_again_what_failed_and_what_has_changed(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    make_pairs(tmp_path / "test", 4, height=24, width=24)
+    options = {**test_options(tmp_path), "name": tmp_path.name}
+    damaged, changed = (tmp_path / f"test/input/scene-00{i}.png" for i in (1, 3))
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:99])
+    assert not run_test(parse_options(copy.deepcopy(options)), ALONE)
+    damaged.write_bytes(whole)
+    write_rgb(changed, picture(9, 24, 24))
+    # Neither the place of the program's threads nor that of the weights changes a score.
+    options["val"]["num_workers"] = 0
+    assert resume(options, monkeypatch, seeds=1) == (["scene-001", "scene-003"], True)
+
+
+def test_a_disk_that_is_full_at_the_end_loses_nothing(tested, data, monkeypatch, caplog):
+    def full(path, *_):
+        raise UserError(f"{path}: cannot be written (No space left on device)")
+
+    options = {**test_options(data), "name": "full"}
+    with monkeypatch.context() as patch:
+        patch.setattr("hidiff.engine.tester.write_text", full)
+        assert run_test(parse_options(copy.deepcopy(options)), ALONE) is False
+    assert not (tested.parent / "full" / "metrics.json").exists()
+    assert resume(options, monkeypatch, seeds=1) == ([], True)
+    report, *others = content(tested.parent / "full")
+    expected, *same = content(tested)
+    assert others == same
+    assert {**report, "name": ""} == {**expected, "name": ""}
+
+
+def test_rows_that_cannot_be_written_end_the_test(trained, data, monkeypatch):
+    monkeypatch.chdir(trained[0])
+
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    class Full(io.BytesIO):
+        write = full
+
+    monkeypatch.setattr(
+        "hidiff.engine.score_log.ScoreLog.__init__",
+        lambda self, path: vars(self).update(path=path, file=Full()),
+    )
+    options = {**test_options(data), "name": "no_rows"}
+    with pytest.raises(UserError, match=r"rows/0.jsonl: .*--resume"):
+        run_test(parse_options(options), ALONE)
+
+
+def make_lmdb(path, images):
+    lmdb = pytest.importorskip("lmdb")
+    with lmdb.open(str(path)) as database, database.begin(write=True) as write:
+        for key, image in images.items():
+            write.put(key.encode(), image)
+
+
+@pytest.fixture
+def lmdb_options(data, tmp_path):
+    def make(*keys):
+        for side in ("input", "target"):
+            image = (data / "test" / side / "scene-000.png").read_bytes()
+            make_lmdb(tmp_path / f"{side}.lmdb", dict.fromkeys(keys, image))
+        options = {**test_options(data), "name": tmp_path.name}
+        options["datasets"]["test_1"] |= {
+            "dataroot_lq": str(tmp_path / "input.lmdb"),
+            "dataroot_gt": str(tmp_path / "target.lmdb"),
+            "io_backend": {"type": "lmdb"},
+        }
+        return options
+
+    return make
+
+
+def test_keys_with_folders_keep_them(trained, lmdb_options, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    options = lmdb_options("000/00000000", "001/00000000")
+    assert run_test(parse_options(options), ALONE)
+    results = trained[0] / "results" / options["name"]
+    pictures = [p.relative_to(results / "visualization/small") for p in results.rglob("*.png")]
+    assert sorted(map(str, pictures)) == ["000/00000000.png", "001/00000000.png"]
+    with (results / "metrics.csv").open() as file:
+        names = [row["image"] for row in csv.DictReader(file)]
+    assert names == ["000/00000000", "001/00000000"]
+
+
+@pytest.mark.parametrize("key", ["../../../x", "{}/x", "a\0b"])
+def test_keys_that_lead_elsewhere_are_refused(trained, lmdb_options, tmp_path, monkeypatch, key):
+    monkeypatch.chdir(trained[0])
+    key = key.format(tmp_path)
+    options = lmdb_options("harmless", key)
+    before = {*trained[0].rglob("*"), *tmp_path.rglob("*")}
+    with pytest.raises(UserError) as caught:
+        run_test(parse_options(options), ALONE)
+    assert repr(f"{key}.png") in str(caught.value)
+    assert {*trained[0].rglob("*"), *tmp_path.rglob("*")} == before
+
+
+def test_larger_sharp_images_are_cropped(tested, trained, data, tmp_path):
+    """As in the release: the part at the top left."""
+    for index in range(2):
+        names = [f"{side}/scene-00{index}.png" for side in ("input", "target")]
+        for name in names:
+            write_rgb(tmp_path / "test" / name, read_image(data / "test" / name))
+        sharp = read_image(tmp_path / "test" / names[1])
+        if index == 1:
+            write_rgb(tmp_path / "test" / names[1], np.pad(sharp, ((0, 4), (0, 9), (0, 0))))
+    options = {**test_options(tmp_path), "name": "larger"}
+    assert run_test(parse_options(options), ALONE)
+    report, rows, pictures = content(trained[0] / "results" / "larger")
+    expected, same_rows, same_pictures = content(tested)
+    assert (rows, pictures) == (same_rows, same_pictures)
+    (remark,) = report["datasets"]["small"]["remarks"]
+    assert "scene-001" in remark
+    assert "scene-000" not in remark
+    assert expected["datasets"]["small"]["remarks"] == []
 
 
 def test_self_ensemble_averages_the_eight_symmetries(trained, data, monkeypatch):

@@ -25,7 +25,7 @@ from hidiff.options import load_options, parse_options
 def test_training_writes_the_release_folders(trained):
     folder = trained[0]
     experiment = folder / "experiments" / "tiny_S2"
-    weights = sorted(p.name for p in (experiment / "models").iterdir())
+    weights = sorted(p.name for p in (experiment / "models").glob("[!.]*"))
     assert weights == sorted(
         f"net_{n}_{s}.pth" for n in ("g", "le_dm", "d") for s in ("2", "4", "latest")
     )

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from hidiff.data.check import LAYOUT, DataSource, check_dataset, dataset_folders, read_header
-from hidiff.data.image import write_image
+from hidiff.data.check import LAYOUT, DataSource, check_dataset, dataset_folders
+from hidiff.data.image import read_header, write_image
 from hidiff.data.lmdb_store import create_lmdb
 from hidiff.errors import UserError
 from scripts.check_data import main
@@ -125,6 +125,20 @@ def test_blurry_images_alone(source):
 def test_missing_folder_is_a_problem(source, tmp_path):
     (problem,) = check(DataSource("set", source.lq, str(tmp_path / "none"))).problems
     assert "does not exist" in problem
+
+
+def test_one_folder_as_both_sides(source):
+    (problem,) = check(DataSource("set", source.lq, source.lq)).problems
+    assert problem.startswith("set: ")
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_what_is_passed_over_is_a_note(source, tmp_path, fast):
+    (tmp_path / "gt" / "3.avif").write_bytes(b"x")
+    report = check(source, fast=fast)
+    assert report.problems == []
+    (note,) = report.notes
+    assert "3.avif" in note
 
 
 def test_name_template(source, tmp_path):

@@ -16,7 +16,9 @@ from hidiff.data.sheet import ZOOM, busiest_window, comparison_row, comparison_s
 from hidiff.engine.distributed import Processes
 from hidiff.engine.tester import run_test
 from hidiff.engine.trainer import Trainer
+from hidiff.errors import UserError
 from hidiff.options import load_options
+from scripts.compare import main as compare
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -48,6 +50,23 @@ def test_its_option_files_train_and_test(tmp_path, monkeypatch):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert read_image("sheet.png").shape[1] > 3 * 50
+
+
+@pytest.mark.parametrize(
+    ("arguments", "place"),
+    [
+        (["--rows", "-3", "--output", "new.png"], "--rows"),
+        (["--output", "notes.txt"], "--output notes.txt"),
+        (["--output", "input/scene-000.png"], "--output: input/scene-000.png"),
+    ],
+)
+def test_a_comparison_replaces_nothing(tmp_path, monkeypatch, arguments, place):
+    monkeypatch.chdir(tmp_path)
+    make_pairs(tmp_path, 1)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    with pytest.raises(UserError, match=place):
+        compare(["--input", "input", "--restored", "target", *arguments])
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
 
 
 def test_a_sheet_shows_every_version_and_its_detail():

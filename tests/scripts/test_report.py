@@ -185,9 +185,9 @@ def test_folders_that_give_nothing_say_so(folder, report):
         report("empty")
     with pytest.raises(UserError, match="nowhere is no folder"):
         report("nowhere")
-    add_scores(folder / "mine", "photographs", 30.0, 0.9, protocol="basicsr")
-    with pytest.raises(UserError, match="found: photographs as GoPro"):
-        report("mine")
+    add_scores(folder / "mine", "RealBlur_J", 30.0, 0.9)
+    with pytest.raises(UserError, match="found: RealBlur_J as RealBlur_R"):
+        report("mine=RealBlur_R")
     with pytest.raises(UserError, match="no model 'Gopro'; did you mean 'GoPro'"):
         report("mine=Gopro")
     assert not (folder / "report.md").exists()
@@ -257,6 +257,24 @@ def test_pictures(folder, report, capsys):
     assert restored > blurry + 3 > 13
     report("test_HI_Diff_GoPro", data="GoPro=data", pictures="2")
     assert read_image("report.png").shape[0] > 1.9 * one.shape[0]
+
+
+def test_data_sets_that_are_not_in_the_paper(folder, report, capsys):
+    add_scores(folder / "mine", "photographs", 30.0, 0.9, protocol="basicsr")
+    write_rgb(folder / "data/input/a.png", picture(1, 40, 70))
+    write_rgb(folder / "data/target/a.png", picture(2, 40, 70))
+    write_rgb(folder / "mine/visualization/photographs/a.png", picture(3, 40, 70))
+    text = report("mine")
+    assert "## Table" not in text
+    own = text.split("## All")[0]
+    assert row(own, "mine")[1:6] == ["photographs", "basicsr", "3", "30.0000", "0.9000"]
+    assert "--data photographs=DIR" in capsys.readouterr().out
+    assert "(report.png)" in report("mine", data="photographs=data")
+    assert read_image("report.png").shape[1] > 3 * 70
+    add_scores(folder / "mine", "GoPro", 33.0, 0.96)
+    text = report("mine")
+    assert row(text.split("## Table 4")[0], "**this project**")[1] == "33.00 / 0.960"
+    assert text.split("## All")[0].count("| photographs |") == 1
 
 
 def test_no_pictures_is_no_mistake(folder, report, capsys):

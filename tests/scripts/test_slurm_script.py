@@ -43,14 +43,19 @@ rank = os.environ["RANK"]
 
 def save(number, frame):
     Path(f"saved_{rank}").touch()
-    raise SystemExit(0)
+    if "ends.yml" in sys.argv:
+        raise SystemExit(0)
+    if rank == "0":
+        os.kill(os.getppid(), signal.SIGTERM)
+    raise SystemExit(75)
 
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
 signal.signal(signal.SIGUSR1, save)
 Path(f"arguments_{rank}").write_text(" ".join(sys.argv[1:]))
 if "fail.yml" in sys.argv:
     raise SystemExit(2)
 deadline = time.monotonic() + 60
-while "long.yml" in sys.argv and time.monotonic() < deadline:
+while {"long.yml", "ends.yml"} & set(sys.argv) and time.monotonic() < deadline:
     time.sleep(0.05)
 """
 
@@ -114,9 +119,12 @@ def test_it_is_a_shell_script_with_what_slurm_needs():
     assert "#SBATCH --ntasks-per-node=1" in directives
 
 
-@pytest.mark.parametrize("signalled", ["task", "all"])
-def test_before_the_end_it_saves_and_is_queued_again(submit, tmp_path, signalled):
-    process = submit("long.yml", "--force_yml", "name=x", signalled=signalled)
+@pytest.mark.parametrize(
+    ("options", "signalled"), [("long.yml", "task"), ("long.yml", "all"), ("ends.yml", "task")]
+)
+def test_before_the_end_it_saves_and_is_queued_again(submit, tmp_path, options, signalled):
+    """But not where the training has just reached its own end."""
+    process = submit(options, "--force_yml", "name=x", signalled=signalled)
     deadline = time.monotonic() + 60
     while not all((tmp_path / f"arguments_{rank}").exists() for rank in (0, 1)):
         assert process.poll() is None, process.stderr.read()
@@ -124,8 +132,11 @@ def test_before_the_end_it_saves_and_is_queued_again(submit, tmp_path, signalled
         time.sleep(0.05)
     process.send_signal(signal.SIGUSR1)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
     assert all((tmp_path / f"saved_{rank}").exists() for rank in (0, 1))
+    assert (process.returncode == 0) == (options == "ends.yml"), errors
+    if options == "ends.yml":
+        assert not (tmp_path / "scontrol_calls").exists()
+        return
     requeued, arguments = (
         (tmp_path / name).read_text() for name in ("scontrol_calls", "srun_arguments")
     )

@@ -1,0 +1,144 @@
+"""Decoding: which files are refused, which are taken, and with which pixels."""
+
+import io
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from small_data import picture
+
+from hidiff import UserError
+from hidiff.data.image import decode_image, read_header
+
+RGB = picture(5, 60, 84)
+
+
+def encoded(kind: str, image: Image.Image | None = None, **options) -> bytes:
+    file = io.BytesIO()
+    (image or Image.fromarray(RGB)).save(file, kind, **options)
+    return file.getvalue()
+
+
+def opencv(data: bytes) -> np.ndarray:
+    """What the release decodes, as RGB."""
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+
+
+JPEGS = {
+    "baseline": {},
+    "progressive": {"progressive": True},
+    "4:2:0": {"subsampling": 2},
+    "4:4:4": {"subsampling": 0},
+    "restart": {"restart_marker_blocks": 4},
+    "RGB": {"keep_rgb": True},
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_jpeg_damage_that_libjpeg_only_warns_of_is_refused(kind):
+    whole = encoded("JPEG", **JPEGS[kind])
+    assert np.array_equal(decode_image(whole, "x"), opencv(whole))
+    # The last scan's data: zeros are no valid codes there, and less than all of it is not enough.
+    begin = whole.rindex(b"\xff\xda") + 20
+    damaged = whole[:begin] + bytes(len(whole) - begin - 2) + whole[-2:]
+    assert opencv(damaged) is not None
+    for data in (damaged, whole[: begin + 5], whole[: begin + 5] + b"\xff\xd9"):
+        with pytest.raises(UserError, match=r"^here: "):
+            decode_image(data, "here")
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_jpeg_that_lacks_only_its_end_marker_is_whole(kind):
+    whole = encoded("JPEG", **JPEGS[kind])
+    for cut in (1, 2):
+        assert np.array_equal(decode_image(whole[:-cut], "x"), opencv(whole))
+    with pytest.raises(UserError):
+        decode_image(whole[:-12], "x")
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "L"])
+def test_jpegs_of_other_colours(mode):
+    whole = encoded("JPEG", Image.fromarray(RGB).convert(mode))
+    assert np.array_equal(decode_image(whole, "x"), opencv(whole))
+
+
+def test_a_compressed_tiff_with_a_flipped_bit_is_refused():
+    whole = encoded("TIFF", compression="tiff_adobe_deflate")
+    assert np.array_equal(decode_image(whole, "x"), RGB)
+    for place in range(300, 3000, 300):
+        data = bytearray(whole)
+        data[place] ^= 4
+        with pytest.raises(UserError, match=r"^here: "):
+            decode_image(bytes(data), "here")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "BMP", "JPEG"])
+@pytest.mark.parametrize("part", [0.0, 0.001, 0.01, 0.3, 0.8, 0.98])
+def test_truncated_files_are_refused(kind, part):
+    whole = encoded(kind)
+    with pytest.raises(UserError, match=r"^here: "):
+        decode_image(whole[: int(part * len(whole))], "here")
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("PNG", "P"), ("PNG", "1"), ("PNG", "LA"), ("BMP", "P"), ("TIFF", "CMYK")]
+)
+def test_rare_kinds_of_pixels_become_rgb(kind, mode):
+    data = encoded(kind, Image.fromarray(RGB).convert(mode))
+    image = decode_image(data, "x")
+    assert np.array_equal(image, opencv(data))
+    expected = np.asarray(Image.fromarray(RGB).convert(mode).convert("RGB")).astype(int)
+    assert np.abs(image.astype(int) - expected).max() <= 1
+
+
+def test_floating_point_pixels_are_refused():
+    with pytest.raises(UserError, match=r"^here: "):
+        decode_image(encoded("TIFF", Image.fromarray(RGB[..., 0].astype(np.float32))), "here")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_orientation_turns_pixels_and_header_alike(kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(kind, exif=exif)
+    header = read_header(data, "x")
+    assert decode_image(data, "x").shape[:2] == (header.height, header.width) == (84, 60)
+
+
+def blank_png(side: int) -> bytes:
+    """A grey PNG of one value: a few bytes for many pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + checksum
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(side * (side + 1)))
+    start = b"\x89PNG\r\n\x1a\n"
+    return start + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_images_of_too_many_pixels_are_refused_before_decoding(monkeypatch):
+    small = blank_png(30)
+    # The header says 30000², as the file that asks for gigabytes does.
+    large = small[:16] + struct.pack(">II", 30000, 30000) + small[24:29]
+    large += struct.pack(">I", zlib.crc32(large[12:29])) + small[33:]
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("was decoded"))
+    with pytest.raises(UserError, match=r"^here: 30000×30000 .*HIDIFF_MAX_MEGAPIXELS"):
+        decode_image(large, "here")
+    monkeypatch.setenv("HIDIFF_MAX_MEGAPIXELS", "0.0008")
+    with pytest.raises(UserError, match=r"^here: 30×30 .*HIDIFF_MAX_MEGAPIXELS"):
+        decode_image(small, "here")
+    monkeypatch.undo()
+    monkeypatch.setenv("HIDIFF_MAX_MEGAPIXELS", "0.0009")
+    assert decode_image(small, "here").shape == (30, 30, 3)
+
+
+@pytest.mark.parametrize("text", ["many", "0", "-1", "nan"])
+def test_the_limit_must_be_a_number(monkeypatch, text):
+    monkeypatch.setenv("HIDIFF_MAX_MEGAPIXELS", text)
+    with pytest.raises(UserError, match=r"^HIDIFF_MAX_MEGAPIXELS: "):
+        decode_image(blank_png(3), "here")
