@@ -6,8 +6,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from hidiff.engine.score_program import DATA_FOLDERS, plan_job, run_jobs, score_parser
 from hidiff.errors import friendly_errors
+from hidiff.scoring.program import DATA_FOLDERS, plan_job, run_jobs, score_parser
 
 PROTOCOL = "realblur"
 

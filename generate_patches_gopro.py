@@ -31,8 +31,8 @@ from tqdm import tqdm
 
 from hidiff.data.image import list_images, listing
 from hidiff.data.pairs import match_names
-from hidiff.data.patches import CropResult, CropTask, check_existing, cut_pair
 from hidiff.errors import UserError, friendly_errors
+from hidiff.prepare.patches import CropResult, CropTask, check_existing, cut_pair
 
 
 def crop_tasks(source: Path, target: Path, size: int, overlap: int | None) -> list[CropTask]:

@@ -8,9 +8,9 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from hidiff.cli.arguments import option_parser
 from hidiff.engine.distributed import start_processes
 from hidiff.engine.logger import start_logging
-from hidiff.engine.tester import run_test
 from hidiff.errors import friendly_errors
 from hidiff.options import load_options
+from hidiff.scoring.test_run import run_test
 
 
 @record  # torchrun then shows the traceback of the process that failed first

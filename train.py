@@ -10,9 +10,9 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from hidiff.cli.arguments import option_parser
 from hidiff.engine.distributed import start_processes
 from hidiff.engine.experiment import Experiment, set_aside
-from hidiff.engine.lock import hold
 from hidiff.engine.trainer import Trainer
 from hidiff.errors import friendly_errors
+from hidiff.lock import hold
 from hidiff.options import Options, load_options
 
 DEBUG_FREQUENCY = 8

@@ -33,13 +33,10 @@ import torch
 import yaml
 from chaos_job import NAME, Job, partial_files, running, wait_for
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from hidiff import build_model  # noqa: E402
-from hidiff.data.image import write_image  # noqa: E402
-from hidiff.errors import UserError, friendly_errors  # noqa: E402
-from hidiff.prepare.camera_shake import shake  # noqa: E402
+from hidiff import build_model
+from hidiff.data.image import write_image
+from hidiff.errors import UserError, friendly_errors
+from hidiff.prepare.camera_shake import shake
 
 SAVE_EVERY = 4
 """Steps between checkpoints."""

@@ -8,15 +8,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from hidiff.data.image import EXTENSIONS, list_images, read_image, to_uint8, write_image
-from hidiff.data.sheet import comparison_row, comparison_sheet
 from hidiff.errors import UserError, friendly_errors
 from hidiff.metrics import calculate_psnr
+from hidiff.scoring.sheet import comparison_row, comparison_sheet
 
 
 def choose(names: list[str], wanted: list[str] | None, rows: int) -> list[str]:

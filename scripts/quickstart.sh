@@ -35,7 +35,7 @@ if [ "${1:-}" = --fresh ]; then
 fi
 
 echo "== data: photographs of scikit-image, blurred by simulated camera shake"
-"$PYTHON" scripts/make_quickstart_data.py
+"$PYTHON" -m hidiff prepare quickstart
 echo "== stage 1: the Transformer with a latent encoder that sees the sharp image"
 train options/quickstart/S1.yml
 echo "== stage 2: the diffusion model and the Transformer, jointly"

@@ -222,8 +222,8 @@ def test_crops_may_be_larger_than_the_largest_patch(content):
 )
 def test_options_of_the_release_beyond_its_files(content, path, value, effect):
     """Accepted; those without an effect here are named."""
-    from hidiff.engine.evaluator import build_metrics
     from hidiff.engine.optim import build_optimizer
+    from hidiff.scoring.evaluator import build_metrics
 
     known = len(parse_options(copy.deepcopy(content)).notices)
     options = parse_options(with_value(content, path, value))

@@ -24,12 +24,12 @@ from hidiff.benchmark.variants import Machine, Variant
 from hidiff.data import BatchPlan, PhaseBatchSampler, build_dataset, training_batches
 from hidiff.data.transfer import to_device
 from hidiff.engine.distributed import Processes
-from hidiff.engine.evaluator import build_test_scorer, evaluate
 from hidiff.engine.optim import GRAD_CLIP_NORM, build_optimizer, clip_gradients
 from hidiff.errors import UserError
 from hidiff.models import DeblurModel, build_model
 from hidiff.models.base import SIDE_MULTIPLE
 from hidiff.options import Options, Phase
+from hidiff.scoring.evaluator import build_test_scorer, evaluate
 
 BASELINE = "plain+fp32"
 

@@ -10,8 +10,13 @@ from collections.abc import Sequence
 from hidiff.errors import friendly_errors
 
 COMMANDS = {
-    "benchmark": "measure speed against the plain formulas",
+    "score": "score result folders of GoPro and HIDE",
+    "prepare": "bring downloaded data sets into the layout, make databases",
+    "check": "check data sets before training",
+    "report": "write the paper's tables with your figures",
+    "ablation": "train and score a list of option files with one budget",
     "complexity": "count parameters and multiply-accumulates",
+    "benchmark": "measure speed against the plain formulas",
 }
 """Subcommands, each a module of this package, and what they do."""
 
@@ -37,6 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return module.main(args.arguments)
 
 
-def run(command: str) -> None:
-    """Be a program that is one subcommand, as train.py is `hidiff train`."""
-    raise SystemExit(main([command, *sys.argv[1:]]))
+def run(*command: str) -> None:
+    """Be the program of one subcommand, as train.py is `hidiff train`."""
+    raise SystemExit(main([*command, *sys.argv[1:]]))

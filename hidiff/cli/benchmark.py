@@ -28,10 +28,10 @@ from hidiff.benchmark.cases import BASELINE, CASES
 from hidiff.benchmark.table import table, write_table
 from hidiff.benchmark.timing import machine_name
 from hidiff.benchmark.variants import Machine, Variant
-from hidiff.engine.versions import library_versions
 from hidiff.errors import UserError
 from hidiff.models.base import SIDE_MULTIPLE
 from hidiff.options import load_options
+from hidiff.scoring.versions import library_versions
 
 DEFAULT_VARIANTS = {"cpu": ("fp32",), "cuda": ("plain+tf32", "tf32", "bf16", "bf16+compile")}
 

@@ -26,10 +26,8 @@ from hidiff.engine.experiment import (
     set_aside,
     training_warnings,
 )
-from hidiff.engine.lock import hold
 from hidiff.engine.logger import MetricsWriter, start_logging
 from hidiff.engine.lr_schedule import build_lr_schedule
-from hidiff.engine.memory import is_out_of_memory
 from hidiff.engine.optim import (
     GRAD_CLIP_NORM,
     build_optimizer,
@@ -41,8 +39,10 @@ from hidiff.engine.resume import compare_options, options_hash
 from hidiff.engine.signals import StopRequest
 from hidiff.engine.validation import Validator
 from hidiff.errors import Interrupted, UserError
+from hidiff.lock import hold
 from hidiff.models import DeblurModel, build_model
 from hidiff.models.compilation import compile_blocks
+from hidiff.models.memory import is_out_of_memory
 from hidiff.models.precision import precision
 from hidiff.options import Options
 

@@ -10,19 +10,19 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from hidiff.engine.distributed import Processes
-from hidiff.engine.evaluator import (
-    Triptych,
-    build_metrics,
-    cropped_note,
-    evaluate,
-    mean_metrics,
-)
 from hidiff.engine.logger import MetricsWriter, get_logger, warn_of_loss
 from hidiff.files import inside
 from hidiff.models import DeblurModel
 from hidiff.models.compilation import uncompiled
 from hidiff.models.precision import precision
 from hidiff.options import Options
+from hidiff.scoring.evaluator import (
+    Triptych,
+    build_metrics,
+    cropped_note,
+    evaluate,
+    mean_metrics,
+)
 
 PICTURES_PER_VALIDATION = 3
 """Validation images shown in TensorBoard."""

@@ -15,12 +15,12 @@ from small_training import ALONE
 
 from hidiff import UserError
 from hidiff.console import console_failure, keep_console
-from hidiff.engine import evaluator
 from hidiff.engine.logger import MetricsWriter, start_logging
-from hidiff.engine.tester import run_test
 from hidiff.engine.trainer import Trainer
 from hidiff.models import Stage2
 from hidiff.options import parse_options
+from hidiff.scoring import evaluator
+from hidiff.scoring.test_run import run_test
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

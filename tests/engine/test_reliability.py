@@ -21,10 +21,10 @@ from hidiff.data import BatchPlan, PhaseBatchSampler, build_dataset, training_ba
 from hidiff.data.loader import STOP_SIGNALS
 from hidiff.engine import checkpoint, lock
 from hidiff.engine.distributed import Processes
-from hidiff.engine.lock import hold
 from hidiff.engine.resume import compare_options, options_hash
 from hidiff.engine.trainer import Trainer
 from hidiff.errors import Interrupted
+from hidiff.lock import hold
 from hidiff.options import parse_options
 
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -258,7 +258,7 @@ def test_a_folder_is_held_against_other_processes(data):
     script = (
         "import sys; from pathlib import Path\n"
         f"sys.path[:0] = [{str(HERE.parent.parent)!r}]\n"
-        "from hidiff.engine.lock import _hold\n"
+        "from hidiff.lock import _hold\n"
         "_hold(Path('experiments/tiny_S1'), 0.0)\n"
         "print('held', flush=True); sys.stdin.read()\n"
     )

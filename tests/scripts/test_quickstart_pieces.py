@@ -12,12 +12,12 @@ import torch
 from small_data import make_pairs
 
 from hidiff.data.image import read_image
-from hidiff.data.sheet import ZOOM, busiest_window, comparison_row, comparison_sheet
 from hidiff.engine.distributed import Processes
-from hidiff.engine.tester import run_test
 from hidiff.engine.trainer import Trainer
 from hidiff.errors import UserError
 from hidiff.options import load_options
+from hidiff.scoring.sheet import ZOOM, busiest_window, comparison_row, comparison_sheet
+from hidiff.scoring.test_run import run_test
 from scripts.compare import main as compare
 
 ROOT = Path(__file__).resolve().parent.parent.parent

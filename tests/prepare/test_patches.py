@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from hidiff.data.image import read_image, write_image
-from hidiff.data.patches import (
+from hidiff.errors import UserError
+from hidiff.prepare.patches import (
     CropTask,
     centre_corner,
     check_existing,
@@ -12,7 +13,6 @@ from hidiff.data.patches import (
     patch_corners,
     patch_offsets,
 )
-from hidiff.errors import UserError
 
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:

@@ -11,18 +11,18 @@ import pytest
 from golden_values import load_arrays, load_json
 from small_data import picture, write_rgb
 
-from hidiff.data.check import LAYOUT
-from hidiff.engine.score_files import (
+from hidiff.errors import UserError
+from hidiff.metrics import evaluate_pair
+from hidiff.metrics.published import BENCHMARKS, TABLES, find_row, hi_diff_scores
+from hidiff.prepare.check import LAYOUT
+from hidiff.scoring.files import (
     CSV_HEADER,
     check_replaceable,
     read_scores,
     score_paths,
     write_scores,
 )
-from hidiff.engine.scoring import FolderScores, ImageScore, score_folders
-from hidiff.errors import UserError
-from hidiff.metrics import evaluate_pair
-from hidiff.metrics.published import BENCHMARKS, TABLES, find_row, hi_diff_scores
+from hidiff.scoring.folders import FolderScores, ImageScore, score_folders
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from hidiff.cli.prepare import main
 from hidiff.errors import UserError
-from scripts.prepare_data import main
 
 # The content of a file says where it comes from; nothing here decodes an image.
 
@@ -102,7 +102,7 @@ def test_gopro(gopro, data, capsys):
 
 
 def test_complete_data_is_said_to_be(gopro, data, capsys, monkeypatch):
-    from hidiff.data.check import LAYOUT, LayoutEntry
+    from hidiff.prepare.check import LAYOUT, LayoutEntry
 
     monkeypatch.setitem(LAYOUT, "GoPro/train", LayoutEntry("GoPro/train", 4, "x"))
     monkeypatch.setitem(LAYOUT, "GoPro/test", LayoutEntry("GoPro/test", 1, "x"))

@@ -7,11 +7,11 @@ import cv2
 import numpy as np
 import pytest
 
-from hidiff.data.check import LAYOUT, DataSource, check_dataset, dataset_folders
+from hidiff.cli.check import main
 from hidiff.data.image import read_header, write_image
 from hidiff.data.lmdb_store import create_lmdb
 from hidiff.errors import UserError
-from scripts.check_data import main
+from hidiff.prepare.check import LAYOUT, DataSource, check_dataset, dataset_folders
 
 
 def picture(seed: int, height: int = 16, width: int = 20, channels: int = 3) -> np.ndarray:

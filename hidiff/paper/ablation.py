@@ -1,7 +1,7 @@
 """Ablations: several option files with one budget and one data set, over several seeds.
 
 `plan` turns option files into runs; `finished` and `scored` say what is left to do.
-`hidiff.engine.ablation_table` reports on them.
+`hidiff.paper.ablation_table` reports on them.
 """
 
 from __future__ import annotations

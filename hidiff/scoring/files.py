@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hidiff.engine.scoring import FolderScores
 from hidiff.errors import UserError
 from hidiff.files import write_text
+from hidiff.scoring.folders import FolderScores
 
 KIND = "hidiff scores of a folder"
 """What `kind` says in the JSON files."""

@@ -17,7 +17,11 @@ from hidiff import UserError, build_model
 from hidiff.data.image import read_image, to_float, to_uint8
 from hidiff.data.paired_dataset import PairedImageIRDataset
 from hidiff.engine.distributed import Processes
-from hidiff.engine.evaluator import (
+from hidiff.engine.validation import Validator
+from hidiff.metrics import calculate_psnr, calculate_ssim
+from hidiff.options import parse_options
+from hidiff.parallel import AHEAD, available_cores, run_in_order, thread_count
+from hidiff.scoring.evaluator import (
     ImageResult,
     build_metrics,
     evaluate,
@@ -25,10 +29,6 @@ from hidiff.engine.evaluator import (
     restore_item,
     to_image,
 )
-from hidiff.engine.pipeline import AHEAD, available_cores, run_in_order, thread_count
-from hidiff.engine.validation import Validator
-from hidiff.metrics import calculate_psnr, calculate_ssim
-from hidiff.options import parse_options
 
 CPU = torch.device("cpu")
 ALONE = Processes(0, 1, CPU)

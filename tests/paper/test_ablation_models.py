@@ -10,9 +10,9 @@ from small_data import STAGE2, TINY_G, TINY_LE, make_pairs, train_options
 from hidiff import UserError, build_model, build_network
 from hidiff.engine.distributed import Processes
 from hidiff.engine.optim import build_optimizer
-from hidiff.engine.tester import run_test
 from hidiff.engine.trainer import Trainer
 from hidiff.options import parse_options
+from hidiff.scoring.test_run import run_test
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 X0_FORM = {

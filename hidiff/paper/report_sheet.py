@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from hidiff.data.image import list_images, read_image, to_uint8
-from hidiff.data.sheet import busiest_window, comparison_row
-from hidiff.engine.score_program import restored_folder
 from hidiff.errors import UserError
 from hidiff.metrics import evaluate_pair
+from hidiff.scoring.program import restored_folder
+from hidiff.scoring.sheet import busiest_window, comparison_row
 
 DETAIL = (360, 640)
 """Height and width in pixels of what is shown of larger photographs."""
@@ -29,7 +29,7 @@ def sheet_rows(
         count: how many photographs to show, spread over their names.
 
     Returns:
-        Rows for `hidiff.data.sheet.comparison_sheet`: of each photograph the part with the
+        Rows for `hidiff.scoring.sheet.comparison_sheet`: of each photograph the part with the
         strongest edges, at most `DETAIL` in size and at the photograph's own scale, and below it a
         zoom box.
 

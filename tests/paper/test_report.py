@@ -1,4 +1,4 @@
-"""scripts/report.py: the paper's tables with figures of result folders beside them."""
+"""hidiff report: the paper's tables with figures of result folders beside them."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,14 @@ import cv2
 import pytest
 from small_data import picture, write_rgb
 
+from hidiff.cli.report import MARK, main
 from hidiff.data.image import read_image
-from hidiff.engine.report import guess_model, parse_result_folder
-from hidiff.engine.score_files import score_paths, write_scores
-from hidiff.engine.scoring import FolderScores, ImageScore
 from hidiff.errors import UserError
 from hidiff.metrics import calculate_psnr
 from hidiff.metrics.published import BENCHMARKS
-from scripts.report import MARK, main
+from hidiff.paper.report import guess_model, parse_result_folder
+from hidiff.scoring.files import score_paths, write_scores
+from hidiff.scoring.folders import FolderScores, ImageScore
 
 
 def add_scores(

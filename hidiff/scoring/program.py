@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hidiff.data.image import listing
-from hidiff.engine.pipeline import available_cores
-from hidiff.engine.score_files import check_replaceable, score_paths, write_scores
-from hidiff.engine.scoring import FolderScores, score_folders
 from hidiff.errors import UserError
 from hidiff.metrics.published import hi_diff_scores
+from hidiff.parallel import available_cores
+from hidiff.scoring.files import check_replaceable, score_paths, write_scores
+from hidiff.scoring.folders import FolderScores, score_folders
 
 DATA_FOLDERS = {
     "GoPro": (Path("datasets/GoPro/test"), Path("datasets/test/GoPro")),

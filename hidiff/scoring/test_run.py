@@ -17,17 +17,25 @@ import torch
 
 from hidiff.data import build_dataset
 from hidiff.engine.distributed import Processes
-from hidiff.engine.evaluator import (
+from hidiff.engine.experiment import RESULTS, load_pretrained, set_aside
+from hidiff.engine.logger import get_logger
+from hidiff.errors import UserError
+from hidiff.files import inside, write_text
+from hidiff.lock import hold
+from hidiff.models import DeblurModel, build_model
+from hidiff.models.compilation import compile_blocks
+from hidiff.models.precision import precision
+from hidiff.options import DatasetOptions, Options
+from hidiff.registry import MODELS
+from hidiff.scoring.evaluator import (
     ImageResult,
     build_test_scorer,
     cropped_note,
     evaluate,
     mean_metrics,
 )
-from hidiff.engine.experiment import RESULTS, load_pretrained, set_aside
-from hidiff.engine.lock import hold
-from hidiff.engine.logger import get_logger
-from hidiff.engine.score_log import (
+from hidiff.scoring.folders import FolderScores, ImageScore
+from hidiff.scoring.log import (
     ROWS,
     Key,
     ScoreLog,
@@ -38,15 +46,7 @@ from hidiff.engine.score_log import (
     read_rows,
     start,
 )
-from hidiff.engine.scoring import FolderScores, ImageScore
-from hidiff.engine.versions import library_versions
-from hidiff.errors import UserError
-from hidiff.files import inside, write_text
-from hidiff.models import DeblurModel, build_model
-from hidiff.models.compilation import compile_blocks
-from hidiff.models.precision import precision
-from hidiff.options import DatasetOptions, Options
-from hidiff.registry import MODELS
+from hidiff.scoring.versions import library_versions
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ import yaml
 from small_data import make_pairs, train_options, write_yaml
 
 from hidiff import UserError, build_model
+from hidiff.cli.ablation import DEFAULT_FILES, main
 from hidiff.data.plot import COLOURS, line_plot, nice_ticks
-from hidiff.engine import ablation
-from hidiff.engine.ablation import Changes, DataFolders, plan, set_steps
 from hidiff.engine.lr_schedule import build_lr_schedule
+from hidiff.paper import ablation
+from hidiff.paper.ablation import Changes, DataFolders, plan, set_steps
 from hidiff.yaml_file import read_yaml
-from scripts.ablation import DEFAULT_FILES, main
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OPTIONS = ROOT / "options" / "ablation"

@@ -17,11 +17,11 @@ from small_training import ALONE, compiled_blocks, train
 from hidiff import UserError, build_model
 from hidiff.archs.restormer import DepthwiseConv2d
 from hidiff.data.image import read_image
-from hidiff.engine.evaluator import restore_item
-from hidiff.engine.tester import run_test
 from hidiff.engine.trainer import Trainer
 from hidiff.metrics import evaluate_pair
 from hidiff.options import parse_options
+from hidiff.scoring.evaluator import restore_item
+from hidiff.scoring.test_run import run_test
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_every_option_of_speed_arrives_in_testing(trained, data, monkeypatch):
         seen.append((len(compiled_blocks(model)) > 10, modes, model.net_g.feature_dtype))
         raise ZeroDivisionError
 
-    monkeypatch.setattr("hidiff.engine.tester.evaluate", look)
+    monkeypatch.setattr("hidiff.scoring.test_run.evaluate", look)
     options = {**test_options(data), "name": "speed", "kernels": "eager"}
     options["val"] |= {"compile": True, "precision": "bf16"}
     with pytest.raises(ZeroDivisionError):
@@ -124,7 +124,7 @@ def test_validation_and_testing_take_their_threads_from_the_options(
 ):
     asked = []
     monkeypatch.setattr(
-        "hidiff.engine.evaluator.thread_count", lambda wanted, device: asked.append(wanted) or 2
+        "hidiff.scoring.evaluator.thread_count", lambda wanted, device: asked.append(wanted) or 2
     )
     monkeypatch.chdir(trained[0])
     options = {**test_options(data), "name": "threads"}
@@ -262,7 +262,7 @@ def interrupted(trained, tmp_path, monkeypatch):
         return restore_item(*arguments, **others)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("hidiff.engine.evaluator.restore_item", kill)
+        patch.setattr("hidiff.scoring.evaluator.restore_item", kill)
         run_test(parse_options(copy.deepcopy(options)), ALONE, seeds=2)
     return options, trained[0] / "results" / tmp_path.name
 
@@ -276,7 +276,7 @@ def resume(options, monkeypatch, seeds=2):
         return restore_item(*arguments, **others)
 
     with monkeypatch.context() as patch:
-        patch.setattr("hidiff.engine.evaluator.restore_item", note)
+        patch.setattr("hidiff.scoring.evaluator.restore_item", note)
         complete = run_test(parse_options(copy.deepcopy(options)), ALONE, seeds=seeds, resume=True)
     return names, complete
 
@@ -312,7 +312,7 @@ def test_another_test_does_not_go_on(interrupted, monkeypatch, change, place):
     options, results = interrupted
     before = sorted(results.rglob("*"))
     if change == "weights":
-        monkeypatch.setattr("hidiff.engine.tester.load_pretrained", lambda *_, **__: ([], {}))
+        monkeypatch.setattr("hidiff.scoring.test_run.load_pretrained", lambda *_, **__: ([], {}))
     elif change != "seeds":
         options |= change
     with pytest.raises(UserError, match=place):
@@ -341,7 +341,7 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(tested, data, monkeypatch,
 
     options = {**test_options(data), "name": "full"}
     with monkeypatch.context() as patch:
-        patch.setattr("hidiff.engine.tester.write_text", full)
+        patch.setattr("hidiff.scoring.test_run.write_text", full)
         assert run_test(parse_options(copy.deepcopy(options)), ALONE) is False
     assert not (tested.parent / "full" / "metrics.json").exists()
     assert resume(options, monkeypatch, seeds=1) == ([], True)
@@ -361,7 +361,7 @@ def test_rows_that_cannot_be_written_end_the_test(trained, data, monkeypatch):
         write = full
 
     monkeypatch.setattr(
-        "hidiff.engine.score_log.ScoreLog.__init__",
+        "hidiff.scoring.log.ScoreLog.__init__",
         lambda self, path: vars(self).update(path=path, file=Full()),
     )
     options = {**test_options(data), "name": "no_rows"}

@@ -17,10 +17,10 @@ import numpy as np
 from tqdm import tqdm
 
 from hidiff.data.image import list_images, listing, read_image, to_uint8
-from hidiff.engine.versions import library_versions
 from hidiff.errors import UserError
 from hidiff.metrics import PROTOCOLS, evaluate_pair
 from hidiff.metrics.published import BENCHMARKS, Benchmark, hi_diff_scores
+from hidiff.scoring.versions import library_versions
 from hidiff.typecheck import suggestion
 
 FAR_OFF = 5.0

@@ -12,9 +12,9 @@ import pytest
 from small_data import picture, write_rgb
 
 import evaluate_realblur
+from hidiff.cli import score as evaluate_gopro_hide
 from hidiff.errors import UserError
 from hidiff.metrics import evaluate_pair
-from scripts import evaluate_gopro_hide
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

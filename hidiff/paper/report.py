@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hidiff.engine.score_files import read_json, read_scores
 from hidiff.errors import UserError
 from hidiff.metrics.published import (
     BENCHMARKS,
@@ -20,6 +19,7 @@ from hidiff.metrics.published import (
     Score,
     find_row,
 )
+from hidiff.scoring.files import read_json, read_scores
 from hidiff.typecheck import suggestion
 
 MODELS: Mapping[str, Mapping[int, str]] = {

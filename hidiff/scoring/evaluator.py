@@ -22,13 +22,13 @@ from hidiff.data.image import to_uint8, write_image
 from hidiff.data.pairs import listing
 from hidiff.data.transforms import SYMMETRIES, symmetry, undo_symmetry
 from hidiff.engine.distributed import Processes
-from hidiff.engine.memory import memory_errors
-from hidiff.engine.pipeline import run_in_order, thread_count
 from hidiff.errors import UserError
 from hidiff.metrics import evaluate_pair
 from hidiff.metrics.published import BENCHMARKS
 from hidiff.models import DeblurModel
+from hidiff.models.memory import memory_errors
 from hidiff.options import Section, ValOptions
+from hidiff.parallel import run_in_order, thread_count
 from hidiff.registry import METRICS
 
 Scorer = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
@@ -246,7 +246,7 @@ def evaluate(
             picture is written.
         done: results by index that are there already, the same on every process; these images are
             not restored again.
-        num_workers: threads, see `hidiff.engine.pipeline.thread_count`; they change nothing in the
+        num_workers: threads, see `hidiff.parallel.thread_count`; they change nothing in the
             results.
         stop: asked after each image whether this process shall leave out the rest of its own.
         pbar: show a progress bar on a terminal.

@@ -1,0 +1,122 @@
+"""Check data sets before training or testing with them.
+
+    hidiff check                             all of the layout under datasets/
+    hidiff check -opt options/train/GoPro_S1.yml
+    hidiff check --input DIR --target DIR
+
+Counts the pairs, matches them by name, decodes every image and compares the sizes. Exit code:
+0 all good, 1 problems found, 2 a mistake in the call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from hidiff.errors import UserError
+from hidiff.prepare.check import (
+    DataSource,
+    LayoutEntry,
+    Report,
+    check_dataset,
+    dataset_folders,
+    layout_sources,
+)
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Count, pair, decode and compare the images of data sets.",
+        epilog="Exit code: 0 all good, 1 problems found, 2 a mistake in the call. Relative paths, "
+        "also those in option files, count from the current folder.",
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("-opt", type=Path, metavar="FILE", help="check this option file's data sets")
+    what.add_argument(
+        "--root", type=Path, default=Path("datasets"), help="check the layout (default: datasets)"
+    )
+    what.add_argument("--input", metavar="DIR", help="check one folder or LMDB of blurry images")
+    parser.add_argument("--target", metavar="DIR", help="the sharp images of --input")
+    parser.add_argument(
+        "--patch",
+        type=int,
+        metavar="N",
+        help="report images smaller than N pixels (default with -opt: the data set's gt_size)",
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help="read headers only: truncated files are not noticed"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="threads (default: all)"
+    )
+    options = parser.parse_args(arguments)
+    if options.target is not None and options.input is None:
+        raise UserError("--target: give the blurry images too, with --input")
+    for name in ("patch", "jobs"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name}: must be at least 1, not {value}")
+    return options
+
+
+def find_sources(options: argparse.Namespace) -> tuple[list[DataSource], list[LayoutEntry]]:
+    """The data sets to check, and those of the layout that are not there.
+
+    Raises:
+        UserError: there is nothing to check.
+    """
+    if options.input is not None:
+        name = options.input if options.target is None else f"{options.input}, {options.target}"
+        return [DataSource(name, options.input, options.target)], []
+    if options.opt is not None:
+        return dataset_folders(options.opt), []
+    return layout_sources(options.root)
+
+
+def count_of(number: int, thing: str) -> str:
+    return f"{number} {thing}" + ("" if number == 1 else "s")
+
+
+def show(source: DataSource, report: Report) -> None:
+    entry = source.layout_entry()
+    state = count_of(len(report.problems), "problem") if report.problems else "ok"
+    pairs = count_of(report.pairs, "pair" if source.gt is not None else "image")
+    wanted = f" (the benchmark: {entry.pairs})" if entry is not None else ""
+    print(f"{report.name}: {pairs}{wanted}: {state}")
+    for problem in report.problems:
+        print(f"  problem: {problem}")
+    for note in report.notes:
+        print(f"  note: {note}")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; returns its exit code.
+
+    Raises:
+        UserError: a mistake in the call.
+    """
+    options = parse_arguments(arguments)
+    sources, absent = find_sources(options)
+    problems = 0
+    for source in sources:
+        report = check_dataset(
+            source, patch_size=options.patch, fast=options.fast, jobs=options.jobs
+        )
+        show(source, report)
+        problems += len(report.problems)
+    for entry in absent:
+        print(f"{entry.name}: not there ({entry.pairs} pairs; made by {entry.command})")
+    if options.fast:
+        print("Only headers were read; without --fast damaged and truncated images are found too.")
+    if problems:
+        print(
+            f"{count_of(problems, 'problem')}. Damaged and missing images: copy or download them "
+            "again (a data set made of links: at the place the links point to), then run the "
+            "command that made the folder once more. Images too small, of two sizes or identical: "
+            "take both of the pair out, or replace them. datasets/README.md says more."
+        )
+        return 1
+    print(f"All good: {count_of(len(sources), 'data set')}.")
+    return 0

@@ -1,0 +1,1 @@
+"""Test runs and scores: restoring and scoring data sets, and the files that scores are kept in."""
