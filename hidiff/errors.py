@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,10 +27,14 @@ EXIT_INTERRUPTED = 75
 """Exit code of an interrupted run: EX_TEMPFAIL of sysexits.h, "try again later"."""
 
 
-def missing(path: str | Path) -> str:
-    """'{path} does not exist', and from where a relative one was looked for."""
-    origin = "" if Path(path).is_absolute() else f" in the working folder {Path.cwd()}"
-    return f"{path} does not exist{origin}"
+def counted_from(path: str | os.PathLike[str]) -> str:
+    """For messages about a path that does not exist: where it counts from, if relative."""
+    return "" if Path(path).is_absolute() else f" (relative paths count from {Path.cwd()})"
+
+
+def missing(path: str | os.PathLike[str]) -> str:
+    """'{path} does not exist', and where it counts from."""
+    return f"{path} does not exist{counted_from(path)}"
 
 
 def require_positive(least: float = 1, /, **values: float) -> None:

@@ -15,11 +15,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-NAME = "chaos"
-"""Of the experiment and its option file."""
+STAGES = (1, 2)
 
 LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-ARGUMENTS = ("-opt", f"{NAME}.yml", "--launcher", "pytorch", "--auto_resume")
+ARGUMENTS = ("--launcher", "pytorch", "--auto_resume")
 
 PATIENCE = 600.0
 """Seconds that any part of a training may take before the test gives up."""
@@ -28,22 +27,29 @@ MARK = "HIDIFF_CHAOS_RUN"
 """Environment variable by which the processes of a training are found, orphans too."""
 
 
+def name_of(stage: int) -> str:
+    """Of a stage's experiment and option file."""
+    return f"chaos_S{stage}"
+
+
 class Job:
-    """One attempt: torchrun with two processes of train.py.
+    """One attempt at a stage: torchrun with two processes of train.py.
 
     Args:
-        folder: working directory; the option file is in it.
+        folder: working directory; the option files are in it.
+        stage: 1 or 2.
         number: of the attempt, for the name of its console output.
     """
 
-    def __init__(self, folder: Path, number: int) -> None:
-        self.experiment = folder / "experiments" / NAME
+    def __init__(self, folder: Path, stage: int, number: int) -> None:
+        name = name_of(stage)
+        self.experiment = folder / "experiments" / name
         self._earlier_logs = self._logs()
         self._mark = f"{MARK}={uuid.uuid4().hex}"
-        self.console = folder / f"attempt_{number:03d}.txt"
+        self.console = folder / f"stage_{stage}_attempt_{number:03d}.txt"
         with self.console.open("w", encoding="utf-8") as output:
             self.launcher = subprocess.Popen(
-                [sys.executable, *LAUNCH, str(ROOT / "train.py"), *ARGUMENTS],
+                [sys.executable, *LAUNCH, ROOT / "train.py", "-opt", f"{name}.yml", *ARGUMENTS],
                 cwd=folder,
                 env={
                     **os.environ,
@@ -93,17 +99,26 @@ class Job:
                     found[int(path.name)] = dict(e.split("=", 1) for e in entries if "=" in e)
         return found
 
-    def ranks(self) -> dict[int, int]:
-        """{rank: process id} of the training processes, without their loader processes."""
-        found = {}
+    def _ranked(self) -> list[tuple[int, int, int]]:
+        """(rank, process id, parent) of the training processes and their loader processes."""
+        found = []
         for pid, environment in self.processes().items():
             with suppress(OSError):
                 # pid (program name) state parent …
                 stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-                parent = int(stat.rpartition(")")[2].split()[1])
-                if parent == self.launcher.pid and "RANK" in environment:
-                    found[int(environment["RANK"])] = pid
+                if "RANK" in environment:
+                    parent = int(stat.rpartition(")")[2].split()[1])
+                    found.append((int(environment["RANK"]), pid, parent))
         return found
+
+    def ranks(self) -> dict[int, int]:
+        """{rank: process id} of the training processes, without their loader processes."""
+        return {rank: pid for rank, pid, parent in self._ranked() if parent == self.launcher.pid}
+
+    def loaders(self) -> list[int]:
+        """Process ids of the loader processes."""
+        ranks = set(self.ranks().values())
+        return [pid for _, pid, parent in self._ranked() if parent in ranks]
 
     def is_running(self) -> bool:
         """Whether torchrun has not ended yet."""
@@ -127,9 +142,9 @@ class Job:
 
 
 @contextmanager
-def running(folder: Path, number: int) -> Iterator[Job]:
+def running(folder: Path, stage: int, number: int) -> Iterator[Job]:
     """A `Job` that leaves no process behind, whatever happens."""
-    job = Job(folder, number)
+    job = Job(folder, stage, number)
     try:
         yield job
     finally:

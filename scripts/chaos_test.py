@@ -1,16 +1,21 @@
-"""Kill a training of two processes again and again, and check that nothing of it is lost.
+"""Kill a training of two stages and two processes again and again; nothing of it may be lost.
 
     python scripts/chaos_test.py --kills 20 --output results/chaos
 
-A tiny network trains on generated images, on CPUs. The run is killed at random moments in five
-ways, and continued by the same command with --auto_resume, until it is complete. Then
+A tiny network trains on generated images, on CPUs. The run is killed at random moments in ten
+ways, and continued by the same command with --auto_resume, until it is complete. Stage 2 starts
+when stage 1 exits with 0, as in a shell's `stage 1 && stage 2`. Then
 
-- the last training state (weights, their average, optimiser, best scores) and the weights files
-  must equal those of a run that nobody killed, bit for bit;
+- the last training state (weights, their average, optimiser, best scores) and the weights files of
+  both stages must equal those of a run that nobody killed, bit for bit;
 - every loss line must stand exactly once in the merged log, and equal the line of that run. Merged
   means: lines count up to the step from which the next attempt went on;
-- after every kill all processes must be gone within a minute;
-- SIGTERM must lose no step, and any other kill none before the last checkpoint.
+- after every kill all processes must be gone within a minute, and the exit code is not 0;
+- SIGTERM must lose no step, and any other kill none before the last checkpoint that could be
+  written, which is the validated step's own where a validation was hit.
+
+The full disk is a limit on the size of a file (RLIMIT_FSIZE), set on the process that writes: its
+writes fail from there on, with another error number than those on a full disk.
 
 Prints a table and writes it to FOLDER/report.md; the exit code is 1 if anything differs. For Linux.
 """
@@ -20,10 +25,13 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
+import resource
 import signal
 import sys
 import time
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +39,9 @@ import cv2
 import numpy as np
 import torch
 import yaml
-from chaos_job import NAME, Job, partial_files, running, wait_for
+from chaos_job import STAGES, Job, name_of, partial_files, running, wait_for
 
-from hidiff import build_model
+ROOT = Path(__file__).resolve().parent.parent
 from hidiff.data.image import write_image
 from hidiff.errors import UserError, friendly_errors
 from hidiff.prepare.camera_shake import shake
@@ -41,35 +49,53 @@ from hidiff.prepare.camera_shake import shake
 SAVE_EVERY = 4
 """Steps between checkpoints."""
 
-STEPS_PER_KILL = 8
+VALIDATE_EVERY = 6
+"""Steps between validations; every other one has no checkpoint of its own."""
+
+DISK = 100_000
+"""Bytes that a file may have on the full disk: more than a log, fewer than weights."""
+
+STEPS_PER_KILL = 10
 """Steps of the whole training for each kill, so that each has new steps to hit."""
 
 EXIT_LIMIT = 60.0
 """Seconds after a kill until the last process of the training must be gone."""
 
-RANK_0, RANK_1, ALL, TERM, WRITING = KINDS = (
+BETWEEN = "SIGKILL between the stages"
+"""Comes once, when stage 1 says that it is complete."""
+
+STOPPED, WORKER, FULL, WRITING, VALIDATING, RANK_0, RANK_1, ALL, TERM = KINDS = (
+    "SIGTERM during validation",
+    "SIGKILL to a loader process",
+    "disk full, then SIGKILL to all",
+    "SIGKILL during a write",
+    "SIGKILL during validation",
     "SIGKILL to rank 0",
     "SIGKILL to rank 1",
     "SIGKILL to all",
     "SIGTERM to torchrun",
-    "SIGKILL during a write",
 )
 
 
 @dataclass
 class Kill:
-    """What one kill did; `reached` and `resumed` are steps."""
+    """What one kill did; `reached`, `earliest` and `resumed` are steps of the stage.
+
+    The training must go on from `earliest` or later; None: from the checkpoint before `reached`.
+    """
 
     kind: str
     reached: int
     hit: str
     seconds: float | None
+    stage: int = 1
+    earliest: int | None = None
     resumed: int | None = None
     problems: list[str] = field(default_factory=list)
 
 
-def option_file(steps: int) -> dict[str, Any]:
-    """Stage 2 with everything that a state has to carry: phases, accumulation, average, scores."""
+def option_file(stage: int, steps: int) -> dict[str, Any]:
+    """Everything that a state has to carry: phases, accumulation, average, scores."""
     data = {"type": "PairedImageIRDataset"}
     roots = {
         part: {f"dataroot_{key}": f"../data/{part}/{key}" for key in ("lq", "gt")}
@@ -77,9 +103,9 @@ def option_file(steps: int) -> dict[str, Any]:
     }
     encoder = {"type": "latent_encoder_gelu", "embed_dim": 8, "block_num": 1}
     first = steps // 2
-    return {
-        "name": NAME,
-        "model_type": "HI_Diff_S2",
+    options = {
+        "name": name_of(stage),
+        "model_type": f"HI_Diff_S{stage}",
         "num_gpu": 0,
         "manual_seed": 5,
         "datasets": {
@@ -106,6 +132,27 @@ def option_file(steps: int) -> dict[str, Any]:
             "embed_dim": 8,
         },
         "network_le": {**encoder, "in_chans": 6, "stage": 1},
+        "train": {
+            "total_iter": steps,
+            "reference_world_size": 4,
+            "ema_decay": 0.9,
+            "optim_total": {"type": "AdamW", "lr": 1e-3},
+            "scheduler": {"type": "CosineAnnealingLR"},
+        },
+        "val": {
+            "val_freq": VALIDATE_EVERY,
+            "save_img": True,
+            "metrics": {"psnr": {"type": "calculate_psnr"}},
+        },
+        "logger": {
+            "print_freq": 1,
+            "save_checkpoint_freq": SAVE_EVERY,
+            "use_tb_logger": False,
+        },
+    }
+    if stage == 1:
+        return options
+    return options | {
         "network_le_dm": {**encoder, "in_chans": 3, "stage": 2},
         "network_d": {
             "type": "denoising",
@@ -115,45 +162,74 @@ def option_file(steps: int) -> dict[str, Any]:
             "block_num": 2,
         },
         "diffusion_schedule": {"apply_ldm": False, "timesteps": 2},
-        "path": {f"pretrain_network_{n}": f"../data/net_{n}.pth" for n in ("g", "le")},
-        "train": {
-            "total_iter": steps,
-            "reference_world_size": 4,
-            "ema_decay": 0.9,
-            "optim_total": {"type": "AdamW", "lr": 1e-3},
-            "scheduler": {"type": "CosineAnnealingLR"},
-        },
-        "val": {"val_freq": 3 * SAVE_EVERY, "metrics": {"psnr": {"type": "calculate_psnr"}}},
-        "logger": {
-            "print_freq": 1,
-            "save_checkpoint_freq": SAVE_EVERY,
-            "use_tb_logger": False,
-        },
     }
 
 
-def make_data(folder: Path, options: dict[str, Any], seed: int) -> None:
-    """Generated pairs, and weights to start stage 2 from."""
+def make_data(folder: Path, seed: int) -> None:
+    """Generated pairs; those of the validation are larger, so that it lasts long enough to hit."""
     rng = np.random.default_rng(seed)
-    for part, count in (("train", 5), ("val", 2)):
+    for part, count, size in (("train", 5, (48, 40)), ("val", 8, (96, 80))):
         for index in range(count):
             coarse = rng.random((10, 12, 3)).astype(np.float32)
-            picture = cv2.resize(coarse, (48, 40), interpolation=cv2.INTER_LINEAR)
+            picture = cv2.resize(coarse, size, interpolation=cv2.INTER_LINEAR)
             blurry, sharp = shake(np.rint(picture * 255).astype(np.uint8), rng=rng, frames=9)
             write_image(folder / part / "lq" / f"{index}.png", blurry)
             write_image(folder / part / "gt" / f"{index}.png", sharp)
-    torch.manual_seed(seed)
-    networks = build_model(options).networks()
-    for name in ("net_g", "net_le"):
-        torch.save({"params": networks[name].state_dict()}, folder / f"{name}.pth")
 
 
-def strike(job: Job, kind: str, rng: random.Random, limit: int) -> str | None:
+def validated_step(job: Job) -> int | None:
+    """The step whose validation has begun last: it has written a picture."""
+    pictures = job.experiment.glob("visualization/*/*/*_*.png")
+    return max((int(path.stem.rpartition("_")[2]) for path in pictures), default=None)
+
+
+def strike_validation(job: Job, kind: str) -> tuple[str, int | None] | None:
+    """Kill in the next validation; see `strike`."""
+    before = validated_step(job)
+    if not wait_for(job, lambda: validated_step(job) != before, "validation", pause=0.0):
+        return None
+    step = validated_step(job)
+    if kind == STOPPED:
+        os.kill(job.launcher.pid, signal.SIGTERM)
+        job.wait_until_gone(EXIT_LIMIT)
+    else:
+        job.kill_all(first=job.ranks().get(0))
+    finished = f"step {step}: val" in job.log()
+    saved = step % SAVE_EVERY == 0 or kind == STOPPED
+    return ("just after it" if finished else "in it"), (step if saved else None)
+
+
+def strike_on_full_disk(job: Job, rank_0: int) -> tuple[str, int | None] | None:
+    """Let the next checkpoint fail and the training go on, then kill; see `strike`."""
+    _, hard = resource.prlimit(rank_0, resource.RLIMIT_FSIZE)
+    resource.prlimit(rank_0, resource.RLIMIT_FSIZE, (DISK, hard))
+
+    def failed() -> list[int]:
+        found = re.findall(r"step (\d+): the checkpoint could not be written", job.log())
+        return [int(step) for step in found]
+
+    def goes_on() -> bool:
+        return bool(failed()) and max(job.lines()) > failed()[0]
+
+    if not wait_for(job, goes_on, "failed checkpoint") and not failed():
+        return None
+    job.kill_all()
+    step = failed()[0]
+    return f"step {step} not saved", (step - 1) // SAVE_EVERY * SAVE_EVERY
+
+
+def strike(job: Job, kind: str, rng: random.Random, limit: int) -> tuple[str, int | None] | None:
     """Kill at a random moment, before step `limit` where the training has not passed it yet.
 
     Returns:
-        When it was hit; None when the training ended before.
+        When it was hit, and `Kill.earliest`; None when the training ended before.
     """
+    if kind == BETWEEN:
+        complete = "training is complete"
+        if not wait_for(job, lambda: complete in job.log(), complete) and complete not in job.log():
+            return None
+        job.kill_all()
+        return "stage 1 is complete", None
     if not wait_for(job, lambda: len(job.ranks()) == 2, "second process", pause=0.05):
         return None
     before = partial_files(job.experiment)
@@ -170,15 +246,22 @@ def strike(job: Job, kind: str, rng: random.Random, limit: int) -> str | None:
     ranks = job.ranks()
     if not job.is_running() or len(ranks) < 2:
         return None
+    if kind in (VALIDATING, STOPPED):
+        return strike_validation(job, kind)
+    if kind == FULL:
+        return strike_on_full_disk(job, ranks[0])
     if kind in (RANK_0, RANK_1):
         os.kill(ranks[(RANK_0, RANK_1).index(kind)], signal.SIGKILL)
-        return "while training"
+        return "while training", None
+    if kind == WORKER:
+        os.kill(rng.choice(sorted(job.loaders())), signal.SIGKILL)
+        return "while training", None
     if kind == TERM:
         os.kill(job.launcher.pid, signal.SIGTERM)
-        return "while training"
+        return "while training", None
     if kind == ALL:
         job.kill_all()
-        return "while training"
+        return "while training", None
     wanted = rng.choice((".pth.", ".state."))
 
     def new_partial_files() -> list[str]:
@@ -192,7 +275,7 @@ def strike(job: Job, kind: str, rng: random.Random, limit: int) -> str | None:
         return None
     job.kill_all(first=ranks[0])
     left = new_partial_files()
-    return f"left {min(left)}" if left else "just after a write"
+    return (f"left {re.sub(r'[0-9a-f]{12}', '…', min(left))}" if left else "just after it"), None
 
 
 def differences(ours: Any, theirs: Any, where: str) -> list[str]:
@@ -242,35 +325,44 @@ def judge(kill: Kill, resumed: int) -> None:
     saved = kill.reached - kill.reached % SAVE_EVERY
     # The step itself may be logged and its checkpoint not written yet.
     earliest = saved - SAVE_EVERY if saved == kill.reached else saved
-    if kill.kind == TERM:
+    if kill.kind in (TERM, STOPPED, BETWEEN):
         earliest = kill.reached
+    if kill.earliest is not None:
+        earliest = kill.earliest
     if resumed < earliest:
         kill.problems.append(f"steps after {resumed} are lost")
 
 
-def torture(
-    folder: Path, kills: int, steps: int, rng: random.Random
-) -> tuple[list[Kill], dict[int, list[str]]]:
-    """Train to the end with that many kills; returns them, and the merged loss lines by step."""
-    kinds = [KINDS[index % len(KINDS)] for index in range(kills)]
+def schedule(kills: int, rng: random.Random) -> dict[int, list[str]]:
+    """The kinds of kill in each stage."""
+    kinds = list(islice(cycle(KINDS), kills - 1))
     rng.shuffle(kinds)
+    half = len(kinds) // 2
+    return {1: [*kinds[:half], BETWEEN], 2: kinds[half:]}
+
+
+def torture(
+    folder: Path, stage: int, kinds: list[str], steps: int, rng: random.Random
+) -> tuple[list[Kill], dict[int, list[str]]]:
+    """Train a stage to its end with these kills; returns them and the merged loss lines by step."""
     done: list[Kill] = []
     pending: list[Kill] = []
     merged: dict[int, list[str]] = {}
     reached = 0
     for number, kind in enumerate([*kinds, None], start=1):
-        with running(folder, number) as job:
+        with running(folder, stage, number) as job:
             if kind is None:
                 hit = None
                 wait_for(job, lambda: False, "end of the training", pause=0.1)
             else:
-                hit = strike(job, kind, rng, limit=steps * number // (kills + 1))
+                hit = strike(job, kind, rng, limit=steps * number // (len(kinds) + 1))
             seconds = job.wait_until_gone(EXIT_LIMIT)
             resumed, lines, code = job.resumed_from(), job.lines(), job.launcher.poll()
         if (hit is None) != (kind is None) or (kind is None and code != 0):
             sys.exit(
-                f"attempt {number} ended by itself with exit code {code} after {len(done)} of "
-                f"{kills} kills; see {job.console}; if it was complete, give more --steps"
+                f"attempt {number} at stage {stage} ended by itself with exit code {code} after "
+                f"{len(done)} of {len(kinds)} kills; see {job.console}; if it was complete, give "
+                "more --steps"
             )
         if resumed is not None:
             for kill in pending:
@@ -282,46 +374,50 @@ def torture(
             reached = max(lines, default=resumed)
         if kind is None:
             break
+        when, earliest = hit
         if resumed is None:
-            hit = "while starting"
-        kill = Kill(kind, reached, hit, seconds)
+            when = "while starting"
+        kill = Kill(kind, reached, when, seconds, stage, earliest)
         if seconds is None:
             kill.problems.append(f"processes were left after {EXIT_LIMIT:.0f} s")
+        if code == 0 and kind != BETWEEN:
+            kill.problems.append("exit code 0")
         done.append(kill)
         pending.append(kill)
-        print(f"kill {len(done)} of {kills}: {kind} ({hit}), step {reached}", flush=True)
+        print(f"stage {stage}, {kind} ({when}), step {reached}", flush=True)
     return done, merged
 
 
-def uninterrupted(folder: Path) -> dict[int, list[str]]:
-    """Train without a kill; returns the loss lines by step."""
-    with running(folder, 1) as job:
+def uninterrupted(folder: Path, stage: int) -> dict[int, list[str]]:
+    """Train a stage without a kill; returns the loss lines by step."""
+    with running(folder, stage, 1) as job:
         wait_for(job, lambda: False, "end of the training", pause=0.1)
         if job.launcher.poll() != 0:
             sys.exit(f"the training without kills failed; see {job.console}")
         return job.lines()
 
 
-def report(kills: list[Kill], steps: int, problems: list[str]) -> str:
+def report(kills: list[Kill], steps: dict[int, int], problems: list[str]) -> str:
     """The Markdown table and the verdict on the whole."""
     rows = [
-        "| kill | kind | when | step reached | resumed after step | gone after | verdict |",
-        "|---|---|---|---|---|---|---|",
+        "| kill | stage | kind | when | step reached | resumed after step | gone after | verdict |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for number, kill in enumerate(kills, start=1):
         gone = "never" if kill.seconds is None else f"{kill.seconds:.1f} s"
         verdict = "; ".join(kill.problems) or "ok"
         rows.append(
-            f"| {number} | {kill.kind} | {kill.hit} | {kill.reached} | {kill.resumed} | {gone} | "
-            f"{verdict} |"
+            f"| {number} | {kill.stage} | {kill.kind} | {kill.hit} | {kill.reached} | "
+            f"{kill.resumed} | {gone} | {verdict} |"
         )
     if problems:
         verdict = [f"- {problem}" for problem in problems]
     else:
         verdict = [
-            f"After {len(kills)} kills the last training state and the weights files of step "
-            f"{steps} equal those of an uninterrupted run bit for bit, and each of the {steps} "
-            "loss lines stands exactly once in the merged log, as in that run."
+            f"After {len(kills)} kills the last training state and the weights files of both "
+            f"stages (steps {steps[1]} and {steps[2]}) equal those of an uninterrupted run bit for "
+            f"bit, and each of the {sum(steps.values())} loss lines stands exactly once in the "
+            "merged log, as in that run."
         ]
     return "\n".join([*rows, "", *verdict, ""])
 
@@ -331,7 +427,9 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=20, help="default: 20")
-    parser.add_argument("--steps", type=int, help=f"default: {STEPS_PER_KILL} for each kill")
+    parser.add_argument(
+        "--steps", type=int, help=f"of both stages; default: {STEPS_PER_KILL} for each kill"
+    )
     parser.add_argument(
         "--output", type=Path, default=Path("results/chaos"), help="default: results/chaos"
     )
@@ -340,27 +438,35 @@ def main(arguments: list[str] | None = None) -> None:
     # The training processes are in sessions of their own; leave none behind.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with friendly_errors():
-        steps = STEPS_PER_KILL * options.kills if options.steps is None else options.steps
-        if options.kills < 1 or steps < 2 * options.kills:
-            raise UserError("--kills must be at least 1, and --steps at least two for each kill")
+        total = STEPS_PER_KILL * options.kills if options.steps is None else options.steps
+        if options.kills < 1 or total < 4 * options.kills:
+            raise UserError("--kills must be at least 1, and --steps at least four for each kill")
         if not Path("/proc/self/environ").is_file():
             raise UserError("this program finds its processes in /proc, which only Linux has")
         folder = options.output.resolve()
         if folder.exists() and any(folder.iterdir()):
             raise UserError(f"--output: {folder} is not empty; name another folder")
-        content = option_file(steps)
-        make_data(folder / "data", content, seed=0)
+        make_data(folder / "data", seed=0)
+        steps = {1: total // 2, 2: total - total // 2}
         places = [folder / "killed", folder / "uninterrupted"]
         for place in places:
             place.mkdir()
-            text = yaml.safe_dump(content, sort_keys=False)
-            (place / f"{NAME}.yml").write_text(text, encoding="utf-8")
-        expected = uninterrupted(places[1])
-        kills, merged = torture(places[0], options.kills, steps, random.Random(options.seed))
-        problems = compare_files(*(place / "experiments" / NAME for place in places), steps)
-        problems += compare_logs(merged, expected)
-        if sorted(expected) != list(range(1, steps + 1)):
-            problems.append("the run without kills has not logged every step")
+            for stage in STAGES:
+                text = yaml.safe_dump(option_file(stage, steps[stage]), sort_keys=False)
+                (place / f"{name_of(stage)}.yml").write_text(text, encoding="utf-8")
+        rng = random.Random(options.seed)
+        kinds = schedule(options.kills, rng)
+        expected = {stage: uninterrupted(places[1], stage) for stage in STAGES}
+        kills, problems = [], []
+        for stage in STAGES:
+            survived, merged = torture(places[0], stage, kinds[stage], steps[stage], rng)
+            kills += survived
+            experiments = (place / "experiments" / name_of(stage) for place in places)
+            found = compare_files(*experiments, steps[stage])
+            found += compare_logs(merged, expected[stage])
+            if sorted(expected[stage]) != list(range(1, steps[stage] + 1)):
+                found.append("the run without kills has not logged every step")
+            problems += [f"stage {stage}: {problem}" for problem in found]
         failed = [f"kill {i}: {p}" for i, k in enumerate(kills, start=1) for p in k.problems]
         text = report(kills, steps, problems + failed)
         (folder / "report.md").write_text(text, encoding="utf-8")

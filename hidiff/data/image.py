@@ -21,7 +21,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from hidiff.errors import UserError
+from hidiff.errors import UserError, missing
 from hidiff.files import write_bytes
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -231,11 +231,6 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
     write_bytes(path, data.tobytes(), sync=False)
 
 
-def counted_from(path: str | os.PathLike[str]) -> str:
-    """For messages about a path that does not exist: where it counts from, if relative."""
-    return "" if Path(path).is_absolute() else f" (relative paths count from {Path.cwd()})"
-
-
 def _entries(folder: str | os.PathLike[str], where: str) -> tuple[list[Path], list[str]]:
     """The image files of a folder, and the names of everything else in it but hidden files."""
     images, others = [], []
@@ -291,7 +286,7 @@ def list_images(folder: str | os.PathLike[str], where: str) -> dict[str, Path]:
     folder = Path(folder)
     if not folder.exists():
         raise UserError(
-            f"{where}: the folder {folder} does not exist{counted_from(folder)}; "
+            f"{where}: the folder {missing(folder)}; "
             "datasets/README.md shows the layout, scripts/prepare_data.py makes it"
         )
     if not folder.is_dir():

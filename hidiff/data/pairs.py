@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hidiff.data.image import counted_from, list_images, listing
-from hidiff.errors import UserError
+from hidiff.data.image import list_images, listing
+from hidiff.errors import UserError, counted_from
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ class Weights:
         state_dict: tensors by name, a `module.` prefix stripped.
         step: after which they were saved; None where the file does not say.
         sha256: of the file's bytes.
+        notices: that another entry than the one asked for was taken.
     """
 
     path: Path
@@ -64,6 +65,7 @@ class Weights:
     state_dict: dict[str, Tensor]
     step: int | None
     sha256: str
+    notices: tuple[str, ...] = ()
 
 
 def load_weights(path: str | Path, where: str, param_key: str | None = "params") -> Weights:
@@ -72,7 +74,8 @@ def load_weights(path: str | Path, where: str, param_key: str | None = "params")
     Args:
         path: the file.
         where: what asks for it (a YAML path), for messages.
-        param_key: entry to take, such as 'params' or 'params_ema'; None for a bare state dict.
+        param_key: entry to take, such as 'params' or 'params_ema', or 'params' where there is no
+            such one; None for a bare state dict.
 
     Raises:
         UserError: the file is missing or damaged, has no such entry, or weights in it are not
@@ -82,10 +85,14 @@ def load_weights(path: str | Path, where: str, param_key: str | None = "params")
     content, sha256 = load_torch_file(path, where)
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{where}: {path} holds no parameters")
+    notices: tuple[str, ...] = ()
     if all(isinstance(value, Tensor) for value in content.values()):
         state_dict = content
     elif param_key in content:
         state_dict = content[param_key]
+    elif param_key is not None and "params" in content:
+        state_dict = content["params"]
+        notices = (f"{where}: {path} has no entry '{param_key}'; 'params' is taken",)
     else:
         key_option = where.replace("pretrain_network", "param_key")
         raise UserError(
@@ -99,7 +106,8 @@ def load_weights(path: str | Path, where: str, param_key: str | None = "params")
     _require_finite(state_dict, f"{where}: {path}")
     state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
     step = content.get("step")
-    return Weights(path, where, state_dict, step if isinstance(step, int) else None, sha256)
+    step = step if isinstance(step, int) else None
+    return Weights(path, where, state_dict, step, sha256, notices)
 
 
 def _require_finite(state_dict: Mapping[str, Tensor], where: str) -> None:
@@ -116,7 +124,7 @@ def load_network(network: nn.Module, weights: Weights, *, strict: bool = True) -
     """Put weights into a network.
 
     Returns:
-        Notices about parameters that were left out; empty when `strict`.
+        Notices about parameters that were left out, and those of the weights.
 
     Raises:
         UserError: `strict`, and the weights belong to another configuration.
@@ -145,7 +153,7 @@ def load_network(network: nn.Module, weights: Weights, *, strict: bool = True) -
     network.load_state_dict(
         {k: v for k, v in theirs.items() if k in ours and k not in shapes}, strict=False
     )
-    return [f"{where}: {path}: {'; '.join(problems)}"] if problems else []
+    return [*weights.notices, *([f"{where}: {path}: {'; '.join(problems)}"] if problems else [])]
 
 
 def require_one_step(loaded: Iterable[Weights]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hidiff.errors import UserError
-from hidiff.options import Options
+from hidiff.options import DistOptions, Options
 
 Launcher = Literal["none", "pytorch", "slurm"]
 LAUNCHERS: tuple[Launcher, ...] = ("none", "pytorch", "slurm")
@@ -40,6 +41,8 @@ class Processes:
     """Group for Python values and flags; those need no GPU and must not wait for one."""
     agent: int | None = None
     """Process id of the torchrun that started this process."""
+    timeout: float = DistOptions.timeout
+    """Seconds that a process waits for another."""
 
     @property
     def is_main(self) -> bool:
@@ -134,6 +137,31 @@ class Processes:
         """Wait until every process is here."""
         if self.world_size > 1:
             dist.barrier(group=self.cpu_group)
+
+    @contextmanager
+    def lost_processes(self) -> Iterator[None]:
+        """Say what it means when another process does not answer.
+
+        Raises:
+            UserError: in place of the errors of gloo and NCCL.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            text = str(error)
+            if not isinstance(error, dist.DistError) and "gloo" not in text:
+                raise
+            resume = "and resume with --auto_resume"
+            if "timed out" in text.lower() or "timeout" in text.lower():
+                raise UserError(
+                    f"process {self.rank} of {self.world_size} has waited {self.timeout:g} seconds "
+                    "for another one, which is stopped or hangs; look at all of their machines, or "
+                    f"raise dist_params.timeout, {resume}"
+                ) from None
+            raise UserError(
+                f"process {self.rank} of {self.world_size} has lost another one; see in the log "
+                f"and above why that has ended, {resume} ({text.splitlines()[0]})"
+            ) from None
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
@@ -243,7 +271,8 @@ def start_processes(options: Options, launcher: Launcher) -> Iterator[Processes]
             a single process; but where `WORLD_SIZE` says that there are others, 'pytorch' is taken.
 
     Raises:
-        UserError: the launcher's variables are missing, or there are fewer GPUs than processes.
+        UserError: the launcher's variables are missing, or there are fewer GPUs than processes; or
+            another process ends, or does not answer within `dist_params.timeout` seconds.
     """
     if launcher == "none" and os.environ.get("WORLD_SIZE", "1") != "1":
         # Each process would be a training of its own, in the same folder.
@@ -267,13 +296,20 @@ def start_processes(options: Options, launcher: Launcher) -> Iterator[Processes]
     device = _device(options, int(os.environ["LOCAL_RANK"]), launcher)
     backend = options.dist_params.backend if device.type == "cuda" else "gloo"
     store, rank, world_size = _store_of_this_attempt()
-    dist.init_process_group(backend=backend, store=store, rank=rank, world_size=world_size)
+    timeout = options.dist_params.timeout
+    wait = datetime.timedelta(seconds=timeout)
+    dist.init_process_group(
+        backend=backend, store=store, rank=rank, world_size=world_size, timeout=wait
+    )
     try:
         # On CPUs the default group serves for Python values too.
-        cpu_group = dist.new_group(backend="gloo") if backend != "gloo" else None
-        processes = Processes(dist.get_rank(), dist.get_world_size(), device, cpu_group, agent)
-        yield processes
-        # Who leaves while others still talk to it takes their connection away.
-        processes.barrier()
+        cpu_group = dist.new_group(backend="gloo", timeout=wait) if backend != "gloo" else None
+        processes = Processes(
+            dist.get_rank(), dist.get_world_size(), device, cpu_group, agent, timeout
+        )
+        with processes.lost_processes():
+            yield processes
+            # Who leaves while others still talk to it takes their connection away.
+            processes.barrier()
     finally:
         dist.destroy_process_group()

@@ -21,7 +21,7 @@ from hidiff.engine.checkpoint import (
     require_one_step,
 )
 from hidiff.engine.distributed import Processes
-from hidiff.errors import UserError
+from hidiff.errors import UserError, missing
 from hidiff.files import write_text
 from hidiff.models import DeblurModel
 from hidiff.options import Options
@@ -149,7 +149,7 @@ def stage1_weights(options: Options, name: str) -> Path:
         )
     path = Experiment(experiment).models / f"{name}_latest.pth"
     if not path.is_file():
-        raise UserError(f"{where}: {path} does not exist; {_train_first(options, name)}")
+        raise UserError(f"{where}: {missing(path)}; {_train_first(options, name)}")
     return path
 
 
@@ -200,13 +200,18 @@ def _existing(options: Options, name: str, path: Path) -> tuple[Path, list[str]]
     """The named file, or the one that the release's stage-2 files mean by it."""
     if path.is_file():
         return path, []
-    # Released behaviour: stage 2 looks in experiments/debug_train_…, where stage 1 never writes.
+    # Released behaviour: stage 2 looks in experiments/debug_train_…, where stage 1 never writes,
+    # and for step 300000, before which it ends.
     mended = Path(str(path).replace("debug_train_", "train_", 1))
-    if mended != path and mended.is_file():
-        return mended, [f"{path} does not exist; {mended} is taken"]
+    for other in (mended, *(p.with_name(f"{name}_latest.pth") for p in (path, mended))):
+        named = other.name == path.name or path.name == f"{name}_300000.pth"
+        if named and other.is_file():
+            return other, [f"{path} does not exist; {other} is taken"]
+    if path.is_dir():
+        return path, []  # The reader says so.
     where = f"path.pretrain_network_{name.removeprefix('net_')}"
     advice = _train_first(options, name) if "S1" in str(path) else "download it, or mend the path"
-    raise UserError(f"{where}: {path} does not exist; {advice}")
+    raise UserError(f"{where}: {missing(path)}; {advice}")
 
 
 def _read_together(read: Callable[[], dict[str, Weights]]) -> dict[str, Weights]:
@@ -250,7 +255,7 @@ def load_pretrained(
         file, param_key, _ = options.path.of(name)
         where = f"path.pretrain_network_{name.removeprefix('net_')}"
         if file is not None:
-            path, found = _existing(options, name, Path(file))
+            path, found = _existing(options, name, file)
             notices += found
         elif not training:
             raise UserError(f"{where}: testing needs a weights file for {name}; name it here")

@@ -178,6 +178,7 @@ class Trainer:
         with ExitStack() as stack:
             stack.enter_context(self._failures_in_log())
             stack.enter_context(self._memory_errors())
+            stack.enter_context(self.processes.lost_processes())
             stack.callback(self.batches.close)
             self.stop = stack.enter_context(StopRequest())
             stack.enter_context(precision(self.model, self.train_options.precision))

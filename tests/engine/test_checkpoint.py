@@ -190,6 +190,25 @@ def test_a_missing_entry_names_the_ones_there_are(tmp_path, network):
         load(network, tmp_path / "net_g.pth")
 
 
+def test_without_the_entry_asked_for_params_is_taken_and_said(tmp_path, network):
+    torch.save({"params": network.state_dict()}, tmp_path / "net_g.pth")
+    loaded = other(network)
+    (notice,) = load(loaded, tmp_path / "net_g.pth", param_key="params_ema")
+    assert "'params_ema'" in notice and "'params'" in notice
+    assert torch.equal(loaded[0].weight, network[0].weight)
+
+
+def test_a_folder_or_text_as_weights_is_named(tmp_path, network):
+    path = tmp_path / "net_g.pth"
+    path.mkdir()
+    with pytest.raises(UserError, match=r"path\.pretrain_network_g: .*net_g\.pth is a folder"):
+        load(network, path)
+    path = tmp_path / "notes.txt"
+    path.write_text("text\n" * 9)
+    with pytest.raises(UserError, match=r"path\.pretrain_network_g: .*notes\.txt"):
+        load(network, path)
+
+
 @pytest.mark.parametrize("kept", [0, 10, 300, -1])
 def test_a_truncated_weights_file_is_named(tmp_path, network, kept):
     path = tmp_path / "net_g.pth"

@@ -2,7 +2,9 @@
 
 import copy
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -67,6 +69,7 @@ def test_a_rank_that_fails(folder, restarts):
     first = logs[0].read_text()
     assert "ERROR: process 1 of 2 failed: Traceback" in first
     assert "ZeroDivisionError: planted" in first
+    assert re.search("ERROR: process 0 of 2 failed: process 0 of 2 has lost another", first)
     if restarts:
         assert result.returncode == 0, result.stderr
         assert "resumed after step 2" in logs[1].read_text()
@@ -117,6 +120,54 @@ def test_a_stop_is_no_failure_to_start_again_after(folder):
     assert "resumable with --auto_resume" in output
     assert "resumed after step" not in output
     assert len(list((folder / "experiments/tiny_S1").glob("*.log"))) == 1
+
+
+STOPPING = """
+import os, signal, sys
+sys.path[:0] = [sys.argv.pop(1)]
+import train
+from hidiff.engine.trainer import Trainer
+
+accumulate = Trainer._accumulate
+
+def stop(self, step):
+    if self.processes.rank == 1 and step == 3:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return accumulate(self, step)
+
+Trainer._accumulate = stop
+train.main()
+"""
+
+
+def test_a_rank_that_is_stopped_ends_the_others(folder):
+    """Without torchrun, which waits 30 seconds for a process that cannot hear it."""
+    content = train_options(folder, 1) | {"dist_params": {"timeout": 3}}
+    content["logger"]["use_tb_logger"] = False
+    options = write_yaml(folder / "tiny.yml", content)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launch = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", STOPPING, str(ROOT), "-opt", str(options),
+             "--launcher", "pytorch"],
+            env={**os.environ, **launch, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    try:
+        _, message = ranks[0].communicate(timeout=100)
+        assert ranks[0].returncode == 2
+        assert "dist_params.timeout" in message
+        assert "dist_params.timeout" in next(folder.glob("experiments/*/*.log")).read_text()
+        assert ranks[1].poll() is None
+    finally:
+        ranks[1].send_signal(signal.SIGKILL)
+        ranks[1].communicate()
 
 
 def test_the_log_tells_why_a_run_alone_failed(folder):

@@ -152,27 +152,29 @@ def test_stage_two_without_stage_one_says_what_to_do(data, tmp_path, monkeypatch
     write_yaml(tmp_path / "T_S1.yml", train_options(data, 1))
     path = write_yaml(tmp_path / "T_S2.yml", train_options(data, 2))
     message = r"path\.pretrain_network_g: experiments/tiny_S1/models/net_g_latest\.pth does not "
-    with pytest.raises(UserError, match=message + r"exist; train stage 1 first: .* -opt .*T_S1"):
+    with pytest.raises(UserError, match=message + r"exist.*; train stage 1 first: .* -opt .*T_S1"):
         Trainer(load_options(path), ALONE)
     assert not Experiment("tiny_S2").folder.exists()
 
 
-def test_the_releases_debug_path_means_the_folder_that_stage_one_writes(
-    trained, data, monkeypatch, tmp_path
+@pytest.mark.parametrize("written", ["300000", "latest"])
+def test_the_releases_paths_mean_what_stage_one_writes(
+    trained, data, monkeypatch, tmp_path, written
 ):
+    """Another folder, and without step 300000, which the release's own stage 1 never reaches."""
     monkeypatch.chdir(tmp_path)
     options = train_options(data, 2)
     models = tmp_path / "experiments" / "train_x_S1" / "models"
     models.mkdir(parents=True)
     for name in ("g", "le"):
         source = trained[0] / "experiments/tiny_S1/models" / f"net_{name}_latest.pth"
-        (models / f"net_{name}_300000.pth").write_bytes(source.read_bytes())
+        (models / f"net_{name}_{written}.pth").write_bytes(source.read_bytes())
     options["path"] = {
         f"pretrain_network_{n}": f"experiments/debug_train_x_S1/models/net_{n}_300000.pth"
         for n in ("g", "le")
     }
     trainer = Trainer(parse_options(options), ALONE)
-    assert any("experiments/train_x_S1/models/net_g_300000.pth is taken" in n
+    assert any(f"experiments/train_x_S1/models/net_g_{written}.pth is taken" in n
                for n in trainer.notices)  # fmt: skip
 
 
