@@ -9,11 +9,12 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from hidiff.cli.arguments import option_parser
 from hidiff.engine.distributed import start_processes
-from hidiff.engine.experiment import Experiment, set_aside
 from hidiff.engine.trainer import Trainer
 from hidiff.errors import friendly_errors
+from hidiff.files import set_aside
 from hidiff.lock import hold
 from hidiff.options import Options, load_options
+from hidiff.weights.experiment import Experiment
 
 DEBUG_FREQUENCY = 8
 """Steps between validations and checkpoints with --debug."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -137,3 +138,9 @@ def set_aside(path: Path) -> Path:
         number += 1
         archived = path.with_name(f"{path.name}_archived_{timestamp()}_{number}")
     return path.rename(archived)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

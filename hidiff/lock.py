@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from hidiff.engine.distributed import Processes
 from hidiff.errors import UserError
+from hidiff.parallel import Group
 
 PATIENCE = 10.0
 """Seconds to wait for a program that is about to end, such as one whose torchrun was killed."""
@@ -19,7 +19,7 @@ PATIENCE = 10.0
 _held: dict[Path, TextIO] = {}
 
 
-def hold(folder: Path, processes: Processes, patience: float | None = None) -> list[str]:
+def hold(folder: Path, processes: Group, patience: float | None = None) -> list[str]:
     """Keep other programs out of a folder until this process ends, by whatever.
 
     The first process holds a lock of the operating system on `.{folder}.lock` beside the folder,

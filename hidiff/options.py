@@ -528,3 +528,14 @@ def load_options(path: str | Path, overrides: Sequence[str] = ()) -> Options:
     return dataclasses.replace(
         options, notices=(*notices, *options.notices), overrides=tuple(overrides)
     )
+
+
+def flatten(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'train': {'total_iter': 5}} → {'train.total_iter': 5}."""
+    flat = {}
+    for key, value in sections.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,4 +1,4 @@
-"""Work on images in three steps at a time, so that the middle one, the GPU's, does not wait."""
+"""Sharing work: the ranks of a distributed run, and the one ordered pool of threads."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from itertools import islice
-from typing import Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 
@@ -20,6 +21,27 @@ GPU_THREADS = 4
 
 AHEAD = 2
 """Images in progress beyond one a thread: the one being restored, and the next, already read."""
+
+
+class Group(Protocol):
+    """The ranks that share a piece of work; `hidiff.engine.distributed.Processes` is one."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes what is written once."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """The picklable values of all ranks, by rank."""
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+
+    def main_first(self) -> AbstractContextManager[None]:
+        """Context whose body the main rank runs before the others."""
 
 
 def available_cores() -> int:

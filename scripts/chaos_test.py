@@ -41,7 +41,6 @@ import torch
 import yaml
 from chaos_job import STAGES, Job, name_of, partial_files, running, wait_for
 
-ROOT = Path(__file__).resolve().parent.parent
 from hidiff.data.image import write_image
 from hidiff.errors import UserError, friendly_errors
 from hidiff.prepare.camera_shake import shake

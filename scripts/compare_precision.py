@@ -22,12 +22,12 @@ from torch import Tensor
 
 from hidiff.benchmark.timing import machine_name
 from hidiff.engine.distributed import Processes, start_processes
-from hidiff.engine.experiment import Experiment
 from hidiff.engine.trainer import Trainer
 from hidiff.errors import UserError, friendly_errors
 from hidiff.files import write_text
 from hidiff.models import DeblurModel
 from hidiff.options import Options, load_options
+from hidiff.weights.experiment import Experiment
 
 WINDOW = 50
 """Steps whose mean loss is one point of a curve."""

@@ -10,7 +10,7 @@ import yaml
 from golden_values import load_json
 
 from hidiff import UserError, build_model, build_network
-from hidiff.cli import option_parser
+from hidiff.cli.arguments import option_parser
 from hidiff.options import Phase, load_options, parse_options
 from hidiff.yaml_file import apply_overrides, read_yaml
 

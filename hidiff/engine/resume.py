@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hidiff.errors import UserError
-from hidiff.options import TrainOptions
+from hidiff.options import TrainOptions, flatten
 
 WITHOUT_INFLUENCE = (
     r"name",
@@ -37,17 +37,6 @@ _DEFAULTS = {
     f"train.{field.name}": list(field.default) if field.default == () else field.default
     for field in dataclasses.fields(TrainOptions)
 }
-
-
-def flatten(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'train': {'total_iter': 5}} → {'train.total_iter': 5}."""
-    flat = {}
-    for key, value in sections.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def options_hash(sections: Mapping[str, Any]) -> str:

@@ -20,10 +20,7 @@ from hidiff.engine import checkpoint
 from hidiff.engine.distributed import Processes, no_sync
 from hidiff.engine.ema import WeightAverage
 from hidiff.engine.experiment import (
-    Experiment,
-    changed_since_start,
-    load_pretrained,
-    set_aside,
+    create_experiment,
     training_warnings,
 )
 from hidiff.engine.logger import MetricsWriter, start_logging
@@ -39,12 +36,15 @@ from hidiff.engine.resume import compare_options, options_hash
 from hidiff.engine.signals import StopRequest
 from hidiff.engine.validation import Validator
 from hidiff.errors import Interrupted, UserError
+from hidiff.files import set_aside
 from hidiff.lock import hold
 from hidiff.models import DeblurModel, build_model
 from hidiff.models.compilation import compile_blocks
 from hidiff.models.memory import is_out_of_memory
 from hidiff.models.precision import precision
 from hidiff.options import Options
+from hidiff.weights.experiment import Experiment
+from hidiff.weights.pretrained import changed_since_start, load_pretrained
 
 NOISE_STREAM, MODEL_STREAM = 2, 3
 """Keep the random numbers of noise and model apart (0 and 1 are the order and the crops)."""
@@ -157,7 +157,7 @@ class Trainer:
             if processes.is_main:
                 if state is None:
                     self._set_aside_unsaved(auto_resume)
-                log_file = self.experiment.create(options, resuming=state is not None)
+                log_file = create_experiment(self.experiment, options, resuming=state is not None)
                 checkpoint.clear_partial(self.experiment.models, self.experiment.states)
                 if state is not None:
                     # Later states are another branch's; --auto_resume must not return to it.
@@ -421,6 +421,7 @@ class Trainer:
                         self.model.trained_networks(),
                         self.experiment.models,
                         self.step,
+                        self.total_iter,
                         self.average.networks() if self.average else None,
                     )
                 checkpoint.save_state(self._state(), self.experiment.states, self.step)

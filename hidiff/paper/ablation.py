@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
-from hidiff.engine.experiment import EXPERIMENTS, RESULTS, Experiment, stage1_name
 from hidiff.errors import UserError
 from hidiff.models import DeblurModel, build_model
 from hidiff.options import Options, parse_options
 from hidiff.registry import MODELS
+from hidiff.weights.experiment import EXPERIMENTS, RESULTS, Experiment
+from hidiff.weights.pretrained import stage1_name
 from hidiff.yaml_file import apply_overrides, read_yaml
 
 TINY_NETWORKS: Mapping[str, Mapping[str, Any]] = {

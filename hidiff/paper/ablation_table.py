@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hidiff.benchmark.macs import Complexity, model_complexity
-from hidiff.engine.experiment import RESULTS
 from hidiff.options import Options
 from hidiff.paper.ablation import Run, scored
+from hidiff.weights.experiment import RESULTS
 
 METRIC_TITLES = {"psnr": "PSNR (dB)", "ssim": "SSIM"}
 METRIC_DECIMALS = {"psnr": 3}

@@ -21,14 +21,13 @@ from tqdm import tqdm
 from hidiff.data.image import to_uint8, write_image
 from hidiff.data.pairs import listing
 from hidiff.data.transforms import SYMMETRIES, symmetry, undo_symmetry
-from hidiff.engine.distributed import Processes
 from hidiff.errors import UserError
 from hidiff.metrics import evaluate_pair
 from hidiff.metrics.published import BENCHMARKS
 from hidiff.models import DeblurModel
 from hidiff.models.memory import memory_errors
 from hidiff.options import Section, ValOptions
-from hidiff.parallel import run_in_order, thread_count
+from hidiff.parallel import Group, run_in_order, thread_count
 from hidiff.registry import METRICS
 
 Scorer = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
@@ -209,7 +208,7 @@ def evaluate(
     model: DeblurModel,
     dataset: Dataset,
     scorer: Scorer,
-    processes: Processes,
+    processes: Group,
     *,
     seed: int,
     label: str,

@@ -13,11 +13,10 @@ from typing import Any
 
 from hidiff.data.frame_cache import file_identity
 from hidiff.data.paired_dataset import PairedImageIRDataset
-from hidiff.engine.resume import flatten
 from hidiff.errors import UserError
 from hidiff.files import write_text
 from hidiff.models import DeblurModel
-from hidiff.options import Options
+from hidiff.options import Options, flatten
 from hidiff.scoring.evaluator import ImageResult
 from hidiff.scoring.files import read_json
 from hidiff.scoring.versions import library_versions

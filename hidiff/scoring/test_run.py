@@ -6,6 +6,7 @@ import csv
 import functools
 import io
 import json
+import logging
 import math
 import statistics
 from collections.abc import Mapping
@@ -16,16 +17,14 @@ from typing import Any
 import torch
 
 from hidiff.data import build_dataset
-from hidiff.engine.distributed import Processes
-from hidiff.engine.experiment import RESULTS, load_pretrained, set_aside
-from hidiff.engine.logger import get_logger
 from hidiff.errors import UserError
-from hidiff.files import inside, write_text
+from hidiff.files import inside, set_aside, write_text
 from hidiff.lock import hold
 from hidiff.models import DeblurModel, build_model
 from hidiff.models.compilation import compile_blocks
 from hidiff.models.precision import precision
 from hidiff.options import DatasetOptions, Options
+from hidiff.parallel import Group
 from hidiff.registry import MODELS
 from hidiff.scoring.evaluator import (
     ImageResult,
@@ -47,6 +46,10 @@ from hidiff.scoring.log import (
     start,
 )
 from hidiff.scoring.versions import library_versions
+from hidiff.weights.experiment import RESULTS
+from hidiff.weights.pretrained import load_pretrained
+
+LOG = logging.getLogger("hidiff")
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ class TestedSet:
 
 
 def run_test(
-    options: Options, processes: Processes, *, seeds: int = 1, resume: bool = False
+    options: Options, processes: Group, *, seeds: int = 1, resume: bool = False
 ) -> bool:
     """Restore and score every test set of an option file.
 
@@ -133,7 +136,7 @@ def run_test(
     Raises:
         UserError: anything in the options, the data or the weights that a person must mend.
     """
-    log = get_logger()
+    log = LOG
     folder = RESULTS / options.name
     suffix = f"_{options.val.suffix}" if options.val.suffix else ""
     sections = options.test_sets().values()
@@ -225,7 +228,7 @@ def _prepare(
     folder: Path,
     options: Options,
     model: DeblurModel,
-    processes: Processes,
+    processes: Group,
     seeds: int,
     resume: bool,
 ) -> dict[Key, ImageResult]:
@@ -236,7 +239,7 @@ def _prepare(
     if resume and can_resume(folder, expected):
         return read_rows(folder)
     if folder.exists():
-        get_logger().info("results of an earlier run were moved to %s", set_aside(folder))
+        LOG.info("results of an earlier run were moved to %s", set_aside(folder))
     start(folder, expected)
     return {}
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from hidiff import UserError
 from hidiff.engine import checkpoint
-from hidiff.engine.experiment import _read_together
+from hidiff.weights.pretrained import _read_together
 
 WHERE = "path.pretrain_network_g"
 

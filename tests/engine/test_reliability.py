@@ -16,10 +16,10 @@ import pytest
 import torch
 from small_data import make_pairs, train_options
 
-from hidiff import UserError
+from hidiff import UserError, lock
 from hidiff.data import BatchPlan, PhaseBatchSampler, build_dataset, training_batches
 from hidiff.data.loader import STOP_SIGNALS
-from hidiff.engine import checkpoint, lock
+from hidiff.engine import checkpoint
 from hidiff.engine.distributed import Processes
 from hidiff.engine.resume import compare_options, options_hash
 from hidiff.engine.trainer import Trainer

@@ -15,11 +15,11 @@ from small_training import ALONE, compiled_blocks, parameters, train
 from hidiff import UserError, build_model
 from hidiff.archs.restormer import DepthwiseConv2d
 from hidiff.data.image import to_float
-from hidiff.engine.experiment import Experiment
 from hidiff.engine.optim import build_optimizer, clip_gradients, set_lr
 from hidiff.engine.trainer import Trainer
 from hidiff.options import load_options, parse_options
 from hidiff.scoring.evaluator import to_image
+from hidiff.weights.experiment import Experiment
 
 
 def test_training_writes_the_release_folders(trained):

@@ -13,8 +13,8 @@ from torch._inductor.utils import run_and_get_code
 
 from hidiff import build_model
 from hidiff.archs.restormer import TransformerBlock
-from hidiff.engine import compilation
 from hidiff.errors import UserError
+from hidiff.models import compilation
 from hidiff.models.compilation import INDUCTOR_OPTIONS, check_compiler, compile_blocks, uncompiled
 
 

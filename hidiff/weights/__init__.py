@@ -1,0 +1,1 @@
+"""Finding and reading weights: experiments by name, files of the release, checks."""

@@ -1,0 +1,165 @@
+"""The weights that a model starts from: named by an option file, or those of its stage 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hidiff.errors import UserError, missing
+from hidiff.files import file_sha256
+from hidiff.models import DeblurModel
+from hidiff.options import Options
+from hidiff.weights.experiment import Experiment
+from hidiff.weights.read import Weights, load_network, load_weights, require_one_step
+
+
+def _train_first(options: Options, name: str) -> str:
+    """What to do about missing weights of stage 1, as part of an error."""
+    stage1 = options.file.with_name(options.file.name.replace("S2", "S1"))
+    if stage1 != options.file and stage1.is_file():
+        return f"train stage 1 first: python train.py -opt {stage1}"
+    return f"train stage 1 first, or name its weights under path.pretrain_network_{name[4:]}"
+
+
+def stage1_name(name: str) -> str | None:
+    """`…_S2` → `…_S1`, the experiment that a stage 2 starts from; None without an `S2`.
+
+    A second try called `…_S2_b` starts from `…_S1_b` where that exists, else from `…_S1`.
+    """
+    before, stage2, after = name.rpartition("S2")
+    if not stage2:
+        return None
+    exact = f"{before}S1{after}"
+    return exact if Experiment(exact).models.is_dir() else f"{before}S1"
+
+
+def stage1_weights(options: Options, name: str) -> Path:
+    """Where stage 1 of this experiment has saved a network: `…_S2` starts from `…_S1`.
+
+    Raises:
+        UserError: the experiment's name has no `S2` to replace, or the file does not exist.
+    """
+    where = f"path.pretrain_network_{name.removeprefix('net_')}"
+    # A --debug run of stage 2 starts from the real stage 1.
+    experiment = stage1_name(options.name.removeprefix("debug_"))
+    if experiment is None:
+        raise UserError(
+            f"{where}: stage 2 needs stage 1's weights; name the file here, or call the "
+            f"experiments …_S1 and …_S2 (this one is '{options.name}')"
+        )
+    path = Experiment(experiment).models / f"{name}_latest.pth"
+    if not path.is_file():
+        raise UserError(f"{where}: {missing(path)}; {_train_first(options, name)}")
+    return path
+
+
+def _saved_step(weights: Weights, name: str) -> int | None:
+    """The step that a weights file is of, by its content or its name."""
+    number = weights.path.stem.removeprefix(f"{name}_")
+    return int(number) if weights.step is None and number.isdigit() else weights.step
+
+
+def _require_complete(weights: Weights) -> None:
+    """Refuse weights of a training that has not reached its last step.
+
+    Raises:
+        UserError: the file says that it has not.
+    """
+    step, total = weights.step, weights.total_iter
+    if step is not None and total is not None and step < total:
+        raise UserError(
+            f"{weights.where}: {weights.path} is of a training that stands at step {step} of "
+            f"{total}; finish that (the same command with --auto_resume), or start from what there "
+            "is with path.allow_incomplete_stage1: true"
+        )
+
+
+def changed_since_start(started_from: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Notices about weights files that are others now than when a training started from them."""
+    return [
+        f"{name}: {origin['file']} has changed since this training started from it (then step "
+        f"{origin['step']}, SHA-256 {origin['sha256'][:12]}); the training goes on as it began"
+        for name, origin in started_from.items()
+        if Path(origin["file"]).is_file() and file_sha256(Path(origin["file"])) != origin["sha256"]
+    ]
+
+
+def _existing(options: Options, name: str, path: Path) -> tuple[Path, list[str]]:
+    """The named file, or the one that the release's stage-2 files mean by it."""
+    if path.is_file():
+        return path, []
+    # Released behaviour: stage 2 looks in experiments/debug_train_…, where stage 1 never writes,
+    # and for step 300000, before which it ends.
+    mended = Path(str(path).replace("debug_train_", "train_", 1))
+    for other in (mended, *(p.with_name(f"{name}_latest.pth") for p in (path, mended))):
+        named = other.name == path.name or path.name == f"{name}_300000.pth"
+        if named and other.is_file():
+            return other, [f"{path} does not exist; {other} is taken"]
+    if path.is_dir():
+        return path, []  # The reader says so.
+    where = f"path.pretrain_network_{name.removeprefix('net_')}"
+    advice = _train_first(options, name) if "S1" in str(path) else "download it, or mend the path"
+    raise UserError(f"{where}: {missing(path)}; {advice}")
+
+
+def _read_together(read: Callable[[], dict[str, Weights]]) -> dict[str, Weights]:
+    """Weights of one step, also while a training saves others in the same place.
+
+    Raises:
+        UserError: see `require_one_step`.
+    """
+    for _ in range(2):
+        weights = read()
+        with suppress(UserError):
+            require_one_step(weights.values())
+            return weights
+    weights = read()
+    require_one_step(weights.values())
+    return weights
+
+
+def load_pretrained(
+    model: DeblurModel, options: Options, *, training: bool
+) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Load the weights that the `path` section names.
+
+    Where it names none, stage 2's training takes those of stage 1 for the networks that stage 1
+    trains; testing needs a file for every network.
+
+    Returns:
+        Notices, and of each network its `file`, the `step` of that where it is known, and the
+        file's `sha256`.
+
+    Raises:
+        UserError: a file is missing, damaged, of another configuration, of another step than
+            those beside it, or of a stage 1 that is not complete
+            (`path.allow_incomplete_stage1`).
+    """
+    notices, origins = [], {}
+    files: dict[str, tuple[Path, str, str | None]] = {}
+    for name in model.networks():
+        file, param_key, _ = options.path.of(name)
+        where = f"path.pretrain_network_{name.removeprefix('net_')}"
+        if file is not None:
+            path, found = _existing(options, name, file)
+            notices += found
+        elif not training:
+            raise UserError(f"{where}: testing needs a weights file for {name}; name it here")
+        elif name in model.from_stage1:
+            path = stage1_weights(options, name)
+        else:
+            continue
+        files[name] = (path, where, param_key)
+    read = _read_together(lambda: {name: load_weights(*file) for name, file in files.items()})
+    for name, weights in read.items():
+        if training and name in model.from_stage1 and not options.path.allow_incomplete_stage1:
+            _require_complete(weights)
+        strict = options.path.of(name)[2]
+        notices += load_network(model.networks()[name], weights, strict=strict)
+        step = _saved_step(weights, name)
+        origins[name] = {"file": str(weights.path), "step": step, "sha256": weights.sha256}
+        saved = "" if step is None else f", saved after step {step}"
+        notices.append(f"{name}: weights from {weights.path}{saved}")
+    return notices, origins

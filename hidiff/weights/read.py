@@ -1,0 +1,144 @@
+"""Reading weights files of the release's layout into networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hidiff.errors import UserError
+from hidiff.torch_file import load_torch_file
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of one network as read from their file.
+
+    Args:
+        path: the file.
+        where: what asked for it (a YAML path), for messages.
+        state_dict: tensors by name, a `module.` prefix stripped.
+        step: after which they were saved; None where the file does not say.
+        total_iter: steps of the whole training; None where the file does not say.
+        sha256: of the file's bytes.
+        notices: that another entry than the one asked for was taken.
+    """
+
+    path: Path
+    where: str
+    state_dict: dict[str, Tensor]
+    step: int | None
+    total_iter: int | None
+    sha256: str
+    notices: tuple[str, ...] = ()
+
+
+def load_weights(path: str | Path, where: str, param_key: str | None = "params") -> Weights:
+    """Read a weights file, `{'params': state_dict}` or a bare state dict.
+
+    Args:
+        path: the file.
+        where: what asks for it (a YAML path), for messages.
+        param_key: entry to take, such as 'params' or 'params_ema', or 'params' where there is no
+            such one; None for a bare state dict.
+
+    Raises:
+        UserError: the file is missing or damaged, has no such entry, or weights in it are not
+            finite.
+    """
+    path = Path(path)
+    content, sha256 = load_torch_file(path, where)
+    if not isinstance(content, Mapping) or not content:
+        raise UserError(f"{where}: {path} holds no parameters")
+    notices: tuple[str, ...] = ()
+    if all(isinstance(value, Tensor) for value in content.values()):
+        state_dict = content
+    elif param_key in content:
+        state_dict = content[param_key]
+    elif param_key is not None and "params" in content:
+        state_dict = content["params"]
+        notices = (f"{where}: {path} has no entry '{param_key}'; 'params' is taken",)
+    else:
+        key_option = where.replace("pretrain_network", "param_key")
+        raise UserError(
+            f"{where}: {path} has no entry '{param_key}', only {', '.join(map(str, content))}; "
+            f"set {key_option} to one of them"
+        )
+    if not isinstance(state_dict, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state_dict.items()
+    ):
+        raise UserError(f"{where}: '{param_key}' in {path} is no table of parameters")
+    require_finite(state_dict, f"{where}: {path}")
+    state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    numbers = (content.get(key) for key in ("step", "total_iter"))
+    step, total_iter = (number if isinstance(number, int) else None for number in numbers)
+    return Weights(path, where, state_dict, step, total_iter, sha256, notices)
+
+
+def require_finite(state_dict: Mapping[str, Tensor], where: str) -> None:
+    """Refuse weights that make every picture black and every gradient NaN."""
+    for key, value in state_dict.items():
+        if not torch.isfinite(value).all():
+            raise UserError(
+                f"{where}: the weights {key} are not all finite (NaN or infinite); the file is "
+                "damaged, or of a training that failed: take another one"
+            )
+
+
+def load_network(network: nn.Module, weights: Weights, *, strict: bool = True) -> list[str]:
+    """Put weights into a network.
+
+    Returns:
+        Notices about parameters that were left out, and those of the weights.
+
+    Raises:
+        UserError: `strict`, and the weights belong to another configuration.
+    """
+    ours = network.state_dict()
+    theirs, where, path = weights.state_dict, weights.where, weights.path
+    missing = sorted(set(ours) - set(theirs))
+    unexpected = sorted(set(theirs) - set(ours))
+    shapes = sorted(k for k in set(ours) & set(theirs) if ours[k].shape != theirs[k].shape)
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} parameters are missing (first: {missing[0]})")
+    if unexpected:
+        problems.append(f"{len(unexpected)} are unknown (first: {unexpected[0]})")
+    if shapes:
+        key = shapes[0]
+        problems.append(
+            f"{len(shapes)} have another shape (first: {key}, {tuple(theirs[key].shape)} in the "
+            f"file, {tuple(ours[key].shape)} here)"
+        )
+    if problems and strict:
+        raise UserError(
+            f"{where}: {path} belongs to another configuration: {'; '.join(problems)}. Make the "
+            "network sections of the option file those that the weights were trained with"
+        )
+    network.load_state_dict(
+        {k: v for k, v in theirs.items() if k in ours and k not in shapes}, strict=False
+    )
+    return [*weights.notices, *([f"{where}: {path}: {'; '.join(problems)}"] if problems else [])]
+
+
+def require_one_step(loaded: Iterable[Weights]) -> None:
+    """Make sure that the `…_latest.pth` files of a folder belong together.
+
+    Raises:
+        UserError: they are of different steps.
+    """
+    by_folder: dict[Path, dict[str, int]] = {}
+    for weights in loaded:
+        if weights.path.name.endswith("_latest.pth") and weights.step is not None:
+            by_folder.setdefault(weights.path.parent, {})[weights.path.name] = weights.step
+    for folder, steps in by_folder.items():
+        if len(set(steps.values())) > 1:
+            found = ", ".join(f"{name} of step {step}" for name, step in steps.items())
+            raise UserError(
+                f"{folder} holds files that do not belong together: {found}. Name files of one "
+                "step under path.pretrain_network_* (…_STEP.pth), or let the training there save "
+                "again"
+            )
