@@ -30,7 +30,7 @@ from hidiff.data.check import LAYOUT, against_benchmark
 from hidiff.data.image import list_images, listing
 from hidiff.data.pairs import match_names
 from hidiff.errors import UserError, friendly_errors
-from hidiff.files import replacing
+from hidiff.files import is_file, replacing
 
 
 @dataclass(frozen=True)
@@ -211,10 +211,14 @@ def read_realblur_list(path: Path, subset: str) -> dict[str, tuple[str, str]]:
     """Pair name → (sharp, blurry) path as listed.
 
     Raises:
-        UserError: a line is not understood, or two different pairs get one name.
+        UserError: it is no text, a line is not understood, or two different pairs get one name.
     """
     pairs: dict[str, tuple[str, str]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--source: {path} is no readable text: {error}") from None
+    for number, line in enumerate(lines, start=1):
         fields = line.split()
         if not fields:
             continue
@@ -418,7 +422,8 @@ def main(arguments: list[str] | None = None) -> None:
     """
     options = parse_arguments(arguments)
     if not options.source.is_dir():
-        raise UserError(f"--source: the folder {options.source.absolute()} does not exist")
+        what = "is no folder; unpack it" if is_file(options.source) else "does not exist"
+        raise UserError(f"--source: {options.source.absolute()} {what}")
     placements = COMMANDS[options.command][0](options.source, options.root)
     placed = place_all(placements, options.root, copy=options.copy)
     print(f"{placed} files placed, {len(placements) - placed} there already")
