@@ -39,6 +39,11 @@ def inside(folder: str | os.PathLike[str], name: str) -> Path:
     )
 
 
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether there is such a file; False also for a name that no file can have (too long, NUL)."""
+    return os.path.isfile(path)  # noqa: PTH113 (that of `Path` raises for such names)
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[BinaryIO]:
     """A new file that gets the name `path` when the block ends without an exception.

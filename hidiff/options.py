@@ -77,7 +77,8 @@ class DatasetOptions:
 
     A training waits `timeout` seconds for a batch of its loader processes. `pin_memory` makes
     copies to a GPU that do not block, by default where there is one; each loader process keeps
-    `num_prefetch_queue` batches ready.
+    `num_prefetch_queue` batches ready. `mean` and `std` of red, green and blue are what networks
+    see images normalised by; scores and pictures are of what they restore, taken back to [0, 1].
     """
 
     name: str
@@ -87,6 +88,8 @@ class DatasetOptions:
     timeout: float = 600.0
     num_prefetch_queue: int = 2
     pin_memory: bool | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
     batch_size_per_gpu: int | None = None
     dataset_enlarge_ratio: int = 1
     mini_batch_sizes: tuple[int, ...] | None = None
@@ -100,6 +103,8 @@ class DatasetOptions:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise _error(f"{self.where}.{key}", f"{value} must be at least 1")
+        if self.std is not None and min(self.std) <= 0:
+            raise _error(f"{self.where}.std", f"{list(self.std)} must be above 0")
         if self.num_worker_per_gpu < 0:
             raise _error(f"{self.where}.num_worker_per_gpu", "must not be negative")
         if not 0 < self.timeout < math.inf:

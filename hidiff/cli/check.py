@@ -15,6 +15,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from hidiff.data.pairs import refuse_one_place
 from hidiff.errors import UserError
 from hidiff.prepare.check import (
     DataSource,
@@ -23,6 +24,7 @@ from hidiff.prepare.check import (
     check_dataset,
     dataset_folders,
     layout_sources,
+    open_side,
 )
 
 
@@ -68,6 +70,10 @@ def find_sources(options: argparse.Namespace) -> tuple[list[DataSource], list[La
         UserError: there is nothing to check.
     """
     if options.input is not None:
+        for flag in ("input", "target"):
+            if (root := getattr(options, flag)) is not None:
+                open_side(root, f"--{flag}")
+        refuse_one_place(options.input, options.target, "--input, --target")
         name = options.input if options.target is None else f"{options.input}, {options.target}"
         return [DataSource(name, options.input, options.target)], []
     if options.opt is not None:
@@ -112,10 +118,8 @@ def main(arguments: Sequence[str]) -> int:
         print("Only headers were read; without --fast damaged and truncated images are found too.")
     if problems:
         print(
-            f"{count_of(problems, 'problem')}. Damaged and missing images: copy or download them "
-            "again (a data set made of links: at the place the links point to), then run the "
-            "command that made the folder once more. Images too small, of two sizes or identical: "
-            "take both of the pair out, or replace them. datasets/README.md says more."
+            f"{count_of(problems, 'problem')}; datasets/README.md (Checking) says how each kind is "
+            "mended."
         )
         return 1
     print(f"All good: {count_of(len(sources), 'data set')}.")

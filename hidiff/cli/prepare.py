@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hidiff.errors import UserError
+from hidiff.files import is_file
 from hidiff.prepare.layout import DOWNLOADS, place_all, summary
 from hidiff.prepare.quickstart import make_quickstart
 
@@ -88,7 +89,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _place(args: argparse.Namespace) -> None:
     if not args.source.is_dir():
-        raise UserError(f"--source: the folder {args.source.absolute()} does not exist")
+        what = "is no folder; unpack it" if is_file(args.source) else "does not exist"
+        raise UserError(f"--source: {args.source.absolute()} {what}")
     placements = DOWNLOADS[args.command][0](args.source, args.root)
     placed = place_all(placements, args.root, copy=args.copy)
     print(f"{placed} files placed, {len(placements) - placed} there already")

@@ -7,6 +7,7 @@ from torch.utils.data import Dataset
 from hidiff.data.loader import training_batches
 from hidiff.data.paired_dataset import PairedImageIRDataset
 from hidiff.data.sampler import BatchPlan, CropRequest, PhaseBatchSampler
+from hidiff.data.transforms import Normalization
 from hidiff.options import DatasetOptions
 from hidiff.registry import DATASETS
 
@@ -23,7 +24,13 @@ __all__ = [
 def build_dataset(options: DatasetOptions) -> Dataset:
     """The data set of a `datasets.*` section.
 
+    Its attribute `normalization` is None unless the section has `mean` or `std`.
+
     Raises:
         UserError: an unknown option, or data that is missing or unpaired.
     """
-    return DATASETS.build(options.source, options.where, where=options.where)
+    dataset = DATASETS.build(options.source, options.where, where=options.where)
+    given = {key: getattr(options, key) for key in ("mean", "std")}
+    given = {key: value for key, value in given.items() if value is not None}
+    dataset.normalization = Normalization(**given) if given else None
+    return dataset

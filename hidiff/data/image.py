@@ -246,8 +246,19 @@ def _entries(folder: str | os.PathLike[str], where: str) -> tuple[list[Path], li
                     images.append(Path(entry.path))
                 else:
                     others.append(entry.name)
-    except OSError as error:
-        raise UserError(f"{where}: {folder} cannot be read ({error.strerror or error})") from None
+    except FileNotFoundError:
+        raise UserError(
+            f"{where}: the folder {missing(folder)}; "
+            "datasets/README.md shows the layout, scripts/prepare_data.py makes it"
+        ) from None
+    except NotADirectoryError:
+        raise UserError(
+            f"{where}: {folder} is a file, and a folder is wanted; all images of a folder are "
+            f"used: name {Path(folder).parent}, or put the file into a folder of its own"
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{where}: the folder {folder} cannot be read ({reason})") from None
     return sorted(images), sorted(others)
 
 
@@ -284,16 +295,6 @@ def list_images(folder: str | os.PathLike[str], where: str) -> dict[str, Path]:
             but for upper and lower case.
     """
     folder = Path(folder)
-    if not folder.exists():
-        raise UserError(
-            f"{where}: the folder {missing(folder)}; "
-            "datasets/README.md shows the layout, scripts/prepare_data.py makes it"
-        )
-    if not folder.is_dir():
-        raise UserError(
-            f"{where}: {folder} is a file, and a folder is wanted; all images of a folder are "
-            f"used: name {folder.parent}, or put the file into a folder of its own"
-        )
     images: dict[str, Path] = {}
     by_case: dict[str, Path] = {}
     paths, others = _entries(folder, where)

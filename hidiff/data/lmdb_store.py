@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from hidiff.data.image import decode_image, list_images
 from hidiff.errors import UserError
+from hidiff.files import is_file
 
 META_INFO = "meta_info.txt"
 
@@ -165,7 +166,7 @@ class LmdbImages:
     """
 
     def __init__(self, path: str | os.PathLike[str], where: str) -> None:
-        if not (Path(path) / "data.mdb").is_file():
+        if not is_file(Path(path, "data.mdb")):
             raise UserError(
                 f"{where}: {path} is no LMDB (it has no data.mdb); make one with "
                 f"python scripts/create_lmdb.py --input FOLDER --output {path}"

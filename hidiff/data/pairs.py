@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hidiff.data.image import list_images, listing
 from hidiff.errors import UserError, counted_from
+from hidiff.files import is_file
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ def refuse_one_place(lq: str, gt: str | None, where: str) -> None:
     """
     if gt is not None and Path(lq).resolve() == Path(gt).resolve():
         raise UserError(
-            f"{where}: dataroot_lq and dataroot_gt are the same folder, {Path(gt).resolve()}, so "
-            "every image would be its own sharp one; name the folder of the blurry images and "
-            "that of the sharp ones, or leave dataroot_gt out to restore without scores"
+            f"{where}: blurry and sharp images are the same folder, {Path(gt).resolve()}, so every "
+            "image would be its own sharp one; name the folder of each, or leave the sharp one out "
+            "to restore without scores"
         )
 
 
@@ -105,9 +106,8 @@ def pairs_from_list(
             both images of a pair.
     """
     path = Path(meta_info_file)
-    if not path.is_file():
-        what = "is no file" if path.exists() else f"does not exist{counted_from(path)}"
-        raise UserError(f"{where}.meta_info_file: {path} {what}")
+    if not is_file(path):
+        raise UserError(f"{where}.meta_info_file: there is no file {path}{counted_from(path)}")
     pairs = []
     missing = []
     try:
@@ -130,7 +130,7 @@ def pairs_from_list(
             lq_rel = gt_rel.with_name(filename_tmpl.format(gt_rel.stem) + gt_rel.suffix)
         lq = Path(dataroot_lq) / lq_rel
         gt = None if dataroot_gt is None else Path(dataroot_gt) / gt_rel
-        missing += [str(p) for p in (lq, gt) if p is not None and not p.is_file()]
+        missing += [str(p) for p in (lq, gt) if p is not None and not is_file(p)]
         # Only what tells images apart goes into the name: RealBlur repeats file names per scene.
         name = lq_rel.with_suffix("").as_posix().replace("/", "-")
         pairs.append(Pair(name, str(lq), None if gt is None else str(gt)))

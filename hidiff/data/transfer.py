@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hidiff.data.transforms import symmetry
+from hidiff.data.transforms import Normalization, symmetry
 
 
 def apply_symmetries(patches: Tensor, indices: Sequence[int]) -> Tensor:
@@ -30,7 +30,10 @@ def apply_symmetries(patches: Tensor, indices: Sequence[int]) -> Tensor:
 
 
 def to_device(
-    batch: Mapping[str, Any], device: torch.device, dtype: torch.dtype
+    batch: Mapping[str, Any],
+    device: torch.device,
+    dtype: torch.dtype,
+    normalization: Normalization | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The pictures of a training batch, ready for the model.
 
@@ -39,9 +42,10 @@ def to_device(
             see `training_batches`. Copies do not block where the memory is pinned.
         device: where to.
         dtype: floating point type of the result; the pixels are rounded to float32 first.
+        normalization: of the data set; None leaves [0, 1].
 
     Returns:
-        (lq, gt), each (B, 3, s, s) in [0, 1], in channels-last memory.
+        (lq, gt), each (B, 3, s, s) in [0, 1] or normalised, in channels-last memory.
     """
 
     def pixels(patches: Tensor) -> Tensor:
@@ -51,7 +55,8 @@ def to_device(
             # Divided by a number or by a tensor of the CPU, CUDA multiplies by the reciprocal,
             # which is another value in the last bit than the division of `to_float`.
             patches = patches.to(torch.float32).div_(torch.full((), 255.0, device=device))
-        return patches.to(dtype)
+        patches = patches.to(dtype)
+        return patches if normalization is None else normalization.apply(patches)
 
     return pixels(batch["lq"]), pixels(batch["gt"])
 
@@ -61,7 +66,7 @@ class DeviceBatches(Iterator[dict[str, Any]]):
 
     Args:
         batches: see `training_batches`.
-        device, dtype: see `to_device`.
+        device, dtype, normalization: see `to_device`.
     """
 
     def __init__(
@@ -69,10 +74,12 @@ class DeviceBatches(Iterator[dict[str, Any]]):
         batches: Generator[Mapping[str, Any]],
         device: torch.device,
         dtype: torch.dtype,
+        normalization: Normalization | None = None,
     ) -> None:
         self._batches = batches
         self._device = device
         self._dtype = dtype
+        self._normalization = normalization
         self._ahead: dict[str, Any] | Exception | None = None
 
     def prefetch(self) -> None:
@@ -84,7 +91,7 @@ class DeviceBatches(Iterator[dict[str, Any]]):
             return
         try:
             batch = next(self._batches)
-            lq, gt = to_device(batch, self._device, self._dtype)
+            lq, gt = to_device(batch, self._device, self._dtype, self._normalization)
             self._ahead = {**batch, "lq": lq, "gt": gt}
         except Exception as error:
             self._ahead = error

@@ -151,7 +151,9 @@ class Trainer:
             timeout=data_options.timeout,
         )
         dtype = next(self.model.parameters()).dtype
-        self.batches = DeviceBatches(batches, processes.device, dtype)
+        self.batches = DeviceBatches(
+            batches, processes.device, dtype, self.dataset.normalization
+        )
         log_file = None
         with processes.main_first():
             if processes.is_main:

@@ -16,6 +16,7 @@ from hidiff.data.image import Header, decode_image, list_images, passed_over, re
 from hidiff.data.lmdb_store import LmdbImages
 from hidiff.data.pairs import Pair, pairs_from_list, refuse_one_place
 from hidiff.errors import UserError
+from hidiff.files import is_file
 from hidiff.options import load_datasets
 
 
@@ -164,14 +165,18 @@ Load = Callable[[str], "Path | bytes"]
 """From what `Pair.lq` or `Pair.gt` holds to the file, or to its bytes out of an LMDB."""
 
 
-def _open_side(root: str, where: str, report: Report) -> tuple[dict[str, str], Load]:
-    """The images of a folder or LMDB: name → path or key, and how to load one."""
-    if root.endswith(".lmdb") or (Path(root) / "data.mdb").is_file():
+def open_side(root: str, where: str, report: Report | None = None) -> tuple[dict[str, str], Load]:
+    """The images of a folder or LMDB: name → path or key, and how to load one.
+
+    Raises:
+        UserError: there is no such folder or LMDB, or no image in it.
+    """
+    if root.endswith(".lmdb") or is_file(Path(root, "data.mdb")):
         images = LmdbImages(root, where)
         keys = images.keys()
         return dict(zip(keys, keys, strict=True)), images.read
     paths = {name: str(path) for name, path in list_images(root, where).items()}
-    if (notice := passed_over(root, where)) is not None:
+    if report is not None and (notice := passed_over(root, where)) is not None:
         report.notes.append(notice)
     return paths, Path
 
@@ -183,11 +188,11 @@ def _find_pairs(source: DataSource, report: Report) -> tuple[list[Pair], Load, L
             source.meta_info_file, source.lq, source.gt, source.filename_tmpl, source.name
         )
         return pairs, Path, Path
-    lq, load_lq = _open_side(source.lq, "blurry images", report)
+    lq, load_lq = open_side(source.lq, "blurry images", report)
     refuse_one_place(source.lq, source.gt, source.name)
     if source.gt is None:
         return [Pair(name, path, None) for name, path in lq.items()], load_lq, Path
-    gt, load_gt = _open_side(source.gt, "sharp images", report)
+    gt, load_gt = open_side(source.gt, "sharp images", report)
     wanted = {source.filename_tmpl.format(name): name for name in gt}
     for name in sorted(wanted.keys() - lq.keys()):
         report.problems.append(f"{wanted[name]}: sharp, but {source.lq} has no {name}")

@@ -203,10 +203,14 @@ def read_realblur_list(path: Path, subset: str) -> dict[str, tuple[str, str]]:
     """Pair name → (sharp, blurry) path as listed.
 
     Raises:
-        UserError: a line is not understood, or two different pairs get one name.
+        UserError: it is no text, a line is not understood, or two different pairs get one name.
     """
     pairs: dict[str, tuple[str, str]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--source: {path} is no readable text: {error}") from None
+    for number, line in enumerate(lines, start=1):
         fields = line.split()
         if not fields:
             continue

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from hidiff.data.image import to_uint8, write_image
 from hidiff.data.pairs import listing
-from hidiff.data.transforms import SYMMETRIES, symmetry, undo_symmetry
+from hidiff.data.transforms import SYMMETRIES, Normalization, symmetry, undo_symmetry
 from hidiff.errors import UserError
 from hidiff.metrics import evaluate_pair
 from hidiff.metrics.published import BENCHMARKS
@@ -114,6 +114,7 @@ def restore_item(
     seed: int,
     device: torch.device,
     self_ensemble: bool = False,
+    normalization: Normalization | None = None,
 ) -> Tensor:
     """Restore one item of a data set.
 
@@ -122,6 +123,7 @@ def restore_item(
         item: `lq` (3, H, W), `name`, and `gt` where there is one.
         seed: the experiment's; the noise depends on it and the name.
         self_ensemble: average the restorations of the 8 symmetries of the image.
+        normalization: what the model was trained with; it is undone in the result.
 
     Returns:
         (3, H, W) float32 on `device`.
@@ -141,12 +143,16 @@ def restore_item(
         f"{item['name']}: {size} pixels do not fit into the {kind}'s memory", way_out
     ):
         images = [item[side].to(device)[None] for side in sides]
+        if normalization is not None:
+            images = [normalization.apply(image) for image in images]
         for index in range(SYMMETRIES if self_ensemble else 1):
             restored = model.restore(
                 *(symmetry(image, index).contiguous() for image in images),
                 generator=image_generator(seed, item["name"]),
             )
             restored = undo_symmetry(restored[0].float(), index)
+            if normalization is not None:
+                restored = normalization.undo(restored)
             total = restored if total is None else total + restored
         if not torch.isfinite(total).all():
             raise UserError(
@@ -269,6 +275,7 @@ def evaluate(
                     seed=seed,
                     device=processes.device,
                     self_ensemble=self_ensemble,
+                    normalization=getattr(dataset, "normalization", None),
                 )
             )
             job.result.seconds = time.perf_counter() - started

@@ -279,7 +279,34 @@ def test_exit_codes_of_the_program(root, source, tmp_path):
     assert "Traceback" not in usage.stderr
 
 
-@pytest.mark.parametrize("wrong", [["--target", "gt"], ["--patch", "0"], ["--jobs", "0"]])
-def test_usage(wrong):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--target", "gt"],
+        ["--patch", "0"],
+        ["--jobs", "0"],
+        ["--input", "nowhere"],
+        ["--input", "x" * 300],
+        ["--input", "in/0.png"],
+        ["--input", "."],
+        ["--target", "nowhere", "--input", "in"],
+        ["--input", "in", "--target", "./in"],
+    ],
+)
+def test_usage(source, tmp_path, monkeypatch, wrong):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=wrong[0]):
         main(wrong)
+
+
+def test_a_damaged_jpeg_is_a_problem(source, tmp_path):
+    whole = cv2.imencode(".jpg", picture(3, 64, 64))[1].tobytes()
+    (tmp_path / "in" / "0.png").unlink()
+    write_image(tmp_path / "gt" / "0.png", picture(4, 64, 64))
+    path = tmp_path / "in" / "0.jpg"
+    path.write_bytes(whole)
+    arguments = ["--input", str(tmp_path / "in"), "--target", str(tmp_path / "gt")]
+    assert main(arguments) == 0
+    path.write_bytes(whole[:1500] + bytes(200) + whole[1700:])
+    assert main(arguments) == 1
+    assert main([*arguments, "--fast"]) == 0

@@ -357,3 +357,17 @@ def test_as_a_program(root, hide, tmp_path):
     assert failed.stderr.startswith("error: --source: ")
     assert "did you mean --source HIDE_dataset?" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_a_realblur_list_that_is_no_text(realblur, data):
+    path = realblur / "RealBlur_J_test_list.txt"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=rf"^--source: {path} "):
+        run("realblur", realblur, data)
+
+
+def test_a_file_as_source(data, tmp_path):
+    archive = tmp_path / "GOPRO_Large.zip"
+    archive.write_bytes(b"PK")
+    with pytest.raises(UserError, match=rf"^--source: {archive} is no folder"):
+        run("gopro", archive, data)

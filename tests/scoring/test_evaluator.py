@@ -14,6 +14,7 @@ from small_data import make_pairs, picture, test_options, train_options, write_r
 from tqdm import TMonitor
 
 from hidiff import UserError, build_model
+from hidiff.data import build_dataset
 from hidiff.data.image import read_image, to_float, to_uint8
 from hidiff.data.paired_dataset import PairedImageIRDataset
 from hidiff.engine.distributed import Processes
@@ -397,3 +398,29 @@ def test_symmetries_on_the_device_are_those_of_numpy(tmp_path, stage, self_ensem
     expected = total / 8 if self_ensemble else total
     ours = restore_item(model, item, seed=0, device=CPU, self_ensemble=self_ensemble)
     assert np.array_equal(ours.permute(1, 2, 0).numpy(), expected)
+
+
+def test_what_a_network_sees_normalised_is_taken_back(tmp_path):
+    """From the option to the picture; the network here gives back what it sees."""
+    make_pairs(tmp_path / "val", 1)
+    folder = str(tmp_path / "val")
+    section = {"type": "PairedImageIRDataset", "mean": [0.5, 0.4, 0.3], "std": [0.5, 2, 1]}
+    section |= {"dataroot_lq": f"{folder}/input", "dataroot_gt": f"{folder}/target"}
+    options = train_options(tmp_path, 2)
+    options["datasets"]["val"] = section
+    dataset = build_dataset(parse_options(options).datasets["val"])
+    seen = []
+
+    class Copy(Copying):
+        def restore(self, lq, **others):
+            seen.append(lq)
+            return lq
+
+    def score(restored, sharp):
+        return {"error": np.abs(restored.astype(int) - blurry).max()}
+
+    blurry = to_image(dataset[0]["lq"]).astype(int)
+    (result,) = evaluate(Copy(), dataset, score, ALONE, seed=0, label="x")
+    assert result.restored == {"error": 0}
+    mean, std = (torch.tensor(section[key])[:, None, None] for key in ("mean", "std"))
+    torch.testing.assert_close(seen[0][0], (dataset[0]["lq"] - mean) / std)
