@@ -34,8 +34,6 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from hidiff.data.image import write_image  # noqa: E402
-from hidiff.data.plot import line_plot  # noqa: E402
 from hidiff.engine.ablation import (  # noqa: E402
     Changes,
     DataFolders,
@@ -45,13 +43,13 @@ from hidiff.engine.ablation import (  # noqa: E402
     plan,
     scored,
 )
-from hidiff.engine.ablation_table import collect, markdown, sweep  # noqa: E402
+from hidiff.engine.ablation_table import collect, markdown, plot, sweep  # noqa: E402
 from hidiff.engine.distributed import LAUNCHERS, Processes, start_processes  # noqa: E402
 from hidiff.engine.logger import start_logging  # noqa: E402
 from hidiff.engine.tester import run_test  # noqa: E402
 from hidiff.engine.trainer import Trainer  # noqa: E402
 from hidiff.errors import UserError, friendly_errors  # noqa: E402
-from hidiff.files import write_text  # noqa: E402
+from hidiff.files import write_bytes, write_text  # noqa: E402
 from hidiff.yaml_file import read_yaml  # noqa: E402
 
 TABLE_1 = ("Baseline", "Single_Guide_S1", "Single_Guide_S2", "HI_Diff_S1", "Split_Training_S2")
@@ -162,13 +160,8 @@ def report(runs: Sequence[Run], command: str) -> None:
     series = sweep(rows)
     if series:
         seeds = len({run.seed for run in runs})
-        picture = line_plot(
-            series,
-            title=f"PSNR over T (mean and std of {seeds} seeds)" if seeds > 1 else "PSNR over T",
-            x_label="T, number of diffusion steps (logarithmic)",
-            y_label="PSNR (dB)",
-        )
-        write_image(Path(PLOT), picture)
+        title = f"PSNR over T (mean and std of {seeds} seeds)" if seeds > 1 else "PSNR over T"
+        write_bytes(PLOT, plot(series, title=title))
     text = markdown(rows, command=command, plot=PLOT if series else None)
     write_text("ablation.md", text)
     write_text("ablation.json", json.dumps([row.as_dict() for row in rows], indent=2) + "\n")
