@@ -2,7 +2,7 @@
 
     python scripts/chaos_test.py --kills 20 --output results/chaos
 
-A tiny network trains on generated images, on CPUs. The run is killed at random moments in ten
+A tiny network trains on generated images, on CPUs. The run is killed at random moments in eleven
 ways, and continued by the same command with --auto_resume, until it is complete. Stage 2 starts
 when stage 1 exits with 0, as in a shell's `stage 1 && stage 2`. Then
 
@@ -11,8 +11,8 @@ when stage 1 exits with 0, as in a shell's `stage 1 && stage 2`. Then
 - every loss line must stand exactly once in the merged log, and equal the line of that run. Merged
   means: lines count up to the step from which the next attempt went on;
 - after every kill all processes must be gone within a minute, and the exit code is not 0;
-- SIGTERM must lose no step, and any other kill none before the last checkpoint that could be
-  written, which is the validated step's own where a validation was hit.
+- SIGTERM and the end of torchrun must lose no step, and any other kill none before the last
+  checkpoint that could be written, which is the validated step's own where a validation was hit.
 
 The full disk is a limit on the size of a file (RLIMIT_FSIZE), set on the process that writes: its
 writes fail from there on, with another error number than those on a full disk.
@@ -66,12 +66,13 @@ EXIT_LIMIT = 60.0
 BETWEEN = "SIGKILL between the stages"
 """Comes once, when stage 1 says that it is complete."""
 
-STOPPED, WORKER, FULL, WRITING, VALIDATING, RANK_0, RANK_1, ALL, TERM = KINDS = (
+STOPPED, WORKER, FULL, WRITING, VALIDATING, AGENT, RANK_0, RANK_1, ALL, TERM = KINDS = (
     "SIGTERM during validation",
     "SIGKILL to a loader process",
     "disk full, then SIGKILL to all",
     "SIGKILL during a write",
     "SIGKILL during validation",
+    "SIGKILL to torchrun",
     "SIGKILL to rank 0",
     "SIGKILL to rank 1",
     "SIGKILL to all",
@@ -258,8 +259,8 @@ def strike(job: Job, kind: str, rng: random.Random, limit: int) -> tuple[str, in
     if kind == WORKER:
         os.kill(rng.choice(sorted(job.loaders())), signal.SIGKILL)
         return "while training", None
-    if kind == TERM:
-        os.kill(job.launcher.pid, signal.SIGTERM)
+    if kind in (TERM, AGENT):
+        os.kill(job.launcher.pid, signal.SIGTERM if kind == TERM else signal.SIGKILL)
         return "while training", None
     if kind == ALL:
         job.kill_all()
@@ -327,7 +328,7 @@ def judge(kill: Kill, resumed: int) -> None:
     saved = kill.reached - kill.reached % SAVE_EVERY
     # The step itself may be logged and its checkpoint not written yet.
     earliest = saved - SAVE_EVERY if saved == kill.reached else saved
-    if kill.kind in (TERM, STOPPED, BETWEEN):
+    if kill.kind in (TERM, AGENT, STOPPED, BETWEEN):
         earliest = kill.reached
     if kill.earliest is not None:
         earliest = kill.earliest
