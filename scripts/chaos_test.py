@@ -2,7 +2,7 @@
 
     python scripts/chaos_test.py --kills 20 --output results/chaos
 
-A tiny network trains on generated images, on CPUs. The run is killed at random moments in ten
+A tiny network trains on generated images, on CPUs. The run is killed at random moments in eleven
 ways, and continued by the same command with --auto_resume, until it is complete. Stage 2 starts
 when stage 1 exits with 0, as in a shell's `stage 1 && stage 2`. Then
 
@@ -11,8 +11,8 @@ when stage 1 exits with 0, as in a shell's `stage 1 && stage 2`. Then
 - every loss line must stand exactly once in the merged log, and equal the line of that run. Merged
   means: lines count up to the step from which the next attempt went on;
 - after every kill all processes must be gone within a minute, and the exit code is not 0;
-- SIGTERM must lose no step, and any other kill none before the last checkpoint that could be
-  written, which is the validated step's own where a validation was hit.
+- SIGTERM and the end of torchrun must lose no step, and any other kill none before the last
+  checkpoint that could be written, which is the validated step's own where a validation was hit.
 
 The full disk is a limit on the size of a file (RLIMIT_FSIZE), set on the process that writes: its
 writes fail from there on, with another error number than those on a full disk.
@@ -33,7 +33,7 @@ import time
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -63,12 +63,13 @@ EXIT_LIMIT = 60.0
 BETWEEN = "SIGKILL between the stages"
 """Comes once, when stage 1 says that it is complete."""
 
-STOPPED, WORKER, FULL, WRITING, VALIDATING, RANK_0, RANK_1, ALL, TERM = KINDS = (
+STOPPED, WORKER, FULL, WRITING, VALIDATING, AGENT, RANK_0, RANK_1, ALL, TERM = KINDS = (
     "SIGTERM during validation",
     "SIGKILL to a loader process",
     "disk full, then SIGKILL to all",
     "SIGKILL during a write",
     "SIGKILL during validation",
+    "SIGKILL to torchrun",
     "SIGKILL to rank 0",
     "SIGKILL to rank 1",
     "SIGKILL to all",
@@ -176,13 +177,21 @@ def make_data(folder: Path, seed: int) -> None:
             write_image(folder / part / "gt" / f"{index}.png", sharp)
 
 
+class Hit(NamedTuple):
+    """What a kill has met; for `earliest` see `Kill`."""
+
+    when: str
+    earliest: int | None = None
+    validating: int | None = None
+
+
 def validated_step(job: Job) -> int | None:
     """The step whose validation has begun last: it has written a picture."""
     pictures = job.experiment.glob("visualization/*/*/*_*.png")
     return max((int(path.stem.rpartition("_")[2]) for path in pictures), default=None)
 
 
-def strike_validation(job: Job, kind: str) -> tuple[str, int | None] | None:
+def strike_validation(job: Job, kind: str) -> Hit | None:
     """Kill in the next validation; see `strike`."""
     before = validated_step(job)
     if not wait_for(job, lambda: validated_step(job) != before, "validation", pause=0.0):
@@ -190,15 +199,13 @@ def strike_validation(job: Job, kind: str) -> tuple[str, int | None] | None:
     step = validated_step(job)
     if kind == STOPPED:
         os.kill(job.launcher.pid, signal.SIGTERM)
-        job.wait_until_gone(EXIT_LIMIT)
     else:
         job.kill_all(first=job.ranks().get(0))
-    finished = f"step {step}: val" in job.log()
     saved = step % SAVE_EVERY == 0 or kind == STOPPED
-    return ("just after it" if finished else "in it"), (step if saved else None)
+    return Hit("in it", step if saved else None, step)
 
 
-def strike_on_full_disk(job: Job, rank_0: int) -> tuple[str, int | None] | None:
+def strike_on_full_disk(job: Job, rank_0: int) -> Hit | None:
     """Let the next checkpoint fail and the training go on, then kill; see `strike`."""
     _, hard = resource.prlimit(rank_0, resource.RLIMIT_FSIZE)
     resource.prlimit(rank_0, resource.RLIMIT_FSIZE, (DISK, hard))
@@ -214,21 +221,21 @@ def strike_on_full_disk(job: Job, rank_0: int) -> tuple[str, int | None] | None:
         return None
     job.kill_all()
     step = failed()[0]
-    return f"step {step} not saved", (step - 1) // SAVE_EVERY * SAVE_EVERY
+    return Hit(f"step {step} not saved", (step - 1) // SAVE_EVERY * SAVE_EVERY)
 
 
-def strike(job: Job, kind: str, rng: random.Random, limit: int) -> tuple[str, int | None] | None:
+def strike(job: Job, kind: str, rng: random.Random, limit: int) -> Hit | None:
     """Kill at a random moment, before step `limit` where the training has not passed it yet.
 
     Returns:
-        When it was hit, and `Kill.earliest`; None when the training ended before.
+        None when the training ended before.
     """
     if kind == BETWEEN:
         complete = "training is complete"
         if not wait_for(job, lambda: complete in job.log(), complete) and complete not in job.log():
             return None
         job.kill_all()
-        return "stage 1 is complete", None
+        return Hit("stage 1 is complete")
     if not wait_for(job, lambda: len(job.ranks()) == 2, "second process", pause=0.05):
         return None
     before = partial_files(job.experiment)
@@ -251,16 +258,16 @@ def strike(job: Job, kind: str, rng: random.Random, limit: int) -> tuple[str, in
         return strike_on_full_disk(job, ranks[0])
     if kind in (RANK_0, RANK_1):
         os.kill(ranks[(RANK_0, RANK_1).index(kind)], signal.SIGKILL)
-        return "while training", None
+        return Hit("while training")
     if kind == WORKER:
         os.kill(rng.choice(sorted(job.loaders())), signal.SIGKILL)
-        return "while training", None
-    if kind == TERM:
-        os.kill(job.launcher.pid, signal.SIGTERM)
-        return "while training", None
+        return Hit("while training")
+    if kind in (TERM, AGENT):
+        os.kill(job.launcher.pid, signal.SIGTERM if kind == TERM else signal.SIGKILL)
+        return Hit("while training")
     if kind == ALL:
         job.kill_all()
-        return "while training", None
+        return Hit("while training")
     wanted = rng.choice((".pth.", ".state."))
 
     def new_partial_files() -> list[str]:
@@ -274,7 +281,7 @@ def strike(job: Job, kind: str, rng: random.Random, limit: int) -> tuple[str, in
         return None
     job.kill_all(first=ranks[0])
     left = new_partial_files()
-    return (f"left {re.sub(r'[0-9a-f]{12}', '…', min(left))}" if left else "just after it"), None
+    return Hit(f"left {re.sub(r'[0-9a-f]{12}', '…', min(left))}" if left else "just after it")
 
 
 def differences(ours: Any, theirs: Any, where: str) -> list[str]:
@@ -324,7 +331,7 @@ def judge(kill: Kill, resumed: int) -> None:
     saved = kill.reached - kill.reached % SAVE_EVERY
     # The step itself may be logged and its checkpoint not written yet.
     earliest = saved - SAVE_EVERY if saved == kill.reached else saved
-    if kill.kind in (TERM, STOPPED, BETWEEN):
+    if kill.kind in (TERM, AGENT, STOPPED, BETWEEN):
         earliest = kill.reached
     if kill.earliest is not None:
         earliest = kill.earliest
@@ -356,7 +363,8 @@ def torture(
             else:
                 hit = strike(job, kind, rng, limit=steps * number // (len(kinds) + 1))
             seconds = job.wait_until_gone(EXIT_LIMIT)
-            resumed, lines, code = job.resumed_from(), job.lines(), job.launcher.poll()
+            resumed, lines, log = job.resumed_from(), job.lines(), job.log()
+            code = job.launcher.poll()
         if (hit is None) != (kind is None) or (kind is None and code != 0):
             sys.exit(
                 f"attempt {number} at stage {stage} ended by itself with exit code {code} after "
@@ -373,10 +381,12 @@ def torture(
             reached = max(lines, default=resumed)
         if kind is None:
             break
-        when, earliest = hit
+        when = hit.when
         if resumed is None:
             when = "while starting"
-        kill = Kill(kind, reached, when, seconds, stage, earliest)
+        elif hit.validating is not None and f"step {hit.validating}: val" in log:
+            when = "just after it"
+        kill = Kill(kind, reached, when, seconds, stage, hit.earliest)
         if seconds is None:
             kill.problems.append(f"processes were left after {EXIT_LIMIT:.0f} s")
         if code == 0 and kind != BETWEEN:

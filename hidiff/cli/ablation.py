@@ -30,13 +30,11 @@ from pathlib import Path
 
 import yaml
 
-from hidiff.data.image import write_image
-from hidiff.data.plot import line_plot
 from hidiff.engine.distributed import LAUNCHERS, Processes, start_processes
 from hidiff.engine.logger import start_logging
 from hidiff.engine.trainer import Trainer
 from hidiff.errors import UserError
-from hidiff.files import write_text
+from hidiff.files import write_bytes, write_text
 from hidiff.paper.ablation import (
     Changes,
     DataFolders,
@@ -46,7 +44,7 @@ from hidiff.paper.ablation import (
     plan,
     scored,
 )
-from hidiff.paper.ablation_table import collect, markdown, sweep
+from hidiff.paper.ablation_table import collect, markdown, plot, sweep
 from hidiff.scoring.test_run import run_test
 from hidiff.yaml_file import read_yaml
 
@@ -159,13 +157,8 @@ def report(runs: Sequence[Run], command: str) -> None:
     series = sweep(rows)
     if series:
         seeds = len({run.seed for run in runs})
-        picture = line_plot(
-            series,
-            title=f"PSNR over T (mean and std of {seeds} seeds)" if seeds > 1 else "PSNR over T",
-            x_label="T, number of diffusion steps (logarithmic)",
-            y_label="PSNR (dB)",
-        )
-        write_image(Path(PLOT), picture)
+        title = f"PSNR over T (mean and std of {seeds} seeds)" if seeds > 1 else "PSNR over T"
+        write_bytes(PLOT, plot(series, title=title))
     text = markdown(rows, command=command, plot=PLOT if series else None)
     write_text("ablation.md", text)
     write_text("ablation.json", json.dumps([row.as_dict() for row in rows], indent=2) + "\n")

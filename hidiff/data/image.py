@@ -226,8 +226,15 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
     path = Path(path)
     if path.suffix.lower() not in EXTENSIONS:
         raise UserError(f"{path}: name a picture file, one of {', '.join(EXTENSIONS)}")
-    ok, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    assert ok, f"OpenCV cannot encode {path.suffix}"
+    try:
+        ok, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    except cv2.error:
+        ok = False
+    if not ok:
+        raise UserError(
+            f"{path}: {path.suffix} files cannot hold {image.shape[1]}×{image.shape[0]} pixels "
+            "(width×height); name a .png file, or make the picture smaller"
+        )
     write_bytes(path, data.tobytes(), sync=False)
 
 

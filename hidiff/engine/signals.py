@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from contextlib import suppress
 from types import FrameType, TracebackType
 
 from hidiff.data.loader import STOP_SIGNALS
+from hidiff.errors import EXIT_INTERRUPTED
+
+GRACE = 60.0
+"""Seconds after a signal in which processes that train together must come to an agreement."""
 
 
 class StopRequest:
@@ -16,10 +21,19 @@ class StopRequest:
 
     A second SIGINT (Ctrl-C) raises `KeyboardInterrupt`. A signal that is ignored already stays
     so: SIGHUP after nohup, SIGINT of a job in the background.
+
+    Args:
+        grace: seconds after a signal until the process ends with `EXIT_INTERRUPTED`, whatever it
+            is in, unless `heeded` was set; None leaves it time without end. A process that waits
+            for another one cannot save, and Python's handlers do not even run in it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grace: float | None = None) -> None:
         self.received: str | None = None
+        self.heeded = threading.Event()
+        """To be set where the signal has had its effect and what follows must not be cut off."""
+        self._grace = grace
+        self._alarm: socket.socket | None = None
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -30,6 +44,11 @@ class StopRequest:
                 for s in STOP_SIGNALS
                 if signal.getsignal(s) != signal.SIG_IGN
             }
+            if self._grace is not None:
+                watched, self._alarm = socket.socketpair()
+                self._alarm.setblocking(False)
+                signal.set_wakeup_fd(self._alarm.fileno(), warn_on_full_buffer=False)
+                threading.Thread(target=self._watch, args=(watched,), daemon=True).start()
         return self
 
     def __exit__(
@@ -37,6 +56,20 @@ class StopRequest:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        self.heeded.set()
+        if self._alarm is not None:
+            signal.set_wakeup_fd(-1)
+            self._alarm.close()
+
+    def _watch(self, watched: socket.socket) -> None:
+        """End the process where it does not heed a signal in time."""
+        with watched:
+            while number := watched.recv(1):
+                if number[0] in STOP_SIGNALS and not self.heeded.wait(self._grace):
+                    with suppress(OSError):
+                        os.write(2, b"\nnot stopped in time, another process does not answer; "
+                                    b"resume with --auto_resume\n")  # fmt: skip
+                    os._exit(EXIT_INTERRUPTED)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:

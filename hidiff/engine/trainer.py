@@ -33,7 +33,7 @@ from hidiff.engine.optim import (
     set_lr,
 )
 from hidiff.engine.resume import compare_options, options_hash
-from hidiff.engine.signals import StopRequest
+from hidiff.engine.signals import GRACE, StopRequest
 from hidiff.engine.validation import Validator
 from hidiff.errors import Interrupted, UserError
 from hidiff.files import set_aside
@@ -149,6 +149,7 @@ class Trainer:
             prefetch=data_options.num_prefetch_queue,
             skip_bad=self.train_options.on_bad_image == "skip",
             timeout=data_options.timeout,
+            while_waiting=self._end_wait,
         )
         dtype = next(self.model.parameters()).dtype
         self.batches = DeviceBatches(
@@ -182,7 +183,8 @@ class Trainer:
             stack.enter_context(self._memory_errors())
             stack.enter_context(self.processes.lost_processes())
             stack.callback(self.batches.close)
-            self.stop = stack.enter_context(StopRequest())
+            grace = GRACE if self.processes.world_size > 1 else None
+            self.stop = stack.enter_context(StopRequest(grace))
             stack.enter_context(precision(self.model, self.train_options.precision))
             tensorboard = self.experiment.tensorboard if self._uses_tensorboard else None
             self.writer = MetricsWriter(tensorboard, self.step + 1)
@@ -199,10 +201,16 @@ class Trainer:
             # A run that was stopped in a validation goes on with it.
             stopping = not self._validate()
             while not stopping and self.step < self.total_iter:
-                self._train_step(self.step + 1)
-                stopping = self.processes.any(self._asked_to_stop())
-                val_freq = self.options.val.val_freq
-                self.validated = not (val_freq and self._due(val_freq))
+                try:
+                    self._train_step(self.step + 1)
+                except Interrupted:  # before the step had its data
+                    stopping = True
+                else:
+                    stopping = self.processes.any(self._asked_to_stop())
+                    val_freq = self.options.val.val_freq
+                    self.validated = not (val_freq and self._due(val_freq))
+                if stopping:
+                    self.stop.heeded.set()
                 if stopping or self._due(self.options.logger.save_checkpoint_freq):
                     self._save(last=stopping)
                 stopping = stopping or not self._validate()
@@ -231,6 +239,15 @@ class Trainer:
     def _asked_to_stop(self) -> bool:
         """Whether this process is; a training whose torchrun is gone cannot be told any more."""
         return self.stop.received is not None or self.processes.orphaned
+
+    def _end_wait(self) -> None:
+        """Not with others, which are in the step already and wait for this process.
+
+        Raises:
+            Interrupted: this process is to stop, and need not wait for its loader any longer.
+        """
+        if self.processes.world_size == 1 and self._asked_to_stop():
+            raise Interrupted("stopped while waiting for data")
 
     def _validate(self) -> bool:
         """Score the model where that is still to be done; False where a stop came before the end.

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hidiff.benchmark.macs import Complexity, model_complexity
 from hidiff.options import Options
 from hidiff.paper.ablation import Run, scored
 from hidiff.weights.experiment import RESULTS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 METRIC_TITLES = {"psnr": "PSNR (dB)", "ssim": "SSIM"}
 METRIC_DECIMALS = {"psnr": 3}
@@ -170,7 +174,7 @@ def _but_for_timesteps(content: Mapping[str, Any]) -> str:
 
 
 def sweep(rows: Sequence[Row], metric: str = "psnr") -> dict[str, Points]:
-    """The scores of methods that differ in T alone, as `hidiff.data.plot.line_plot` takes them.
+    """The scores of methods that differ in T alone, as `plot` takes them.
 
     Returns:
         Data set (and method, where several are swept) → (T, mean, standard deviation); only where
@@ -197,3 +201,34 @@ def sweep(rows: Sequence[Row], metric: str = "psnr") -> dict[str, Points]:
             if len(points) > 1:
                 series[label] = points
     return series
+
+
+def plot(series: Mapping[str, Points], *, title: str) -> bytes:
+    """A PNG of 720×460 pixels: PSNR over T with error bars, T on a logarithmic axis.
+
+    Args:
+        series: what `sweep` returns; a bar of 0 is not drawn.
+        title: stands above.
+    """
+    # Imported here: it takes a second, which only this picture is worth.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.6), dpi=100, layout="constrained")
+    draw(figure.add_subplot(), series, title=title)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
+
+
+def draw(axes: Axes, series: Mapping[str, Points], *, title: str) -> None:
+    """Draw what `plot` shows on the axes of a matplotlib figure."""
+    for label, points in series.items():
+        steps, means, bars = zip(*points, strict=True)
+        axes.errorbar(steps, means, bars if any(bars) else None, marker="o", capsize=3, label=label)
+    ticks = sorted({step for points in series.values() for step, _, _ in points})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set(title=title, xlabel="T, number of diffusion steps", ylabel="PSNR (dB)")
+    axes.grid(axis="y", alpha=0.4)
+    if len(series) > 1:
+        axes.legend()

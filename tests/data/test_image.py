@@ -11,7 +11,7 @@ from PIL import Image
 from small_data import picture
 
 from hidiff import UserError
-from hidiff.data.image import decode_image, read_header
+from hidiff.data.image import decode_image, read_header, write_image
 
 RGB = picture(5, 60, 84)
 
@@ -142,3 +142,11 @@ def test_the_limit_must_be_a_number(monkeypatch, text):
     monkeypatch.setenv("HIDIFF_MAX_MEGAPIXELS", text)
     with pytest.raises(UserError, match=r"^HIDIFF_MAX_MEGAPIXELS: "):
         decode_image(blank_png(3), "here")
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".webp"])
+def test_a_picture_too_large_for_its_format_is_named(tmp_path, ending):
+    path = tmp_path / f"sheet{ending}"
+    with pytest.raises(UserError, match=rf"sheet\{ending}: .*2×70000 "):
+        write_image(path, np.zeros((70000, 2, 3), np.uint8))
+    assert not list(tmp_path.iterdir())

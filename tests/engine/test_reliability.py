@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from hidiff.engine import checkpoint
 from hidiff.engine.distributed import Processes
 from hidiff.engine.resume import compare_options, options_hash
 from hidiff.engine.trainer import Trainer
-from hidiff.errors import Interrupted
+from hidiff.errors import EXIT_INTERRUPTED, Interrupted
 from hidiff.lock import hold
 from hidiff.options import parse_options
 
@@ -506,3 +507,40 @@ def test_the_options_in_force_stand_beside_the_copy(data):
     assert effective.startswith("# --force_yml name=other\n# --force_yml train:total_iter=3\n")
     assert yaml.safe_load(effective)["train"]["total_iter"] == 3
     assert "set on the command line: name=other" in next(folder.glob("*.log")).read_text()
+
+
+def test_a_signal_ends_a_wait_for_data_and_saves(data, monkeypatch):
+    options = train_options(data, 1)
+    options["datasets"]["train"]["num_worker_per_gpu"] = 1
+    options["datasets"].pop("val")
+    options["val"] = {}
+    run = trainer(options)
+    read, trained, reads = type(run.dataset).__getitem__, os.getpid(), []
+
+    def hang(self, request):
+        reads.append(request)
+        if len(reads) > 4:  # the third step's
+            os.kill(trained, signal.SIGTERM)
+            time.sleep(600)
+        return read(self, request)
+
+    monkeypatch.setattr(type(run.dataset), "__getitem__", hang)
+    started = time.monotonic()
+    with pytest.raises(Interrupted):
+        run.run()
+    assert time.monotonic() - started < 10
+    state, _ = checkpoint.newest_state(Path("experiments/tiny_S1/training_states"))
+    assert state.content["step"] == run.step <= 2
+
+
+def test_a_signal_ends_a_process_that_waits_for_another():
+    script = (
+        f"import sys, threading; sys.path[:0] = [{str(HERE.parent.parent)!r}]\n"
+        "from hidiff.engine.signals import StopRequest\n"
+        "with StopRequest(grace=0.5):\n"
+        "    print('ready', flush=True); threading.Event().wait()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as waiting:
+        waiting.stdout.readline()
+        waiting.send_signal(signal.SIGTERM)
+        assert waiting.wait(timeout=20) == EXIT_INTERRUPTED

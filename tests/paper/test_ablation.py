@@ -8,17 +8,17 @@ import statistics
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from small_data import make_pairs, train_options, write_yaml
 
 from hidiff import UserError, build_model
 from hidiff.cli.ablation import DEFAULT_FILES, main
-from hidiff.data.plot import COLOURS, line_plot, nice_ticks
 from hidiff.engine.lr_schedule import build_lr_schedule
 from hidiff.paper import ablation
 from hidiff.paper.ablation import Changes, DataFolders, plan, set_steps
+from hidiff.paper.ablation_table import draw
 from hidiff.yaml_file import read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -284,27 +284,18 @@ def test_tiny_sizes_fit_each_other_in_both_forms():
         ablation.shrink(content)
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "ticks"),
-    [
-        (26.1, 32.3, [26, 28, 30, 32, 34]),
-        (0.0, 1.0, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
-        (5.0, 5.0, [5.0, 5.001]),
-        (-3.0, 40.0, [-10, 0, 10, 20, 30, 40]),
-    ],
-)
-def test_ticks_are_round_and_reach_over_the_values(low, high, ticks):
-    assert nice_ticks(low, high) == pytest.approx(ticks)
-
-
 def test_the_plot_puts_its_points_where_the_axes_say():
-    points = [(1, 20.0, 0.0), (2, 21.0, 0.0), (8, 23.0, 0.0)]
-    image = line_plot({"a": points}, title="t", x_label="x", y_label="y")
-    colour = np.abs(image.astype(int) - COLOURS[0]).max(axis=-1) < 12
-    columns = np.flatnonzero(colour.any(axis=0))
-    first, last = columns[0], columns[-1]
-    # log2: 2 is a third of the way from 1 to 8; the line from (1, 20) to (2, 21) to (8, 23).
-    middle = round(first + 4 + (last - first - 8) / 3)
-    rows = [np.flatnonzero(colour[:, x]).mean() for x in (first + 4, middle, last - 4)]
-    assert rows[0] - rows[1] == pytest.approx((rows[0] - rows[2]) / 3, abs=1.5)
-    assert rows[0] - rows[2] > 250
+    axes = Figure().add_subplot()
+    series = {"a": [(1, 20.0, 0.5), (2, 21.0, 0.0), (8, 23.0, 0.0)], "b": [(4, 22.0, 0.0)]}
+    draw(axes, series, title="t")
+    for (label, points), container in zip(series.items(), axes.containers, strict=True):
+        line, _, bars = container
+        assert line.get_xydata().tolist() == [[x, y] for x, y, _ in points]
+        assert container.has_yerr == (label == "a")
+        if label == "a":
+            assert bars[0].get_segments()[0].tolist() == [[1, 19.5], [1, 20.5]]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "2", "4", "8"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
+    # log2: 2 is a third of the way from 1 to 8.
+    one, two, eight = (axes.transData.transform((x, 20))[0] for x in (1, 2, 8))
+    assert two - one == pytest.approx((eight - one) / 3)
