@@ -1,45 +1,7 @@
 #!/usr/bin/env python
 """Restore and score test images: python test.py -opt options/test/GoPro.yml."""
 
-from __future__ import annotations
-
-from torch.distributed.elastic.multiprocessing.errors import record
-
-from hidiff.cli.arguments import option_parser
-from hidiff.engine.distributed import start_processes
-from hidiff.engine.logger import start_logging
-from hidiff.errors import friendly_errors
-from hidiff.options import load_options
-from hidiff.scoring.test_run import run_test
-
-
-@record  # torchrun then shows the traceback of the process that failed first
-def main() -> None:
-    parser = option_parser(__doc__)
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        default=1,
-        metavar="K",
-        help="restore each image K times from other noise; report mean and standard deviation",
-    )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with an earlier call of the same test that was ended before all images were "
-        "done; images that failed are tried again",
-    )
-    args = parser.parse_args()
-    if args.seeds < 1:
-        parser.error("--seeds must be at least 1")
-    with friendly_errors():
-        options = load_options(args.opt, args.force_yml)
-        with start_processes(options, args.launcher) as processes:
-            start_logging(is_main=processes.is_main)
-            complete = run_test(options, processes, seeds=args.seeds, resume=args.resume)
-    # Damaged images are in the table; the exit code tells a script about them.
-    raise SystemExit(0 if complete else 1)
-
+from hidiff.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("test")

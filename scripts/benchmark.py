@@ -2,4 +2,5 @@
 
 from hidiff.cli import run
 
-run("benchmark")
+if __name__ == "__main__":
+    run("benchmark")

@@ -2,4 +2,5 @@
 
 from hidiff.cli import run
 
-run("prepare", "lmdb")
+if __name__ == "__main__":
+    run("prepare", "lmdb")

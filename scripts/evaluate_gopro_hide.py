@@ -2,4 +2,5 @@
 
 from hidiff.cli import run
 
-run("score")
+if __name__ == "__main__":
+    run("score")

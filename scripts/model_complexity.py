@@ -2,4 +2,5 @@
 
 from hidiff.cli import run
 
-run("complexity")
+if __name__ == "__main__":
+    run("complexity")

@@ -2,4 +2,5 @@
 
 from hidiff.cli import run
 
-run("report")
+if __name__ == "__main__":
+    run("report")

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from hidiff.errors import friendly_errors
 
 COMMANDS = {
+    "train": "train one stage",
+    "test": "restore and score test sets",
     "score": "score result folders of GoPro and HIDE",
     "prepare": "bring downloaded data sets into the layout, make databases",
     "check": "check data sets before training",
@@ -36,10 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the command")
     args = parser.parse_args(arguments)
-    # Importing PyTorch takes seconds, so only what is asked for is imported.
+    # Importing PyTorch takes seconds, which --help need not wait for.
+    from torch.distributed.elastic.multiprocessing.errors import record
+
     module = importlib.import_module(f"hidiff.cli.{args.command}")
-    with friendly_errors():
-        return module.main(args.arguments)
+
+    @record  # torchrun then shows the traceback of the process that failed first
+    def call() -> int:
+        with friendly_errors():
+            return module.main(args.arguments)
+
+    return call()
 
 
 def run(*command: str) -> None:

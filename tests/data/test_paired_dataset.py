@@ -10,9 +10,9 @@ import torch
 from small_data import make_pairs, picture, write_rgb
 
 from hidiff import UserError
+from hidiff.cli.check import main as check_data
 from hidiff.data import CropRequest, PairedImageIRDataset
 from hidiff.data.image import read_image, to_float, to_uint8, write_image
-from scripts.check_data import main as check_data
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ FAILING = """
 import os, sys
 from pathlib import Path
 sys.path[:0] = [sys.argv.pop(1)]
-import train
+from hidiff.cli import run
 from hidiff.engine.trainer import Trainer
 
 update = Trainer._update
@@ -37,7 +37,7 @@ def fail_once(self):
     update(self)
 
 Trainer._update = fail_once
-train.main()
+run("train")
 """
 
 
@@ -125,7 +125,7 @@ def test_a_stop_is_no_failure_to_start_again_after(folder):
 STOPPING = """
 import os, signal, sys
 sys.path[:0] = [sys.argv.pop(1)]
-import train
+from hidiff.cli import run
 from hidiff.engine.trainer import Trainer
 
 accumulate = Trainer._accumulate
@@ -136,7 +136,7 @@ def stop(self, step):
     return accumulate(self, step)
 
 Trainer._accumulate = stop
-train.main()
+run("train")
 """
 
 

@@ -1,0 +1,42 @@
+"""Restore and score test images: hidiff test -opt options/test/GoPro.yml."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hidiff.cli.arguments import option_parser
+from hidiff.engine.distributed import start_processes
+from hidiff.engine.logger import start_logging
+from hidiff.options import load_options
+from hidiff.scoring.test_run import run_test
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; returns its exit code.
+
+    Raises:
+        UserError: anything in the options, the data or the weights that a person must mend.
+    """
+    parser = option_parser(__doc__)
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="K",
+        help="restore each image K times from other noise; report mean and standard deviation",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with an earlier call of the same test that was ended before all images were "
+        "done; images that failed are tried again",
+    )
+    args = parser.parse_args(arguments)
+    if args.seeds < 1:
+        parser.error("--seeds must be at least 1")
+    options = load_options(args.opt, args.force_yml)
+    with start_processes(options, args.launcher) as processes:
+        start_logging(is_main=processes.is_main)
+        complete = run_test(options, processes, seeds=args.seeds, resume=args.resume)
+    # Damaged images are in the table; the exit code tells a script about them.
+    return 0 if complete else 1

@@ -1,0 +1,62 @@
+"""Train one stage of HI-Diff: hidiff train -opt options/train/GoPro_S1.yml."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from hidiff.cli.arguments import option_parser
+from hidiff.engine.distributed import start_processes
+from hidiff.engine.trainer import Trainer
+from hidiff.files import set_aside
+from hidiff.lock import hold
+from hidiff.options import Options, load_options
+from hidiff.weights.experiment import Experiment
+
+DEBUG_FREQUENCY = 8
+"""Steps between validations and checkpoints with --debug."""
+
+
+def for_debugging(options: Options) -> Options:
+    """The same experiment as `debug_{name}`, logging, saving and validating all the time."""
+    return dataclasses.replace(
+        options,
+        name=f"debug_{options.name}",
+        logger=dataclasses.replace(
+            options.logger, print_freq=1, save_checkpoint_freq=DEBUG_FREQUENCY
+        ),
+        val=dataclasses.replace(options.val, val_freq=DEBUG_FREQUENCY),
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; returns its exit code.
+
+    Raises:
+        UserError: anything in the options, the data or the files that a person must mend.
+        Interrupted: the training was stopped and can be resumed.
+    """
+    parser = option_parser(__doc__)
+    parser.add_argument(
+        "--auto_resume",
+        action="store_true",
+        help="continue the experiment from its newest training state, if there is one",
+    )
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        help="train as debug_NAME, logging every step; an earlier debug run is set aside",
+    )
+    args = parser.parse_args(arguments)
+    options = load_options(args.opt, args.force_yml)
+    if args.debug:
+        options = for_debugging(options)
+    with start_processes(options, args.launcher) as processes:
+        folder = Experiment(options.name).folder
+        if args.debug and not args.auto_resume:
+            hold(folder, processes)
+            if processes.is_main and folder.exists():
+                set_aside(folder)
+            processes.barrier()
+        Trainer(options, processes, auto_resume=args.auto_resume).run()
+    return 0
