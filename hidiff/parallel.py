@@ -1,26 +1,30 @@
-"""Sharing work: the ranks of a distributed run, and the one ordered pool of threads."""
+"""Sharing work: the ranks of a distributed run, and the one ordered pool of workers."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any, Literal, Protocol, TypeVar
 
+import numpy as np
 import torch
 
+from hidiff.errors import UserError
+
 Key = TypeVar("Key")
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 GPU_THREADS = 4
 """Threads that read, score and write beside a GPU, where there are as many cores."""
 
 AHEAD = 2
-"""Images in progress beyond one a thread: the one being restored, and the next, already read."""
+"""Keys in progress beyond one a worker: the one being worked on, and the next, already read."""
 
 
 class Group(Protocol):
@@ -63,46 +67,86 @@ def thread_count(wanted: int | Literal["auto"], device: torch.device) -> int:
     return 0 if device.type == "cpu" else min(GPU_THREADS, max(cores, 1))
 
 
+def _as_it_is(result: Any) -> Any:
+    return result
+
+
 def run_in_order(
     keys: Iterable[Key],
     *,
-    read: Callable[[Key], Item],
-    work: Callable[[Item], Item],
-    finish: Callable[[Item], Result],
-    threads: int,
-) -> Iterator[Result]:
+    read: Callable[[Key], Any],
+    work: Callable[[Any], Any] = _as_it_is,
+    finish: Callable[[Any], Any] = _as_it_is,
+    workers: int,
+    processes: bool = False,
+) -> Generator[Any, None, None]:
     """`finish(work(read(key)))` of every key, in order.
 
-    `work` runs on the calling thread, in order. `read` and `finish` run in threads meanwhile, so
-    they gain where they let go of Python's lock: decoding, encoding and array arithmetic do. An
-    exception of any step ends the iteration.
+    `work` runs on the calling thread, in order. `read` and `finish` run in a pool of threads
+    meanwhile, so they gain where they let go of Python's lock: decoding, encoding and array
+    arithmetic do. An exception of any step ends the iteration.
 
-    The threads end with the iterator: what has begun is waited for, what has not is dropped. Where
+    The pool ends with the iterator: what has begun is waited for, what has not is dropped. Where
     it may be left early, by an exception in the loop for example, use `contextlib.closing`.
 
     Args:
         keys: what to work on.
-        read, work, finish: the three steps.
-        threads: how many; with 0 the calling thread does one step after the other. At most
-            `threads + AHEAD` keys are in progress at a time.
+        read, work, finish: the steps; without the last two `read(key)` is the result.
+        workers: how many; with 0 (of processes, with 1) the caller does one step after the other.
+            At most `workers + AHEAD` keys are in progress at a time.
+        processes: processes in place of threads. They import the main module, so a program that
+            asks for them needs the usual `if __name__ == "__main__":`.
+
+    Raises:
+        UserError: a worker process was killed.
     """
-    if threads == 0:
+    if workers <= processes:
+        if processes:
+            _keep_freed_memory()
         for key in keys:
             yield finish(work(read(key)))
         return
     keys = iter(keys)
-    reading: deque[Future[Item]] = deque()
-    finishing: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(threads)
+    reading: deque[Future] = deque()
+    finishing: deque[Future] = deque()
+    pool = _process_pool(workers) if processes else ThreadPoolExecutor(workers)
     try:
         while True:
-            room = threads + AHEAD - len(reading) - len(finishing)
+            room = workers + AHEAD - len(reading) - len(finishing)
             reading.extend(pool.submit(read, key) for key in islice(keys, room))
             if finishing and (finishing[0].done() or not reading):
                 yield finishing.popleft().result()
+            elif reading and finish is _as_it_is:
+                yield work(reading.popleft().result())
             elif reading:
                 finishing.append(pool.submit(finish, work(reading.popleft().result())))
             else:
                 return
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process ended unexpectedly, perhaps for want of memory; run again with fewer "
+            f"than {workers} (--jobs)"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _process_pool(workers: int) -> ProcessPoolExecutor:
+    # Never by forking this process: forks inherit locks that its threads hold, OpenCV's for
+    # example. A fork server has no such threads; unlike spawned processes, its forks share imports.
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+
+
+def _start_worker() -> None:
+    _keep_freed_memory()
+    # Ctrl-C reaches the whole group; the parent alone answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _keep_freed_memory() -> None:
+    # glibc hands every freed array back to the system, and fetching fresh pages then costs as much
+    # as the arithmetic on images. Once it has seen a block of this size freed (it heeds up to
+    # 32 MiB), it keeps what is smaller for the next array.
+    np.empty(30 * 2**20, np.uint8)

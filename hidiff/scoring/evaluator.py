@@ -304,7 +304,7 @@ def evaluate(
         read=functools.partial(_read, dataset),
         work=restore,
         finish=finish,
-        threads=thread_count(num_workers, processes.device),
+        workers=thread_count(num_workers, processes.device),
     )
     hidden = None if processes.is_main and pbar else True
     results = []

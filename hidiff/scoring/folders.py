@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
-import signal
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
 from hidiff.data.image import list_images, listing, read_image, to_uint8
 from hidiff.errors import UserError
 from hidiff.metrics import PROTOCOLS, evaluate_pair
 from hidiff.metrics.published import BENCHMARKS, Benchmark, hi_diff_scores
+from hidiff.parallel import run_in_order
 from hidiff.scoring.versions import library_versions
 from hidiff.typecheck import suggestion
 
@@ -247,7 +242,8 @@ def score_folders(
         )
     tasks = [_Task(name, found[name], sharp[name], protocol) for name in names]
     hidden = None if progress else True
-    results = tqdm(_scores(tasks, jobs), dataset, len(tasks), unit="image", disable=hidden)
+    scores = run_in_order(tasks, read=_score_pair, workers=min(jobs, len(tasks)), processes=True)
+    results = tqdm(scores, dataset, len(tasks), unit="image", disable=hidden)
     return FolderScores(
         protocol,
         dataset,
@@ -265,37 +261,3 @@ def _score_pair(task: _Task) -> ImageScore:
         return ImageScore(task.name, **evaluate_pair(*images, protocol=task.protocol))
     except UserError as error:
         return ImageScore(task.name, error=str(error))
-
-
-def _keep_freed_memory() -> None:
-    # glibc hands every freed array back to the system, and fetching fresh pages then costs as much
-    # as the arithmetic of the scores. Once it has seen a block of this size freed (it heeds up to
-    # 32 MiB), it keeps what is smaller for the next array.
-    np.empty(30 * 2**20, np.uint8)
-
-
-def _start_worker() -> None:
-    _keep_freed_memory()
-    # Ctrl-C reaches the whole group; the parent alone answers it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _scores(tasks: list[_Task], jobs: int) -> Iterator[ImageScore]:
-    """The scores in the order of the tasks."""
-    jobs = min(jobs, len(tasks))
-    if jobs == 1:
-        _keep_freed_memory()
-        yield from map(_score_pair, tasks)
-        return
-    # Forked workers could inherit locks that threads of this process hold.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker)
-    try:
-        yield from pool.map(_score_pair, tasks)
-    except BrokenProcessPool:
-        raise UserError(
-            f"a worker process was ended from outside, perhaps for want of memory; use fewer than "
-            f"{jobs} processes (--jobs)"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -254,7 +254,7 @@ def test_no_more_than_a_handful_of_images_is_in_progress(threads):
         time.sleep(0.01 * (key % 3))
         return key
 
-    for key in run_in_order(range(12), read=read, work=work, finish=finish, threads=threads):
+    for key in run_in_order(range(12), read=read, work=work, finish=finish, workers=threads):
         yielded.append(key)
     assert yielded == list(range(12))
     assert max(most) == bound
@@ -267,7 +267,7 @@ def test_closing_it_early_ends_the_threads_and_begins_nothing_more():
         begun.append(key)
         return key
 
-    jobs = run_in_order(range(50), read=read, work=abs, finish=abs, threads=2)
+    jobs = run_in_order(range(50), read=read, work=abs, finish=abs, workers=2)
     assert [next(jobs), next(jobs)] == [0, 1]
     jobs.close()
     assert own_threads() == before
