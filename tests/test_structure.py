@@ -8,7 +8,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "hidiff").rglob("*.py"))
 LAYERS = [
-    ("console", "errors", "parallel", "tables"),
+    ("console", "tables"),
+    ("errors",),
+    ("parallel",),
     ("files", "lock", "torch_file", "typecheck", "yaml_file"),
     ("registry",),
     ("options",),

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the command")
     args = parser.parse_args(arguments)
     # Importing PyTorch takes seconds, which --help need not wait for.
-    from torch.distributed.elastic.multiprocessing.errors import record
+    from hidiff.engine.distributed import record
 
     module = importlib.import_module(f"hidiff.cli.{args.command}")
 
