@@ -128,7 +128,7 @@ def test_a_stage_1_that_is_not_listed_is_asked_for(tmp_path, data):
     options["datasets"]["test_1"] = options["datasets"]["val"]
     options["path"] = {f"pretrain_network_{n}": str(weights) for n in ("g", "le")}
     (planned,) = plan([write_yaml(tmp_path / "x.yml", options)], [0], Changes())
-    assert planned.options.path.pretrain_network_g == str(weights)
+    assert planned.options.path.pretrain_network_g == weights
 
 
 @pytest.mark.parametrize(
