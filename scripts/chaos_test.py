@@ -215,7 +215,7 @@ def strike_on_full_disk(job: Job, rank_0: int) -> Hit | None:
         return [int(step) for step in found]
 
     def goes_on() -> bool:
-        return bool(failed()) and max(job.lines()) > failed()[0]
+        return bool(failed()) and max(job.lines(), default=0) > failed()[0]
 
     if not wait_for(job, goes_on, "failed checkpoint") and not failed():
         return None
