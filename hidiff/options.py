@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from hidiff.errors import UserError
 from hidiff.typecheck import coerce, expanded, suggestion
-from hidiff.yaml_file import apply_overrides, read_yaml
+from hidiff.yaml_file import apply_overrides, merged, read_layers, read_yaml
 
 Section = Mapping[str, Any]
 Precision = Literal["fp32", "tf32", "bf16"]
@@ -471,7 +471,7 @@ def _datasets(content: Mapping[str, Any]) -> dict[str, DatasetOptions]:
     for key in datasets:
         if not re.fullmatch(r"train|val\w*|test\w*", str(key)):
             raise _error(f"datasets.{key}", "a data set is called train, val or test_1, test_2, …")
-    checked = {key: _dataset(key, value) for key, value in datasets.items()}
+    checked = {key: _dataset(key, value) for key, value in datasets.items() if value is not None}
     for kind in ("val", "test"):
         names: dict[str, str] = {}
         for key, section in checked.items():
@@ -524,15 +524,36 @@ def load_options(path: str | Path, overrides: Sequence[str] = ()) -> Options:
         overrides: `section:option=value` texts of `--force_yml`.
 
     Raises:
-        UserError: see `parse_options` and `hidiff.yaml_file.read_yaml`.
+        UserError: see `parse_options` and `hidiff.yaml_file.read_yaml`; the message begins with
+            the file that the wrong option stands in.
     """
-    content, notices = read_yaml(path)
+    layers, notices = read_layers(path)
+    content = merged(layers)
     apply_overrides(content, overrides)
-    options = parse_options(content, file=Path(path))
+    try:
+        options = parse_options(content, file=Path(path))
+    except UserError as error:
+        chosen: dict[str, Any] = {}
+        apply_overrides(chosen, overrides)
+        raise UserError(
+            f"{_origin(str(error), {'--force_yml': chosen, **layers})}{error}"
+        ) from None
     notices += [f"set on the command line: {override}" for override in overrides]
     return dataclasses.replace(
         options, notices=(*notices, *options.notices), overrides=tuple(overrides)
     )
+
+
+def _origin(message: str, layers: Mapping[Any, Section]) -> str:
+    """The layer, and ': ', that the option at the beginning of a message stands in; '' if none."""
+    place = message.partition(":")[0].partition("[")[0].split(".")
+    for file, content in layers.items():
+        found: Any = content
+        for key in place:
+            found = found.get(key, layers) if isinstance(found, Mapping) else layers
+        if found is not layers:
+            return f"{file}: "
+    return ""
 
 
 def flatten(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""Reading YAML option files safely, with every repeated key seen."""
+"""Reading YAML option files: safely, merged with their base, every repeated key seen."""
 
 from __future__ import annotations
 
+import functools
+import os
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ MAX_VALUES = 100_000
 
 MAX_DEPTH = 50
 """Sections and lists that may stand within each other."""
+
+MAX_LAYERS = 10
+"""Files that may be based on one another."""
 
 _MERGE = "tag:yaml.org,2002:merge"
 _KINDS = ("null", "bool", "int", "float", "str", "seq", "map")
@@ -101,16 +106,8 @@ def _parse(text: str) -> tuple[Any, list[tuple[str, Any, Any, int]]]:
         raise yaml.YAMLError(str(error)) from None
 
 
-def read_yaml(path: str | Path) -> tuple[dict[str, Any], list[str]]:
-    """Parse an option file.
-
-    Returns:
-        The content, and a notice for every key that stands twice with the same value.
-
-    Raises:
-        UserError: the file is missing, is no YAML, or repeats a key with another value.
-    """
-    path = Path(path)
+def _read_one(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The content of one option file, its base not looked at, and notices; see `read_yaml`."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -132,6 +129,66 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], list[str]]:
             )
         notices.append(f"{path.name}, line {line}: '{key}' is repeated with the same value")
     return content, notices
+
+
+def _merged(base: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with what `content` sets; a section of another `type` takes nothing from its base."""
+    merged = dict(base)
+    for key, value in content.items():
+        old = base.get(key)
+        both = isinstance(value, dict) and isinstance(old, dict)
+        if both and value.get("type", old.get("type")) == old.get("type"):
+            value = _merged(old, value)
+        merged[key] = value
+    return merged
+
+
+def merged(layers: Mapping[Path, dict[str, Any]]) -> dict[str, Any]:
+    """The content of the first of the `read_layers`, with all that it takes over."""
+    return functools.reduce(_merged, reversed(layers.values()))
+
+
+def read_layers(path: str | Path) -> tuple[dict[Path, dict[str, Any]], list[str]]:
+    """An option file and the files it is based on, see `read_yaml`, each with its own content."""
+    path = Path(path)
+    layers: dict[Path, dict[str, Any]] = {}
+    notices: list[str] = []
+    where = ""
+    while True:
+        try:
+            content, more = _read_one(path)
+        except UserError as error:
+            raise UserError(f"{where}{error}") from None
+        base = content.pop("base", None)
+        layers[path] = content
+        notices += more
+        if base is None:
+            return layers, notices
+        where = f"{path}: base: "
+        if not isinstance(base, str):
+            raise UserError(f"{where}{base!r} is not the path of an option file")
+        path = Path(os.path.normpath(path.parent / base))
+        if any(path.resolve() == other.resolve() for other in layers):
+            raise UserError(f"{where}{path} is based on this file in turn; remove one of the two")
+        if len(layers) == MAX_LAYERS:
+            raise UserError(f"{where}more than {MAX_LAYERS} files are based on one another")
+
+
+def read_yaml(path: str | Path) -> tuple[dict[str, Any], list[str]]:
+    """Parse an option file.
+
+    `base: other.yml`, a path from the file's own folder, takes over that file: sections are merged,
+    other values replaced. A section with another `type` than its base's stands alone.
+
+    Returns:
+        The content, and a notice for every key that stands twice with the same value.
+
+    Raises:
+        UserError: a file is missing, is no YAML, or repeats a key with another value; files are
+            based on one another in a circle or more than `MAX_LAYERS` deep.
+    """
+    layers, notices = read_layers(path)
+    return merged(layers), notices
 
 
 def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> None:

@@ -290,7 +290,7 @@ def test_a_key_repeated_with_another_value_is_an_error(tmp_path):
 def test_a_merge_key_gives_defaults(tmp_path):
     path = tmp_path / "a.yml"
     path.write_text(
-        "base: &base {x: 1, y: 2}\nmore: &more {<<: *base, z: 3}\na:\n  <<: [*more]\n  y: 5\n"
+        "first: &base {x: 1, y: 2}\nmore: &more {<<: *base, z: 3}\na:\n  <<: [*more]\n  y: 5\n"
     )
     content, notices = read_yaml(path)
     assert content["a"] == {"x": 1, "y": 5, "z": 3}
@@ -302,6 +302,56 @@ def test_yaml_tags_cannot_make_objects(tmp_path):
     path.write_text("a: !!python/object/apply:os.getcwd []\n")
     with pytest.raises(UserError, match="not valid YAML"):
         read_yaml(path)
+
+
+def written(folder, **texts):
+    for name, text in texts.items():
+        path = folder / f"{name}.yml"
+        path.write_text(text)
+    return folder / f"{next(iter(texts))}.yml"
+
+
+def test_a_file_takes_over_what_its_base_says(tmp_path):
+    (tmp_path / "more").mkdir()
+    written(
+        tmp_path,
+        root="a: {x: 1, y: [1, 2], s: {type: A, p: 1}, t: {type: A, p: 1}}\nb: 1\nc: {z: 1}\n",
+    )
+    written(tmp_path / "more", middle="base: ../root.yml\na: {y: [3], s: {type: A, q: 2}}\n")
+    path = written(tmp_path, child="base: more/middle.yml\na: {t: {type: B, q: 3}}\nb: 2\nc: ~\n")
+    content, _ = read_yaml(path)
+    assert content == {
+        "a": {"x": 1, "y": [3], "s": {"type": "A", "p": 1, "q": 2}, "t": {"type": "B", "q": 3}},
+        "b": 2,
+        "c": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("files", "place"),
+    [
+        ({"a": "base: b.yml\n"}, r"a\.yml: base: .*b\.yml"),
+        ({"a": "base: a.yml\n"}, r"a\.yml: base: "),
+        ({"a": "base: b.yml\n", "b": "base: ./a.yml\n"}, r"b\.yml: base: .*a\.yml"),
+        ({"a": "base: b.yml\n", "b": "- 1\n"}, r"a\.yml: base: .*b\.yml"),
+        ({"a": "base: [b.yml]\n"}, r"a\.yml: base: "),
+        ({f"f{n}": f"base: f{n + 1}.yml\n" for n in range(20)}, r"f9\.yml: base: "),
+    ],
+)
+def test_a_wrong_base_is_named(tmp_path, files, place):
+    with pytest.raises(UserError, match=place):
+        read_yaml(written(tmp_path, **files))
+
+
+def test_a_mistake_names_the_file_that_it_stands_in(tmp_path):
+    base = released_text("train/GoPro_S1.yml").replace("print_freq", "print_frq")
+    path = written(tmp_path, a="base: b.yml\ntrain: {total_iter: 0.5}\n", b=base)
+    with pytest.raises(UserError, match=r"a\.yml: train\.total_iter: "):
+        load_options(path)
+    with pytest.raises(UserError, match=r"b\.yml: logger\.print_frq: "):
+        load_options(path, ["train:total_iter=5"])
+    with pytest.raises(UserError, match=r"--force_yml: scale: "):
+        load_options(path, ["train:total_iter=5", "logger=~", "scale=4"])
 
 
 @pytest.mark.parametrize("text", ["", "- 1\n", "just text"])

@@ -10,10 +10,9 @@
     # a part of it
     hidiff ablation options/ablation/HI_Diff_S1.yml options/ablation/T_4.yml --output DIR
 
-Stage 1 is trained before the stage 2 that starts from it; the list must hold both. Option files
-that train the same thing (T_8 is HI_Diff_S2) are trained once. Everything is written to DIR:
-ablation.md, ablation.json and psnr_over_T.png, the option file of every run in runs/, and the
-folders of train.py and test.py. Called again it goes on where it stopped.
+Stage 1 is trained before the stage 2 that starts from it; the list must hold both. Everything is
+written to DIR: ablation.md, ablation.json and psnr_over_T.png, the option file of every run in
+runs/, and the folders of train.py and test.py. Called again it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -50,10 +49,8 @@ from hidiff.yaml_file import read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TABLE_1 = ("Baseline", "Single_Guide_S1", "Single_Guide_S2", "HI_Diff_S1", "Split_Training_S2")
-SWEEP = tuple(f"T_{steps}" for steps in (1, 2, 4, 8, 16, 32))
-DEFAULT_FILES = [
-    ROOT / "options" / "ablation" / f"{stem}.yml" for stem in (*TABLE_1, "HI_Diff_S2", *SWEEP)
-]
+SWEEP = ("T_1", "T_2", "T_4", "HI_Diff_S2", "T_16", "T_32")  # of HI_Diff_S2, whose T is 8
+DEFAULT_FILES = [ROOT / "options" / "ablation" / f"{stem}.yml" for stem in (*TABLE_1, *SWEEP)]
 PLOT = "psnr_over_T.png"
 RUNS = "runs"
 FOLDER_OPTIONS = ("train_input", "train_target", "test_input", "test_target")
@@ -142,7 +139,7 @@ def write_option_files(runs: Sequence[Run], output: Path) -> None:
         text = yaml.safe_dump(dict(run.content), sort_keys=False, allow_unicode=True)
         write_text(
             folder / f"{run.name}.yml",
-            f"# Written by `hidiff ablation` for {', '.join(run.labels)}.\n{text}",
+            f"# Written by `hidiff ablation` for {run.label}.\n{text}",
         )
 
 
@@ -212,9 +209,7 @@ def main(arguments: Sequence[str]) -> int:
         runs = [
             dataclasses.replace(
                 run,
-                options=dataclasses.replace(
-                    run.options, file=output / RUNS / f"{run.name}.yml"
-                ),
+                options=dataclasses.replace(run.options, file=output / RUNS / f"{run.name}.yml"),
             )
             for run in runs
         ]

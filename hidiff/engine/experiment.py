@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,9 +16,7 @@ from hidiff.weights.experiment import Experiment
 
 
 def create_experiment(experiment: Experiment, options: Options, *, resuming: bool) -> Path:
-    """Make the folders and copy the option file.
-
-    Where the command line has changed options, what they are now stands beside the copy.
+    """Make the folders and write the options in force: bases merged, those of the command line set.
 
     Returns:
         Path of the new log file.
@@ -43,12 +40,11 @@ def create_experiment(experiment: Experiment, options: Options, *, resuming: boo
     except OSError as error:
         raise UserError(f"{experiment.folder} cannot be made ({error.strerror or error})") from None
     now = timestamp()
-    if options.file.is_file():
-        shutil.copyfile(options.file, experiment.folder / f"{now}_{options.file.name}")
-    if options.overrides:
-        text = yaml.safe_dump(dict(options.sections), sort_keys=False, allow_unicode=True)
-        heading = "".join(f"# --force_yml {override}\n" for override in options.overrides)
-        write_text(experiment.folder / f"{now}_effective.yml", heading + text)
+    text = yaml.safe_dump(dict(options.sections), sort_keys=False, allow_unicode=True)
+    origin = [str(options.file), *(f"--force_yml {override}" for override in options.overrides)]
+    heading = "".join(f"# {line}\n" for line in origin)
+    copy = f"{now}_{options.file.name or 'options.yml'}"
+    write_text(experiment.folder / copy, heading + text)
     return experiment.folder / f"train_{experiment.name}_{now}.log"
 
 

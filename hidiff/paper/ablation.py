@@ -7,8 +7,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,14 +77,14 @@ class Run:
     """One training and its test.
 
     Args:
-        labels: stems of the option files that ask for exactly this.
+        label: stem of the option file.
         seed: `manual_seed`.
         content: the whole option file of the run.
         options: the same, checked.
         model_class: of its `model_type`.
     """
 
-    labels: tuple[str, ...]
+    label: str
     seed: int
     content: Mapping[str, Any]
     options: Options
@@ -187,7 +185,7 @@ def _changed(file: Path, changes: Changes) -> dict[str, Any]:
         section = override.partition(":")[0]
         if not section.startswith(("network_", "diffusion_schedule")) or content.get(section):
             apply_overrides(content, [override])
-    for section in content["datasets"].values():
+    for section in filter(None, content["datasets"].values()):
         for key in (*SOURCE_KEYS, "meta_info_file"):
             if section.get(key):
                 section[key] = str(Path(section[key]).absolute())
@@ -235,15 +233,8 @@ def _stage1_paths(
             )
 
 
-def _fingerprint(content: Mapping[str, Any]) -> str:
-    """Equal for option files that train and test the same."""
-    return json.dumps({k: v for k, v in content.items() if k != "name"}, sort_keys=True)
-
-
 def plan(files: Sequence[Path], seeds: Sequence[int], changes: Changes) -> list[Run]:
     """The runs that a list of option files asks for, seed after seed, stage 1 before stage 2.
-
-    Files that train and test the same are one run with several labels.
 
     Raises:
         UserError: an option file is wrong, lacks data to train or test on, or starts from a stage
@@ -259,7 +250,6 @@ def plan(files: Sequence[Path], seeds: Sequence[int], changes: Changes) -> list[
     ordered = sorted(contents, key=lambda file: bool(classes[file].from_stage1))
     runs = []
     for seed in dict.fromkeys(seeds):
-        by_fingerprint: dict[str, Run] = {}
         by_name: dict[str, Run] = {}
         for file in ordered:
             content = copy.deepcopy(contents[file])
@@ -267,16 +257,10 @@ def plan(files: Sequence[Path], seeds: Sequence[int], changes: Changes) -> list[
             name = content["name"]
             if classes[file].from_stage1:
                 _stage1_paths(file, content, classes[file].from_stage1, by_name)
-            key = _fingerprint(content)
             content["name"] = f"{name}_seed{seed}"
-            same = by_fingerprint.get(key)
-            if same is not None:
-                run = dataclasses.replace(same, labels=(*same.labels, file.stem))
-            else:
-                options = parse_options(copy.deepcopy(content), file=file)
-                run = Run((file.stem,), seed, content, options, classes[file])
-            by_fingerprint[key] = by_name[name] = run
-        runs += by_fingerprint.values()
+            options = parse_options(copy.deepcopy(content), file=file)
+            by_name[name] = Run(file.stem, seed, content, options, classes[file])
+        runs += by_name.values()
     return runs
 
 

@@ -33,7 +33,7 @@ class Row:
     result.
     """
 
-    labels: tuple[str, ...]
+    label: str
     options: Options
     upper_bound: bool
     complexity: Complexity
@@ -45,9 +45,9 @@ class Row:
 
     @property
     def title(self) -> str:
-        """The option files, and that a score is no deblurring score where that is so."""
+        """The option file, and that a score is no deblurring score where that is so."""
         bound = " (upper bound: sees the sharp image)" if self.upper_bound else ""
-        return ", ".join(self.labels) + bound
+        return self.label + bound
 
     @property
     def budget(self) -> str:
@@ -61,7 +61,7 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "labels": list(self.labels),
+            "label": self.label,
             "model_type": self.options.model_type,
             "timesteps": self.complexity.timesteps,
             "parameters": self.complexity.parameters,
@@ -81,15 +81,15 @@ def collect(runs: Sequence[Run]) -> list[Row]:
 
     Scores that need the sharp image come last.
     """
-    rows: dict[tuple[str, ...], Row] = {}
+    rows: dict[str, Row] = {}
     for run in filter(scored, runs):
         report = json.loads((RESULTS / run.name / "metrics.json").read_text(encoding="utf-8"))
-        if run.labels not in rows:
+        if run.label not in rows:
             complexity = model_complexity(run.content)
-            rows[run.labels] = Row(
-                run.labels, run.options, run.model_class.restores_from_gt, complexity
+            rows[run.label] = Row(
+                run.label, run.options, run.model_class.restores_from_gt, complexity
             )
-        row = rows[run.labels]
+        row = rows[run.label]
         row.seeds.append(run.seed)
         for dataset, result in report["datasets"].items():
             row.protocols[dataset] = result["protocol"]
@@ -197,7 +197,7 @@ def sweep(rows: Sequence[Row], metric: str = "psnr") -> dict[str, Points]:
                 for row in group
                 if row.scores.get(dataset, {}).get(metric)
             ]
-            label = dataset if len(swept) == 1 else f"{dataset}, {group[0].labels[0]} ..."
+            label = dataset if len(swept) == 1 else f"{dataset}, {group[0].label} ..."
             if len(points) > 1:
                 series[label] = points
     return series

@@ -494,18 +494,22 @@ def test_auto_resume_prefers_the_runs_own_state(data):
     assert states == ["2.state", "4.state.superseded"]
 
 
-def test_the_options_in_force_stand_beside_the_copy(data):
+def test_the_options_in_force_stand_in_the_experiments_folder(data):
     import yaml
     from small_data import write_yaml
 
     from hidiff.options import load_options
 
-    path = write_yaml(Path("a.yml"), train_options(data, 1))
+    write_yaml(Path("base.yml"), train_options(data, 1))
+    path = write_yaml(Path("a.yml"), {"base": "base.yml", "logger": {"print_freq": 7}})
     Trainer(load_options(path, ["name=other", "train:total_iter=3"]), ALONE)
     folder = Path("experiments/other")
-    effective = next(folder.glob("*_effective.yml")).read_text()
-    assert effective.startswith("# --force_yml name=other\n# --force_yml train:total_iter=3\n")
-    assert yaml.safe_load(effective)["train"]["total_iter"] == 3
+    text = next(folder.glob("*_a.yml")).read_text()
+    assert "# --force_yml name=other\n# --force_yml train:total_iter=3\n" in text
+    effective = yaml.safe_load(text)
+    assert effective["train"]["total_iter"] == 3
+    assert effective["logger"]["print_freq"] == 7
+    assert effective["network_g"] == train_options(data, 1)["network_g"]
     assert "set on the command line: name=other" in next(folder.glob("*.log")).read_text()
 
 
