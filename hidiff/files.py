@@ -112,6 +112,18 @@ def partial_files(folder: Path, name: str = "*") -> list[Path]:
     return sorted(folder.glob(f".{name}.part"))
 
 
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """A file's content.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
 def write_bytes(path: str | os.PathLike[str], data: bytes, *, sync: bool = True) -> None:
     """Make or replace a file; see `replacing`.
 

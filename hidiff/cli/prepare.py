@@ -3,14 +3,19 @@
     hidiff prepare gopro    --source DOWNLOADS/GOPRO_Large
     hidiff prepare hide     --source DOWNLOADS/HIDE_dataset
     hidiff prepare realblur --source DOWNLOADS/RealBlur
+    hidiff prepare patches
     hidiff prepare lmdb     --input datasets/GoPro/crop/train/input_crops --output X.lmdb
     hidiff prepare quickstart
 
 gopro, hide and realblur make the layout of links to the download (or copies, with --copy). Nothing
 that exists is overwritten: a file that differs stops the program before it has changed anything. A
-second run adds what is missing. lmdb stores the files' bytes as they are in a database, for file
-systems that are slow with many small files; it needs the package lmdb. quickstart makes a small
-data set of photographs that come with scikit-image.
+second run adds what is missing. patches cuts GoPro: 512×512 patches of the training frames (8 of a
+1280×720 frame, 16824 in all) and a centre crop of each test frame; existing ones are kept, so an
+interrupted run goes on. lmdb stores the files' bytes as they are in a database, for file systems
+that are slow with many small files; it needs the package lmdb. quickstart makes a small data set of
+photographs that come with scikit-image.
+
+Exit code: 0, 1 where pairs could not be cut (they are named), 2 for a mistake in the call.
 """
 
 from __future__ import annotations
@@ -19,13 +24,20 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from hidiff.errors import UserError
+from hidiff.errors import UserError, require_positive
 from hidiff.files import is_file
+from hidiff.parallel import available_cores
 from hidiff.prepare.layout import DOWNLOADS, place_all, summary
+from hidiff.prepare.patches import cut_gopro
 from hidiff.prepare.quickstart import make_quickstart
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        UserError: a value that cannot be.
+    """
     parser = argparse.ArgumentParser(
         prog="hidiff prepare",
         description=__doc__,
@@ -49,6 +61,16 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
             action="store_true",
             help="copy; a picture's second place, under test/, is a link to the copy",
         )
+    command = commands.add_parser(
+        "patches",
+        help="cut GoPro for training and validation",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument("--root", type=Path, default=Path("datasets/GoPro"), help="GoPro's folder")
+    command.add_argument("--size", type=int, default=512, help="side of a training patch, pixels")
+    command.add_argument("--overlap", type=int, default=256, help="of neighbouring patches, pixels")
+    command.add_argument("--val_size", type=int, default=256, help="side of a validation crop")
+    command.add_argument("--jobs", type=int, default=available_cores(), help="worker processes")
     command = commands.add_parser("lmdb", help="a database of the images in a folder")
     command.add_argument("--input", required=True, metavar="DIR", help="the folder of images")
     command.add_argument(
@@ -63,7 +85,14 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         help="folder to make (default: datasets/quickstart)",
     )
     command.add_argument("--seed", type=int, default=0, help="0 or larger (default: 0)")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.command == "patches":
+        require_positive(**{f"--{key}": getattr(args, key) for key in ("size", "val_size", "jobs")})
+        if not 0 <= args.overlap < args.size:
+            raise UserError(f"--overlap {args.overlap} must be 0 to {args.size - 1}, below --size")
+    if args.command == "quickstart":
+        require_positive(0, **{"--seed": args.seed})
+    return args
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -73,13 +102,14 @@ def main(arguments: Sequence[str]) -> int:
         UserError: a mistake in the call, the source or the folder to write to.
     """
     args = parse_arguments(arguments)
+    if args.command == "patches":
+        sizes = {key: getattr(args, key) for key in ("size", "overlap", "val_size")}
+        return 0 if cut_gopro(args.root, **sizes, jobs=args.jobs) else 1
     if args.command == "lmdb":
         from hidiff.data.lmdb_store import create_lmdb
 
         print(f"{args.output}: {create_lmdb(args.input, args.output)} images")
     elif args.command == "quickstart":
-        if args.seed < 0:
-            raise UserError(f"--seed: {args.seed} is negative; give 0 or a larger number")
         made = make_quickstart(args.output, args.seed)
         print(f"{args.output}: {'made' if made else 'complete already; nothing to do'}")
     else:

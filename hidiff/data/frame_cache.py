@@ -17,9 +17,7 @@ import json
 import os
 import shutil
 import sys
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,14 +29,12 @@ from tqdm import tqdm
 
 from hidiff.errors import UserError
 from hidiff.files import partial_files, replacing
+from hidiff.parallel import available_cores, run_in_order
 
 ALIGNMENT = 64
 """Frames begin at multiples of this many bytes."""
 
 _FORMAT = 2
-_AHEAD = 32
-"""Decoded frames that may wait to be written."""
-
 _SAMPLE = 16
 """Frames decoded to tell how much room the cache needs."""
 
@@ -242,7 +238,8 @@ class FrameCache:
         frames = []
         with (
             tqdm(total=len(locations), desc=self.where, unit="image", disable=None) as bar,
-            closing(_in_threads(load, locations)) as loaded,
+            # More threads than cores, because reading waits for the disk.
+            closing(run_in_order(locations, read=load, workers=available_cores() + 4)) as loaded,
         ):
             for location, (image, text) in zip(locations, loaded, strict=True):
                 if image is None:
@@ -264,18 +261,3 @@ def _needed(locations: Sequence[str], decode: Decode) -> float:
         except UserError:
             continue
     return sum(sizes) / max(len(sizes), 1) * len(locations)
-
-
-def _in_threads(load: Callable[[str], Any], locations: Iterable[str]) -> Generator[Any, None, None]:
-    """Results in order, a limited number of them ahead (a frame can have many megabytes)."""
-    pool = ThreadPoolExecutor()
-    waiting: deque[Future] = deque()
-    try:
-        for location in locations:
-            waiting.append(pool.submit(load, location))
-            if len(waiting) > _AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

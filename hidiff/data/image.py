@@ -22,7 +22,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from hidiff.errors import UserError, missing
-from hidiff.files import write_bytes
+from hidiff.files import read_bytes, write_bytes
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 """File name endings (lower case) taken for images in a data folder."""
@@ -193,11 +193,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         UserError: the file cannot be read or decoded.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    return decode_image(data, str(path))
+    return decode_image(read_bytes(path), str(path))
 
 
 def to_float(image: np.ndarray) -> np.ndarray:

@@ -8,27 +8,28 @@ bytes as they are (nothing is encoded again), and each line of `meta_info.txt` r
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import shutil
 import tempfile
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from hidiff.data.image import decode_image, list_images
 from hidiff.errors import UserError
-from hidiff.files import is_file
+from hidiff.files import is_file, read_bytes
+from hidiff.parallel import available_cores, run_in_order
 
 META_INFO = "meta_info.txt"
 
 _BATCH = 64
-"""Images read and decoded at a time, and written in one transaction."""
+"""Images written in one transaction."""
 
 _environments: dict[str, tuple[int, Any]] = {}
 _lock = threading.Lock()
@@ -46,12 +47,8 @@ def _lmdb() -> ModuleType:
 
 def _read_checked(path: Path) -> tuple[bytes, tuple[int, ...]]:
     """An image file's bytes, known to decode, and its shape (H, W, 3)."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    image: np.ndarray = decode_image(data, str(path))
-    return data, image.shape
+    data = read_bytes(path)
+    return data, decode_image(data, str(path)).shape
 
 
 def _map_size(paths: list[Path]) -> int:
@@ -113,23 +110,19 @@ def create_lmdb(
 
 
 def _write_database(lmdb: ModuleType, folder: Path, paths: list[Path], progress: bool) -> None:
+    hidden = None if progress else True
     lines = []
-    bar = tqdm(total=len(paths), unit="image", disable=None if progress else True)
-    environment = lmdb.open(str(folder), map_size=_map_size(paths))
-    try:
-        with ThreadPoolExecutor() as pool:
-            for start in range(0, len(paths), _BATCH):
-                batch = paths[start : start + _BATCH]
-                with environment.begin(write=True) as transaction:
-                    for path, (data, shape) in zip(
-                        batch, pool.map(_read_checked, batch), strict=True
-                    ):
-                        transaction.put(path.stem.encode("utf-8"), data)
-                        lines.append(f"{path.name} ({','.join(map(str, shape))}) 1\n")
-                bar.update(len(batch))
-    finally:
-        environment.close()
-        bar.close()
+    with (
+        lmdb.open(str(folder), map_size=_map_size(paths)) as environment,
+        closing(run_in_order(paths, read=_read_checked, workers=available_cores())) as images,
+    ):
+        shown = tqdm(images, total=len(paths), unit="image", disable=hidden)
+        entries = zip(paths, shown, strict=True)
+        while batch := list(itertools.islice(entries, _BATCH)):
+            with environment.begin(write=True) as transaction:
+                for path, (data, shape) in batch:
+                    transaction.put(path.stem.encode("utf-8"), data)
+                    lines.append(f"{path.name} ({','.join(map(str, shape))}) 1\n")
     (folder / META_INFO).write_text("".join(lines), encoding="utf-8")
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from hidiff.data.image import Header, decode_image, list_images, passed_over, re
 from hidiff.data.lmdb_store import LmdbImages
 from hidiff.data.pairs import Pair, pairs_from_list, refuse_one_place
 from hidiff.errors import UserError
-from hidiff.files import is_file
+from hidiff.files import is_file, read_bytes
 from hidiff.options import load_datasets
+from hidiff.parallel import run_in_order
 
 
 @dataclass(frozen=True)
@@ -205,10 +206,7 @@ def _find_pairs(source: DataSource, report: Report) -> tuple[list[Pair], Load, L
 def _look_at(source: Path | bytes, where: str, fast: bool) -> tuple[Header, np.ndarray | None]:
     if fast:
         return read_header(source, where), None
-    try:
-        data = source if isinstance(source, bytes) else source.read_bytes()
-    except OSError as error:
-        raise UserError(f"{where}: cannot be read ({error.strerror or error})") from None
+    data = source if isinstance(source, bytes) else read_bytes(source)
     image = decode_image(data, where)
     return read_header(data, where), image
 
@@ -292,25 +290,13 @@ def check_dataset(
         return _check_pair(pair, load_lq, load_gt, patch_size or source.patch_size, fast)
 
     conversions: Counter[str] = Counter()
-    bar = tqdm(total=len(pairs), desc=source.name, unit="pair", disable=None if progress else True)
-    with bar:
-        for problems, found in _in_threads(check, pairs, jobs):
+    hidden = None if progress else True
+    with closing(run_in_order(pairs, read=check, workers=jobs)) as checked:
+        for problems, found in tqdm(checked, source.name, len(pairs), unit="pair", disable=hidden):
             report.problems += problems
             conversions.update(found)
-            bar.update()
     report.notes += [
         f"{count} {kind}; converted to RGB on reading, see datasets/README.md"
         for kind, count in sorted(conversions.items())
     ]
     return report
-
-
-def _in_threads(
-    check: Callable[[Pair], tuple[list[str], set[str]]], pairs: list[Pair], jobs: int
-) -> Iterator[tuple[list[str], set[str]]]:
-    pool = ThreadPoolExecutor(jobs)
-    try:
-        yield from pool.map(check, pairs)
-    finally:
-        # After Ctrl-C the pairs that wait are not looked at any more.
-        pool.shutdown(cancel_futures=True)

@@ -1,52 +1,46 @@
-"""Cutting training patches and validation crops out of image pairs."""
+"""GoPro's frames cut into training patches and validation crops."""
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from hidiff.data.image import read_header, read_image, to_uint8, write_image
+from hidiff.data.image import (
+    list_images,
+    listing,
+    read_header,
+    read_image,
+    to_uint8,
+    write_image,
+)
+from hidiff.data.pairs import match_names
 from hidiff.errors import UserError
+from hidiff.parallel import run_in_order
 
 
-def patch_offsets(length: int, size: int, overlap: int) -> list[int]:
-    """Where patches begin along an axis: every `size - overlap`, and the last one at the edge.
+def piece_offsets(length: int, size: int, overlap: int | None) -> list[int]:
+    """Where pieces begin along an axis: every `size - overlap` pixels, the last one at the edge.
 
     Args:
         length: of the axis, pixels.
-        size: of a patch, pixels.
-        overlap: of neighbouring patches, pixels, at least 0 and below `size`; the last two of an
-            axis may overlap by more.
+        size: of a piece, pixels.
+        overlap: of neighbours, 0 to `size - 1` pixels; the last two may overlap by more. None for
+            one piece at the centre (rounded down).
 
     Raises:
-        UserError: the axis is shorter than a patch, or `overlap` is out of its range.
+        UserError: the axis is shorter than a piece.
     """
-    if not 0 <= overlap < size:
-        raise UserError(f"overlap: expected 0 to {size - 1} (patches are {size}), got {overlap}")
     if length < size:
         raise UserError(f"{length} pixels are fewer than the {size} of a patch")
+    if overlap is None:
+        return [(length - size) // 2]
     return [*range(0, length - size, size - overlap), length - size]
-
-
-def patch_corners(height: int, width: int, size: int, overlap: int) -> list[tuple[int, int]]:
-    """The (top, left) corners of an image's patches, row by row; see `patch_offsets`."""
-    tops = patch_offsets(height, size, overlap)
-    lefts = patch_offsets(width, size, overlap)
-    return [(top, left) for top in tops for left in lefts]
-
-
-def centre_corner(height: int, width: int, size: int) -> tuple[int, int]:
-    """The (top, left) corner of the `size` × `size` crop at the centre (rounded up and left).
-
-    Raises:
-        UserError: the image is smaller than the crop.
-    """
-    if min(height, width) < size:
-        raise UserError(f"{min(height, width)} pixels are fewer than the {size} of a crop")
-    return (height - size) // 2, (width - size) // 2
 
 
 @dataclass(frozen=True)
@@ -54,36 +48,48 @@ class CropTask:
     """One pair of images to cut, and where the pieces go.
 
     Args:
-        name: the pair's name; patches are called `{name}-{n}.png` (n from 1), a centre crop
-            `{name}.png`.
-        lq, gt: the blurry and the sharp image.
-        lq_folder, gt_folder: where their pieces go.
+        name: the pair's name; patches are called `{name}-{n}.png` (n from 1, row by row), a centre
+            crop `{name}.png`.
+        images: the blurry and the sharp image.
+        folders: where the pieces of each go.
         size: side of a piece, pixels.
         overlap: of neighbouring patches, pixels; None for a single centre crop.
     """
 
     name: str
-    lq: Path
-    gt: Path
-    lq_folder: Path
-    gt_folder: Path
+    images: tuple[Path, Path]
+    folders: tuple[Path, Path]
     size: int
     overlap: int | None
 
-    def first_name(self) -> str:
-        """The file name of the first piece, which every image large enough has."""
-        return f"{self.name}.png" if self.overlap is None else f"{self.name}-1.png"
-
-    def pieces(self, height: int, width: int) -> list[tuple[str, int, int]]:
-        """(file name, top, left) of every piece of an image of this size.
+    def pieces(self, height: int, width: int) -> dict[str, tuple[slice, slice]]:
+        """File name → rows and columns of every piece of an image of this size.
 
         Raises:
             UserError: the image is smaller than a piece.
         """
-        if self.overlap is None:
-            return [(self.first_name(), *centre_corner(height, width, self.size))]
-        corners = patch_corners(height, width, self.size, self.overlap)
-        return [(f"{self.name}-{n}.png", *corner) for n, corner in enumerate(corners, start=1)]
+        corners = itertools.product(
+            *(piece_offsets(length, self.size, self.overlap) for length in (height, width))
+        )
+        return {
+            f"{self.name}.png" if self.overlap is None else f"{self.name}-{n}.png": (
+                slice(top, top + self.size),
+                slice(left, left + self.size),
+            )
+            for n, (top, left) in enumerate(corners, start=1)
+        }
+
+    def read(self) -> list[np.ndarray]:
+        """Both images as (H, W, 3) RGB uint8.
+
+        Raises:
+            UserError: one cannot be read, or their sizes differ.
+        """
+        lq, gt = (to_uint8(read_image(path)) for path in self.images)
+        if lq.shape != gt.shape:
+            sizes = " and ".join(f"{image.shape[1]}×{image.shape[0]}" for image in (lq, gt))
+            raise UserError(f"blurry and sharp image differ in size: {sizes} (width×height)")
+        return [lq, gt]
 
 
 @dataclass(frozen=True)
@@ -91,30 +97,16 @@ class CropResult:
     """What became of a `CropTask`.
 
     Args:
+        name: of the pair.
         names: the file names of the pair's pieces; none when there is a problem.
         written: how many piece pairs were written; the rest were there already.
         problem: why the pair could not be cut, if so.
     """
 
     name: str
-    names: tuple[str, ...]
-    written: int
+    names: tuple[str, ...] = ()
+    written: int = 0
     problem: str | None = None
-
-
-def _read_pair(task: CropTask) -> tuple[np.ndarray, np.ndarray]:
-    """Both images of a pair as (H, W, 3) RGB uint8.
-
-    Raises:
-        UserError: one cannot be read, or their sizes differ.
-    """
-    lq, gt = to_uint8(read_image(task.lq)), to_uint8(read_image(task.gt))
-    if lq.shape != gt.shape:
-        raise UserError(
-            f"blurry and sharp image differ in size: {lq.shape[1]}×{lq.shape[0]} and "
-            f"{gt.shape[1]}×{gt.shape[0]} (width×height)"
-        )
-    return lq, gt
 
 
 def cut_pair(task: CropTask) -> CropResult:
@@ -128,27 +120,21 @@ def cut_pair(task: CropTask) -> CropResult:
         UserError: a piece cannot be written (a full disk concerns the whole run).
     """
     try:
-        header = read_header(task.lq, str(task.lq))
-        pieces = task.pieces(header.height, header.width)
-        names = tuple(name for name, _, _ in pieces)
-        folders = (task.lq_folder, task.gt_folder)
-        if all((folder / name).exists() for folder in folders for name in names):
-            return CropResult(task.name, names, 0)
-        images = _read_pair(task)
+        header = read_header(task.images[0], str(task.images[0]))
+        names = tuple(task.pieces(header.height, header.width))
+        if all((folder / name).exists() for folder in task.folders for name in names):
+            return CropResult(task.name, names)
+        images = task.read()
         pieces = task.pieces(*images[0].shape[:2])
     except UserError as error:
-        return CropResult(task.name, (), 0, str(error))
-    written = 0
-    for name, top, left in pieces:
-        missing = [
-            (folder / name, image)
-            for folder, image in zip(folders, images, strict=True)
-            if not (folder / name).exists()
-        ]
-        for path, image in missing:
-            write_image(path, image[top : top + task.size, left : left + task.size])
-        written += bool(missing)
-    return CropResult(task.name, tuple(name for name, _, _ in pieces), written)
+        return CropResult(task.name, problem=str(error))
+    written = set()
+    for name, piece in pieces.items():
+        for folder, image in zip(task.folders, images, strict=True):
+            if not (folder / name).exists():
+                write_image(folder / name, image[piece])
+                written.add(name)
+    return CropResult(task.name, tuple(pieces), len(written))
 
 
 def check_existing(tasks: Sequence[CropTask]) -> None:
@@ -168,9 +154,10 @@ def check_existing(tasks: Sequence[CropTask]) -> None:
         for path, expected in pieces:
             if expected is None or not np.array_equal(read_image(path), expected):
                 raise UserError(
-                    f"{path} exists and is not what cutting {task.lq.name} gives now: it was made "
-                    "with another size or overlap, or from other images. Use the same settings "
-                    f"and images, or remove the folder {path.parent.parent} to cut all anew"
+                    f"{path} exists and is not what cutting {task.images[0].name} gives now: it "
+                    "was made with another size or overlap, or from other images. Use the same "
+                    f"settings and images, or remove the folder {path.parent.parent} to cut all "
+                    "anew"
                 )
         if pieces:
             return
@@ -178,15 +165,95 @@ def check_existing(tasks: Sequence[CropTask]) -> None:
 
 def _existing_pieces(task: CropTask) -> Iterator[tuple[Path, np.ndarray | None]]:
     """Existing pieces of a pair with the pixels they should have; None for one too many."""
-    folders = (task.lq_folder, task.gt_folder)
-    if not any((folder / task.first_name()).exists() for folder in folders):
+    # Every image that is large enough has the first piece.
+    first = f"{task.name}.png" if task.overlap is None else f"{task.name}-1.png"
+    if not any((folder / first).exists() for folder in task.folders):
         return
-    images = _read_pair(task)
-    pieces = task.pieces(*images[0].shape[:2])
-    for folder, image in zip(folders, images, strict=True):
-        for name, top, left in pieces:
+    for folder, image in zip(task.folders, task.read(), strict=True):
+        pieces = task.pieces(*image.shape[:2])
+        for name, piece in pieces.items():
             if (folder / name).exists():
-                yield folder / name, image[top : top + task.size, left : left + task.size]
+                yield folder / name, image[piece]
         extra = folder / f"{task.name}-{len(pieces) + 1}.png"
         if task.overlap is not None and extra.exists():
             yield extra, None
+
+
+def crop_tasks(source: Path, target: Path, size: int, overlap: int | None) -> list[CropTask]:
+    """The pairs of source/{input,target}, to be cut into target/{input_crops,target_crops}.
+
+    Raises:
+        UserError: a folder is missing or empty, or an image has no counterpart.
+    """
+    lq = list_images(source / "input", "blurry images")
+    gt = list_images(source / "target", "sharp images")
+    folders = (target / "input_crops", target / "target_crops")
+    return [
+        CropTask(name, (lq[name], gt[name]), folders, size, overlap)
+        for name, _ in match_names(lq, gt, "{}", str(source))
+    ]
+
+
+def cut_gopro(root: Path, *, size: int, overlap: int, val_size: int, jobs: int) -> bool:
+    """Cut root/{train,test} into root/crop/{train,val}, and print what was done.
+
+    Args:
+        size, overlap: of training patches, pixels.
+        val_size: side of a validation crop, pixels.
+        jobs: processes.
+
+    Returns:
+        Whether every pair could be cut.
+
+    Raises:
+        UserError: a mistake in the folders, the pieces cannot be written, or a process died.
+    """
+    cuts = {"train": ("train", size, overlap), "test": ("val", val_size, None)}
+    parts = {
+        part: crop_tasks(root / part, root / "crop" / crop, *how)
+        for part, (crop, *how) in cuts.items()
+        if (root / part).is_dir()
+    }
+    if not parts:
+        raise UserError(
+            f"--root: {root.absolute()} holds neither train/ nor test/ with input/ and target/ in "
+            "them; python scripts/prepare_data.py gopro --source DOWNLOAD makes them"
+        )
+    for tasks in parts.values():
+        check_existing(tasks)
+    problems = []
+    for part in cuts:
+        if part not in parts:
+            print(f"{part}: not cut, {root / part} does not exist")
+            continue
+        tasks = parts[part]
+        cutting = run_in_order(tasks, read=cut_pair, workers=min(jobs, len(tasks)), processes=True)
+        results = list(tqdm(cutting, part, len(tasks), unit="pair", disable=None))
+        _report(part, tasks, results)
+        problems += [f"{part}/{r.name}: {r.problem}" for r in results if r.problem is not None]
+    if problems:
+        print(f"error: {len(problems)} pairs could not be cut:", file=sys.stderr)
+        for problem in problems:
+            print(f"  {problem}", file=sys.stderr)
+        print("Replace or remove these images, then run again.", file=sys.stderr)
+    return not problems
+
+
+def _report(part: str, tasks: list[CropTask], results: list[CropResult]) -> None:
+    """Print the counts of one part, and what else lies in its folders."""
+    names = {name for result in results for name in result.names}
+    written = sum(result.written for result in results)
+    print(
+        f"{part}: {len(tasks)} pairs of frames, {len(names)} pairs of crops "
+        f"({written} written, {len(names) - written} there already) "
+        f"in {tasks[0].folders[0].parent}"
+    )
+    if any(result.problem is not None for result in results):
+        return
+    for folder in tasks[0].folders:
+        others = {path.name for path in list_images(folder, part).values()} - names
+        if others:
+            print(
+                f"note: {folder} holds {len(others)} images that come from none of these frames "
+                f"and would be used with them: {listing(others)}"
+            )

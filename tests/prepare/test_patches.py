@@ -1,32 +1,35 @@
-"""Where patches lie, and what cutting a pair writes, keeps and reports."""
+"""Where patches lie, and what cutting GoPro writes, keeps and reports."""
+
+import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from hidiff.cli.prepare import main
 from hidiff.data.image import read_image, write_image
 from hidiff.errors import UserError
-from hidiff.prepare.patches import (
-    CropTask,
-    centre_corner,
-    check_existing,
-    cut_pair,
-    patch_corners,
-    patch_offsets,
-)
+from hidiff.prepare.patches import CropTask, check_existing, cut_pair, piece_offsets
+
+SMALL = ["--size", "12", "--overlap", "4", "--val_size", "8"]
 
 
-def picture(seed: int, height: int, width: int) -> np.ndarray:
+def picture(seed: int, height: int = 20, width: int = 28) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.fixture
 def task(tmp_path):
     """A 20 × 28 pair, patches of 12 that overlap by 4."""
-    write_image(tmp_path / "in" / "f.png", picture(1, 20, 28))
-    write_image(tmp_path / "gt" / "f.png", picture(2, 20, 28))
-    return CropTask(
-        "f", tmp_path / "in/f.png", tmp_path / "gt/f.png", tmp_path / "a", tmp_path / "b", 12, 4
-    )
+    for side, seed in (("in", 1), ("gt", 2)):
+        write_image(tmp_path / side / "f.png", picture(seed))
+    images = (tmp_path / "in/f.png", tmp_path / "gt/f.png")
+    return CropTask("f", images, (tmp_path / "a", tmp_path / "b"), 12, 4)
 
 
 @pytest.mark.parametrize(
@@ -36,32 +39,27 @@ def task(tmp_path):
         (720, 512, 256, [0, 208]),
         (512, 512, 256, [0]),
         (513, 512, 256, [0, 1]),
-        (768, 512, 256, [0, 256]),
         (769, 512, 256, [0, 256, 257]),
         (1280, 512, 0, [0, 512, 768]),
+        (720, 256, None, [232]),
+        (257, 256, None, [0]),
     ],
 )
 def test_offsets(length, size, overlap, expected):
-    assert patch_offsets(length, size, overlap) == expected
+    assert piece_offsets(length, size, overlap) == expected
 
 
-@pytest.mark.parametrize(("length", "overlap"), [(511, 256), (720, 512), (720, -1)])
-def test_offsets_that_cannot_be(length, overlap):
-    with pytest.raises(UserError):
-        patch_offsets(length, 512, overlap)
+@pytest.mark.parametrize("overlap", [256, None])
+def test_an_axis_that_is_too_short(overlap):
+    with pytest.raises(UserError, match="511 pixels"):
+        piece_offsets(511, 512, overlap)
 
 
-def test_a_gopro_frame_gives_eight_patches_row_by_row():
-    tops_lefts = [(0, 0), (0, 256), (0, 512), (0, 768)]
-    tops_lefts += [(208, 0), (208, 256), (208, 512), (208, 768)]
-    assert patch_corners(720, 1280, 512, 256) == tops_lefts
-
-
-def test_centre():
-    assert centre_corner(720, 1280, 256) == (232, 512)
-    assert centre_corner(257, 256, 256) == (0, 0)
-    with pytest.raises(UserError, match="255 pixels"):
-        centre_corner(255, 999, 256)
+def test_a_gopro_frame_gives_eight_patches_row_by_row(task):
+    pieces = dataclasses.replace(task, size=512, overlap=256).pieces(720, 1280)
+    assert list(pieces) == [f"f-{n}.png" for n in range(1, 9)]
+    corners = [(rows.start, columns.start) for rows, columns in pieces.values()]
+    assert corners == [(top, left) for top in (0, 208) for left in (0, 256, 512, 768)]
 
 
 def test_patches_are_the_right_pixels_under_the_right_names(task):
@@ -69,78 +67,144 @@ def test_patches_are_the_right_pixels_under_the_right_names(task):
     # Tops 0, 8; lefts 0, 8, 16.
     assert result.names == tuple(f"f-{n}.png" for n in range(1, 7))
     assert (result.written, result.problem) == (6, None)
-    for folder, seed in ((task.lq_folder, 1), (task.gt_folder, 2)):
-        assert sorted(path.name for path in folder.iterdir()) == list(result.names)
-        whole = picture(seed, 20, 28)
-        np.testing.assert_array_equal(read_image(folder / "f-1.png"), whole[:12, :12])
-        np.testing.assert_array_equal(read_image(folder / "f-3.png"), whole[:12, 16:28])
-        np.testing.assert_array_equal(read_image(folder / "f-5.png"), whole[8:20, 8:20])
+    for folder, seed in zip(task.folders, (1, 2), strict=True):
+        assert names(folder) == list(result.names)
+        np.testing.assert_array_equal(read_image(folder / "f-3.png"), picture(seed)[:12, 16:28])
+        np.testing.assert_array_equal(read_image(folder / "f-5.png"), picture(seed)[8:20, 8:20])
 
 
 def test_centre_crop_keeps_the_name(task):
-    crop = CropTask("f", task.lq, task.gt, task.lq_folder, task.gt_folder, 8, None)
-    assert cut_pair(crop).names == ("f.png",)
-    np.testing.assert_array_equal(
-        read_image(task.gt_folder / "f.png"), picture(2, 20, 28)[6:14, 10:18]
-    )
+    assert cut_pair(dataclasses.replace(task, size=8, overlap=None)).names == ("f.png",)
+    np.testing.assert_array_equal(read_image(task.folders[1] / "f.png"), picture(2)[6:14, 10:18])
 
 
-def test_only_missing_patches_are_written(task):
+def test_only_missing_patches_are_written_and_a_whole_pair_is_not_decoded(task):
     cut_pair(task)
-    (task.lq_folder / "f-2.png").unlink()
-    kept = (task.gt_folder / "f-2.png").stat().st_mtime_ns
+    lost, kept = (folder / "f-2.png" for folder in task.folders)
+    lost.unlink()
+    time = kept.stat().st_mtime_ns
     assert cut_pair(task).written == 1
-    assert (task.gt_folder / "f-2.png").stat().st_mtime_ns == kept
-    np.testing.assert_array_equal(
-        read_image(task.lq_folder / "f-2.png"), picture(1, 20, 28)[:12, 8:20]
-    )
-    assert cut_pair(task).written == 0
-
-
-def test_a_pair_with_all_patches_is_not_decoded_again(task):
-    cut_pair(task)
-    task.gt.write_bytes(b"damaged since")
+    assert kept.stat().st_mtime_ns == time
+    np.testing.assert_array_equal(read_image(lost), picture(1)[:12, 8:20])
+    task.images[1].write_bytes(b"damaged since")
     result = cut_pair(task)
     assert (result.written, result.problem, len(result.names)) == (0, None, 6)
 
 
 def test_problems_are_reported_and_nothing_is_written(task):
-    write_image(task.gt, picture(2, 20, 27))
+    lq, gt = task.images
+    write_image(gt, picture(2, 20, 27))
     assert "28×20 and 27×20" in cut_pair(task).problem
-    write_image(task.lq, picture(1, 11, 28))
+    write_image(lq, picture(1, 11, 28))
     assert "11 pixels" in cut_pair(task).problem
-    task.lq.write_bytes(b"no image")
-    assert str(task.lq) in cut_pair(task).problem
-    assert not task.lq_folder.exists()
-    assert not task.gt_folder.exists()
-
-
-def with_settings(task: CropTask, size: int, overlap: int) -> CropTask:
-    return CropTask(task.name, task.lq, task.gt, task.lq_folder, task.gt_folder, size, overlap)
-
-
-def test_existing_patches_of_the_same_settings_pass(task):
-    check_existing([task])
-    cut_pair(task)
-    check_existing([task])
+    lq.write_bytes(b"no image")
+    assert str(lq) in cut_pair(task).problem
+    assert not any(folder.exists() for folder in task.folders)
 
 
 @pytest.mark.parametrize(("size", "overlap"), [(10, 4), (12, 5), (12, 0), (20, 4)])
 def test_existing_patches_of_other_settings_are_refused(task, size, overlap):
-    cut_pair(with_settings(task, size, overlap))
-    with pytest.raises(UserError, match="another size or overlap"):
+    check_existing([task])
+    cut_pair(dataclasses.replace(task, size=size, overlap=overlap))
+    with pytest.raises(UserError, match=r"f-\d\.png"):
         check_existing([task])
 
 
-def test_patches_that_only_have_one_too_many_are_refused(task):
+def test_existing_patches_of_other_images_or_one_too_many_are_refused(task):
     cut_pair(task)
-    write_image(task.gt_folder / "f-7.png", picture(3, 12, 12))
+    check_existing([task])
+    write_image(task.folders[1] / "f-7.png", picture(3, 12, 12))
     with pytest.raises(UserError, match=r"f-7\.png"):
         check_existing([task])
-
-
-def test_existing_patches_of_other_images_are_refused(task):
-    cut_pair(task)
-    write_image(task.lq, picture(3, 20, 28))
-    with pytest.raises(UserError, match="from other images"):
+    (task.folders[1] / "f-7.png").unlink()
+    write_image(task.images[0], picture(3))
+    with pytest.raises(UserError, match=r"f-1\.png"):
         check_existing([task])
+
+
+# The program -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gopro(tmp_path):
+    """Two training pairs and one test pair of 20 × 28."""
+    for seed, name in enumerate(("train/{}/S-1.png", "train/{}/S-2.png", "test/{}/T-1.png")):
+        write_image(tmp_path / "GoPro" / name.format("input"), picture(2 * seed))
+        write_image(tmp_path / "GoPro" / name.format("target"), picture(2 * seed + 1))
+    return tmp_path / "GoPro"
+
+
+def run(root, *arguments) -> int:
+    return main(["patches", "--root", str(root), "--jobs", "1", *SMALL, *arguments])
+
+
+def test_everything_is_cut_and_a_second_run_completes_the_first(gopro, capsys):
+    assert run(gopro) == 0
+    crops = gopro / "crop/train"
+    for side in ("input_crops", "target_crops"):
+        expected = [f"S-{frame}-{n}.png" for frame in (1, 2) for n in range(1, 7)]
+        assert names(crops / side) == expected
+        assert names(gopro / "crop/val" / side) == ["T-1.png"]
+    np.testing.assert_array_equal(
+        read_image(crops / "target_crops/S-2-4.png"), picture(3)[8:20, :12]
+    )
+    np.testing.assert_array_equal(
+        read_image(gopro / "crop/val/input_crops/T-1.png"), picture(4)[6:14, 10:18]
+    )
+    assert "12 pairs of crops (12 written, 0 there already)" in capsys.readouterr().out
+    for lost in ("input_crops/S-1-6.png", "target_crops/S-2-1.png"):
+        (crops / lost).unlink()
+    assert run(gopro) == 0
+    assert "12 pairs of crops (2 written, 10 there already)" in capsys.readouterr().out
+    with pytest.raises(UserError, match="crop/train"):
+        run(gopro, "--overlap", "8")
+    assert names(crops / "input_crops") == expected
+
+
+def test_bad_pairs_are_named_and_the_rest_is_cut(gopro, capsys):
+    frame = gopro / "train/input/S-1.png"
+    frame.write_bytes(frame.read_bytes()[:-30])
+    write_image(gopro / "test/target/T-1.png", picture(9, 20, 26))
+    assert run(gopro) == 1
+    error = capsys.readouterr().err
+    assert "train/S-1: " in error
+    assert "test/T-1: " in error
+    assert names(gopro / "crop/train/input_crops") == [f"S-2-{n}.png" for n in range(1, 7)]
+
+
+def test_an_image_without_counterpart_stops_before_any_work(gopro):
+    (gopro / "test/target/T-1.png").rename(gopro / "test/target/T-2.png")
+    with pytest.raises(UserError, match="T-1"):
+        run(gopro)
+    assert not (gopro / "crop").exists()
+
+
+def test_one_part_is_enough(gopro, capsys):
+    write_image(gopro / "crop/train/input_crops/old-1.png", picture(0, 12, 12))
+    (gopro / "test").rename(gopro / "elsewhere")
+    assert run(gopro) == 0
+    output = capsys.readouterr().out
+    assert "test: not cut" in output
+    assert "old-1.png" in output, "an image of no frame is noted"
+    (gopro / "train").rename(gopro / "elsewhere2")
+    with pytest.raises(UserError, match="--root"):
+        run(gopro)
+
+
+@pytest.mark.parametrize("wrong", [["--jobs", "0"], ["--overlap", "12"], ["--val_size", "0"]])
+def test_impossible_options(gopro, wrong):
+    with pytest.raises(UserError, match=wrong[0]):
+        run(gopro, *wrong)
+
+
+def test_as_a_program_in_several_processes(root, gopro):
+    crops = gopro / "crop/train"
+    write_image(crops / "input_crops/S-1-1.png", picture(0)[:12, :12])
+    call = [sys.executable, str(root / "generate_patches_gopro.py"), "--jobs", "2", *SMALL]
+    done = subprocess.run([*call, "--root", str(gopro)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for side in ("input_crops", "target_crops"):
+        assert len(names(crops / side)) == 12
+    np.testing.assert_array_equal(
+        read_image(crops / "target_crops/S-2-4.png"), picture(3)[8:20, :12]
+    )
