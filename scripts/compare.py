@@ -10,10 +10,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hidiff.data.image import EXTENSIONS, list_images, read_image, to_uint8, write_image
+from hidiff.data.image import EXTENSIONS, list_images, write_image
 from hidiff.errors import UserError, friendly_errors
-from hidiff.metrics import calculate_psnr
-from hidiff.scoring.sheet import comparison_row, comparison_sheet
+from hidiff.paper.sheet import comparison_sheet, photograph_row, spread
 
 
 def choose(names: list[str], wanted: list[str] | None, rows: int) -> list[str]:
@@ -27,8 +26,7 @@ def choose(names: list[str], wanted: list[str] | None, rows: int) -> list[str]:
             if name not in names:
                 raise UserError(f"--images {name}: no restored image has this name")
         return wanted
-    count = min(rows, len(names))
-    return [names[index * len(names) // count] for index in range(count)]
+    return spread(names, rows)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -65,16 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
         for side, images in files.items():
             if name not in images:
                 raise UserError(f"{folders[side]} has no image called {name}")
-        images = {side: to_uint8(read_image(files[side][name])) for side in files}
-        if len({image.shape for image in images.values()}) > 1:
-            raise UserError(f"the versions of {name} differ in size; are the folders right?")
-        labels = [
-            f"{side} {calculate_psnr(image, images['sharp']):.2f} dB"
-            if "sharp" in images and side != "sharp"
-            else f"{side} {name}"
-            for side, image in images.items()
-        ]
-        rows.append(comparison_row(list(images.values()), labels))
+        rows.append(photograph_row(name, {side: images[name] for side, images in files.items()}))
     write_image(args.output, comparison_sheet(rows))
     print(f"{args.output}: {len(rows)} photographs")
 

@@ -1,11 +1,13 @@
-"""What the command lines of train.py and test.py share."""
+"""What command lines share."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from hidiff.engine.distributed import LAUNCHERS
+from hidiff.errors import UserError
 
 
 def option_parser(description: str | None) -> argparse.ArgumentParser:
@@ -36,3 +38,24 @@ def option_parser(description: str | None) -> argparse.ArgumentParser:
         help="set options of the file, for example train:total_iter=1000",
     )
     return parser
+
+
+def named_folders(texts: Iterable[str], names: Collection[str], option: str) -> dict[str, Path]:
+    """NAME=DIR arguments as folders by data set.
+
+    Args:
+        names: the data sets that may be named.
+        option: the option that takes the arguments, for messages.
+
+    Raises:
+        UserError: an argument is not of this form, or its name is none of `names`.
+    """
+    folders = {}
+    for text in texts:
+        name, _, folder = text.partition("=")
+        if name not in names or not folder:
+            raise UserError(
+                f"{option} {text}: expected NAME=DIR, where NAME is {' or '.join(names)}"
+            )
+        folders[name] = Path(folder)
+    return folders

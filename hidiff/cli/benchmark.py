@@ -31,7 +31,7 @@ from hidiff.benchmark.variants import Machine, Variant
 from hidiff.errors import UserError
 from hidiff.models.base import SIDE_MULTIPLE
 from hidiff.options import load_options
-from hidiff.scoring.versions import library_versions
+from hidiff.scoring.record import library_versions
 
 DEFAULT_VARIANTS = {"cpu": ("fp32",), "cuda": ("plain+tf32", "tf32", "bf16", "bf16+compile")}
 

@@ -9,20 +9,20 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from hidiff.cli.arguments import named_folders
 from hidiff.data.image import write_image
 from hidiff.errors import UserError
 from hidiff.files import write_text
 from hidiff.metrics.published import BENCHMARKS
 from hidiff.paper.report import (
     MODELS,
-    Result,
+    Results,
     collect_results,
     parse_result_folder,
     report_lines,
 )
-from hidiff.paper.report_sheet import DETAIL, sheet_rows
-from hidiff.scoring.program import find_data, named_folders, restored_folder
-from hidiff.scoring.sheet import comparison_sheet
+from hidiff.paper.sheet import DETAIL, comparison_sheet, report_rows
+from hidiff.scoring.folders import find_data, restored_folder
 
 MARK = "<!-- Written by `hidiff report`, which replaces this file and its picture. -->"
 
@@ -50,7 +50,7 @@ def check_replaceable(report: Path, picture: Path) -> None:
         )
 
 
-def draw(results: list[Result], data: dict[str, Path], count: int, picture: Path) -> list[str]:
+def draw(results: Results, data: dict[str, Path], count: int, picture: Path) -> list[str]:
     """Write the comparison sheet of everything that was scored and has its images here.
 
     Args:
@@ -65,17 +65,22 @@ def draw(results: list[Result], data: dict[str, Path], count: int, picture: Path
         UserError: the picture cannot be written.
     """
     rows = []
-    scored = {(r.folder, r.dataset): (r.benchmark or r).protocol for r in results}
+    scored = {
+        (folder, scores.dataset): (scores.benchmark or scores).protocol
+        for (folder, _), sets in results.items()
+        for scores in sets
+    }
     for (folder, dataset), protocol in scored.items():
-        source = data.get(dataset) or find_data(dataset)
+        source, restored = data.get(dataset) or find_data(dataset), restored_folder(folder, dataset)
+        title = f"{folder.resolve().name} {dataset}"
         reason = None
         if source is None:
             reason = f"its images are not here; name them with --data {dataset}=DIR"
-        elif not restored_folder(folder, dataset).is_dir():
-            reason = f"{restored_folder(folder, dataset)} does not exist"
+        elif not restored.is_dir():
+            reason = f"{restored} does not exist"
         else:
             try:
-                rows += sheet_rows(folder, dataset, protocol, source, count)
+                rows += report_rows(restored, source, title=title, protocol=protocol, count=count)
             except UserError as error:
                 reason = str(error)
         if reason:
@@ -107,10 +112,10 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         description="Write the paper's tables in Markdown with the figures of result folders "
         "beside the published ones, and a comparison sheet beside it (.png).",
-        epilog="Read are score_*.json of `hidiff score` "
-        "and metrics.json of test.py; where a data set has several scores, the one of the "
-        "published protocol is compared. An earlier report and its picture are replaced, other "
-        "files never. Exit code: 0, or 2 for a mistake in the call.",
+        epilog="Read is the scores.json that test.py and `hidiff score` write; where a data set "
+        "has several scores, the one of the published protocol is compared. An earlier report and "
+        "its picture are replaced, other files never. Exit code: 0, or 2 for a mistake in the "
+        "call.",
     )
     parser.add_argument(
         "--results",
@@ -142,13 +147,14 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--pictures: must be at least 0, not {args.pictures}")
     picture = args.output.with_suffix(".png")
     check_replaceable(args.output, picture)
-    results = []
+    results: Results = {}
     for text in args.results:
         folder, model, guessed = parse_result_folder(text)
         if guessed:
             print(f"{folder}: taken as HI-Diff trained on GoPro; FOLDER=MODEL says otherwise")
-        results += collect_results(folder, model)
-    names = dict.fromkeys([*BENCHMARKS, *(result.dataset for result in results)])
+        results[folder, model] = collect_results(folder)
+    scored = [data.dataset for sets in results.values() for data in sets]
+    names = dict.fromkeys([*BENCHMARKS, *scored])
     data = named_folders(args.data, names, "--data")
     lines = report_lines(results)
     pictures = draw(results, data, args.pictures, picture) if args.pictures else []

@@ -1,73 +1,163 @@
-"""Score restored GoPro and HIDE images with the published protocol, without MATLAB.
+"""Score folders of restored pictures, whoever made them.
 
-    hidiff score --dir results/test_HI_Diff_GoPro
+hidiff score --dir results/test_HI_Diff_GoPro            every benchmark it has, as published
+hidiff score --dir results/NAME --dataset mine --target mine=DIR --protocol basicsr
+hidiff score --restored DIR --target DIR --output DIR    any two folders
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from hidiff.cli.arguments import named_folders
 from hidiff.errors import UserError
 from hidiff.metrics import PROTOCOLS
-from hidiff.scoring.program import (
-    named_folders,
-    plan_job,
-    restored_folder,
-    run_jobs,
-    score_parser,
+from hidiff.metrics.published import BENCHMARKS
+from hidiff.parallel import available_cores
+from hidiff.scoring.files import CSV, JSON, check_replaceable, score_lines, write_scores
+from hidiff.scoring.folders import DATA_FOLDERS, find_data, restored_folder, score_folders
+
+EPILOG = (
+    f"Pairs are matched by name. Written are {JSON} (means, failures, remarks, library versions) "
+    f"and {CSV} (one row per image); earlier scores of the same pictures and protocol in them are "
+    "replaced, all others are kept. Exit code: 0 all images scored, 1 images failed or are missing "
+    "on either side, 2 a mistake in the call. Relative paths count from the current folder."
 )
 
-DATASETS = ("GoPro", "HIDE")
 
+def find_restored(args: argparse.Namespace, datasets: Sequence[str]) -> dict[str, Path]:
+    """The folders of restored pictures, by data set.
 
-def choose_datasets(result: Path, wanted: list[str] | None) -> list[str]:
-    """The wanted data sets, or those that the result folder has.
+    Args:
+        args: of the command line.
+        datasets: looked for in the result folder where the command names none.
 
     Raises:
-        UserError: it has none.
+        UserError: a folder is missing or empty.
     """
-    if wanted:
-        return list(dict.fromkeys(wanted))
-    found = [name for name in DATASETS if restored_folder(result, name).is_dir()]
-    if not found:
-        places = " nor ".join(str(restored_folder(result, name)) for name in DATASETS)
-        raise UserError(
-            f"--dir: there is neither {places}; restore the images first, with test.py and "
-            "val.save_img: true"
-        )
+    if args.restored is not None:
+        found = {(args.dataset or [args.restored.resolve().name])[0]: args.restored}
+    else:
+        found = {name: restored_folder(args.dir, name) for name in args.dataset or datasets}
+        if not args.dataset:
+            there = {name: path for name, path in found.items() if path.is_dir()}
+            found = there or dict(list(found.items())[:1])
+    for name, path in found.items():
+        if not path.is_dir() or not any(path.iterdir()):
+            raise UserError(
+                f"{'--dir' if args.restored is None else '--restored'}: {path} "
+                f"{'is empty' if path.is_dir() else 'does not exist'}; restore the images of "
+                f"{name} first, with test.py and val.save_img: true"
+            )
     return found
 
 
-def main(arguments: Sequence[str]) -> int:
+def find_targets(texts: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
+    """The folders of sharp pictures, by data set: those of --target, else the layout's.
+
+    Raises:
+        UserError: a folder is missing.
+    """
+    if len(texts) == len(names) == 1 and "=" not in texts[0]:
+        targets = {names[0]: Path(texts[0])}
+    else:
+        targets = named_folders(texts, names, "--target")
+    for name in names:
+        data = find_data(name)
+        if name not in targets and data is None:
+            places = " or ".join(f"{path}/target" for path in DATA_FOLDERS.get(name, ()))
+            raise UserError(
+                f"the sharp images of {name} are not in {places or 'any known place'}; run this "
+                f"from the folder that holds datasets/, or name them with --target {name}=DIR"
+            )
+        if not targets.setdefault(name, data and data / "target").is_dir():
+            raise UserError(f"--target {name}: {targets[name]} is no folder")
+    return targets
+
+
+def main(arguments: Sequence[str], datasets: Sequence[str] = tuple(BENCHMARKS)) -> int:
     """Run the command; returns its exit code.
+
+    Args:
+        arguments: of the command line.
+        datasets: looked for where the command line names none.
 
     Raises:
         UserError: a mistake in the call.
     """
-    parser = score_parser(
-        "Score restored images of GoPro and HIDE. The default protocol 'matlab' is the one behind "
-        "Table 2 of the paper (SSIM of the colour image as a volume)."
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    pictures = parser.add_mutually_exclusive_group(required=True)
+    pictures.add_argument(
+        "--dir",
+        type=Path,
+        metavar="DIR",
+        help="result folder of test.py; the restored images are in DIR/visualization/DATASET",
+    )
+    pictures.add_argument(
+        "--restored", type=Path, metavar="DIR", help="folder of restored images; needs --output"
     )
     parser.add_argument(
         "--dataset",
         nargs="+",
-        choices=DATASETS,
-        help="what to score (default: what the result folder has of both)",
+        metavar="NAME",
+        help=f"what to score (default: what the result folder has of {', '.join(datasets)})",
     )
     parser.add_argument(
         "--target",
         nargs="+",
         default=[],
-        metavar="NAME=DIR",
-        help="folders of the sharp images (default: GoPro=datasets/GoPro/test/target "
-        "HIDE=datasets/test/HIDE/target)",
+        metavar="[NAME=]DIR",
+        help="folders of the sharp images (default: where the layout under datasets/ has them)",
     )
-    parser.add_argument("--protocol", choices=PROTOCOLS, default="matlab", help="default: matlab")
+    parser.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        help="default: that of the published scores, for other data sets basicsr",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="where the scores go (default: --dir)"
+    )
+    parser.add_argument(
+        "--suffix",
+        default="",
+        metavar="TEXT",
+        help="end of the restored images' names, where test.py was told a val.suffix (_TEXT)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=available_cores(),
+        metavar="N",
+        help="worker processes, one core each (default: all cores)",
+    )
     args = parser.parse_args(arguments)
-    targets = named_folders(args.target, DATASETS, "--target")
-    jobs = [
-        plan_job(args, name, args.protocol, targets.get(name), f"--target {name}=DIR")
-        for name in choose_datasets(args.dir, args.dataset)
-    ]
-    return run_jobs(args, jobs)
+    output = args.output or args.dir
+    if output is None or (args.restored is not None and len(args.dataset or ["one"]) > 1):
+        parser.error("--restored takes --output, and at most one --dataset")
+    if args.jobs < 1:
+        raise UserError(f"--jobs: must be at least 1, not {args.jobs}")
+    # Everything is checked before the first image is read.
+    restored = find_restored(args, datasets)
+    targets = find_targets(args.target, list(restored))
+    check_replaceable(output)
+    scores = []
+    for name, folder in restored.items():
+        published = BENCHMARKS[name].protocol if name in BENCHMARKS else "basicsr"
+        scores.append(
+            score_folders(
+                folder,
+                targets[name],
+                protocol=args.protocol or published,
+                dataset=name,
+                suffix=args.suffix,
+                jobs=args.jobs,
+            )
+        )
+        write_scores(output, scores)
+    print("\n".join(score_lines(scores)))
+    print(f"written to {output / JSON} and {CSV}")
+    return int(any(data.failed for data in scores))

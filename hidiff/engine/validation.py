@@ -16,13 +16,8 @@ from hidiff.models import DeblurModel
 from hidiff.models.compilation import uncompiled
 from hidiff.models.precision import precision
 from hidiff.options import Options
-from hidiff.scoring.evaluator import (
-    Triptych,
-    build_metrics,
-    cropped_note,
-    evaluate,
-    mean_metrics,
-)
+from hidiff.scoring.evaluator import Triptych, build_metrics, evaluate
+from hidiff.scoring.record import cropped_note, mean_metrics
 
 PICTURES_PER_VALIDATION = 3
 """Validation images shown in TensorBoard."""

@@ -271,7 +271,7 @@ def finished(run: Run) -> bool:
 
 def scored(run: Run) -> bool:
     """Whether its test has ended, in the current folder."""
-    return (RESULTS / run.name / "metrics.json").is_file()
+    return (RESULTS / run.name / "scores.json").is_file()
 
 
 def for_testing(run: Run) -> Options:

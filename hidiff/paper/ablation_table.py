@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hidiff.benchmark.macs import Complexity, model_complexity
 from hidiff.options import Options
 from hidiff.paper.ablation import Run, scored
+from hidiff.scoring.files import read_scores
 from hidiff.weights.experiment import RESULTS
 
 if TYPE_CHECKING:
@@ -83,7 +84,6 @@ def collect(runs: Sequence[Run]) -> list[Row]:
     """
     rows: dict[str, Row] = {}
     for run in filter(scored, runs):
-        report = json.loads((RESULTS / run.name / "metrics.json").read_text(encoding="utf-8"))
         if run.label not in rows:
             complexity = model_complexity(run.content)
             rows[run.label] = Row(
@@ -91,13 +91,14 @@ def collect(runs: Sequence[Run]) -> list[Row]:
             )
         row = rows[run.label]
         row.seeds.append(run.seed)
-        for dataset, result in report["datasets"].items():
-            row.protocols[dataset] = result["protocol"]
-            row.failed += len(result["failed"])
-            row.blurry[dataset] = {m: float(v) for m, v in result["blurry"].items()}
-            for metric, value in result["restored"].items():
-                values = row.scores.setdefault(dataset, {}).setdefault(metric, [])
-                values.append(float(value))
+        for data in read_scores(RESULTS / run.name):
+            if data.source != "test":  # somebody has scored the pictures too
+                continue
+            row.protocols[data.dataset] = data.protocol
+            row.failed += len(data.failed)
+            row.blurry[data.dataset] = data.mean("blurry")
+            for metric, value in data.mean().items():
+                row.scores.setdefault(data.dataset, {}).setdefault(metric, []).append(value)
     return sorted(rows.values(), key=lambda row: row.upper_bound)
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from hidiff.errors import UserError
 from hidiff.metrics.published import (
@@ -14,13 +12,16 @@ from hidiff.metrics.published import (
     HI_DIFF,
     HI_DIFF_2,
     TABLES,
-    Benchmark,
-    Published,
     Score,
     find_row,
 )
-from hidiff.scoring.files import read_json, read_scores
+from hidiff.scoring.files import JSON, read_scores
+from hidiff.scoring.record import SetScores
+from hidiff.tables import markdown_table
 from hidiff.typecheck import suggestion
+
+Results = dict[tuple[Path, str], list[SetScores]]
+"""The scores of result folders, by the folder and the model that it is of, a key of `MODELS`."""
 
 MODELS: Mapping[str, Mapping[int, str]] = {
     "HI-Diff-2": {4: HI_DIFF_2},
@@ -43,50 +44,6 @@ TITLES = {
     3: "trained and tested on the same part of RealBlur",
     4: "model sizes, PSNR on GoPro",
 }
-
-
-@dataclass(frozen=True)
-class Result:
-    """The score of one result folder on one data set.
-
-    Args:
-        folder: the result folder.
-        model: a key of `MODELS`.
-        dataset: its name in the result folder.
-        protocol: one of `hidiff.metrics.PROTOCOLS`.
-        source: name of the file that says so.
-        images: how many are in the mean.
-        psnr, ssim: the means; PSNR in dB.
-        remarks: what keeps the score from being the benchmark's.
-        versions: of the libraries.
-    """
-
-    folder: Path
-    model: str
-    dataset: str
-    protocol: str
-    source: str
-    images: int
-    psnr: float
-    ssim: float | None
-    remarks: tuple[str, ...] = ()
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def benchmark(self) -> Benchmark | None:
-        """The benchmark of that name, if it is one."""
-        return BENCHMARKS.get(self.dataset)
-
-    def difference(self, published: Score) -> tuple[float | None, float | None]:
-        """PSNR and SSIM minus published ones; None where the protocols make them incomparable."""
-        assert self.benchmark is not None
-        wanted = self.benchmark.protocol
-        # The two differ in SSIM only.
-        same_psnr = self.protocol == wanted or {self.protocol, wanted} == {"basicsr", "matlab"}
-        psnr = self.psnr - published.psnr if same_psnr else None
-        if self.protocol != wanted or self.ssim is None or published.ssim is None:
-            return psnr, None
-        return psnr, self.ssim - published.ssim
 
 
 def guess_model(name: str) -> str | None:
@@ -123,103 +80,36 @@ def parse_result_folder(text: str) -> tuple[Path, str, bool]:
     return path, model or guess or "GoPro", not (model or guess)
 
 
-def collect_results(folder: Path, model: str) -> list[Result]:
-    """All scores that are in a result folder.
-
-    Read are the score_*.json files of the scoring programs and test.py's metrics.json.
+def collect_results(folder: Path) -> list[SetScores]:
+    """The scores in a result folder that have a PSNR.
 
     Raises:
-        UserError: there are none, or a file is damaged.
+        UserError: there are none, or the file is damaged.
     """
-    results = []
-    readers = [(path, _from_scores) for path in sorted(folder.glob("score_*.json"))]
-    if (folder / "metrics.json").is_file():
-        readers.append((folder / "metrics.json", _from_metrics))
-    if not readers:
+    if not (folder / JSON).is_file():
         raise UserError(
-            f"{folder} holds no scores (score_*.json or metrics.json); make them with test.py, "
-            "scripts/evaluate_gopro_hide.py --dir or evaluate_realblur.py --dir"
+            f"{folder} holds no {JSON}; make it with test.py or `hidiff score --dir {folder}`"
         )
-    for path, read in readers:
-        try:
-            results += read(path, folder, model)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{path}: not what this project's programs write; remove it") from None
-    return results
+    return [scores for scores in read_scores(folder) if "psnr" in plain_mean(scores)]
 
 
-def _from_scores(path: Path, folder: Path, model: str) -> list[Result]:
-    content = read_scores(path)
-    mean, counts = content["mean"], content["counts"]
-    if not mean:
-        return []
-    remarks = _remarks(counts["failed"], counts["unaligned"])
-    return [
-        _result(folder, model, content["dataset"], content["protocol"], path, counts["scored"],
-                mean, remarks, content["versions"])
-    ]  # fmt: skip
+def plain_mean(scores: SetScores) -> dict[str, float]:
+    """The means of PSNR and SSIM that are what their names say, on the whole image in RGB."""
+    plain = {}
+    for name, value in scores.mean().items():
+        section = scores.settings.get("metrics", {}).get(name)
+        if scores.protocol != "basicsr" or section is None or (
+            section.get("type") == f"calculate_{name}"
+            and not section.get("crop_border")
+            and not section.get("test_y_channel")
+        ):  # fmt: skip
+            plain[name] = value
+    return plain
 
 
-def _from_metrics(path: Path, folder: Path, model: str) -> list[Result]:
-    content = read_json(path)
-    results = []
-    for dataset, data in content["datasets"].items():
-        protocol = data["protocol"]
-        mean = {
-            name: value
-            for name, value in data["restored"].items()
-            if protocol != "basicsr" or _is_plain(name, content["metrics"].get(name))
-        }
-        if "psnr" not in mean:
-            continue
-        remarks = _remarks(len(data["failed"]), len(data["unaligned"]))
-        if content["upper_bound"]:
-            remarks.append("stage 1 sees the sharp image: an upper bound, no deblurring score")
-        results.append(
-            _result(folder, model, dataset, protocol, path, data["scored"], mean, remarks,
-                    content["versions"])
-        )  # fmt: skip
-    return results
-
-
-def _is_plain(name: str, section: Mapping[str, Any] | None) -> bool:
-    """Whether a metric of `val.metrics` is what its name says, on the whole image in RGB."""
-    return section is None or (
-        section.get("type") == f"calculate_{name}"
-        and not section.get("crop_border")
-        and not section.get("test_y_channel")
-    )
-
-
-def _remarks(failed: int, unaligned: int | None) -> list[str]:
-    remarks = [f"{failed} images failed"] if failed else []
-    if unaligned:
-        remarks.append(f"{unaligned} images scored without alignment")
-    return remarks
-
-
-def _result(
-    folder: Path,
-    model: str,
-    dataset: str,
-    protocol: str,
-    path: Path,
-    images: int,
-    mean: Mapping[str, Any],
-    remarks: list[str],
-    versions: Mapping[str, str],
-) -> Result:
-    benchmark = BENCHMARKS.get(dataset)
-    if benchmark is not None and images != benchmark.images:
-        remarks = [f"{images} images; the benchmark has {benchmark.images}", *remarks]
-    if benchmark is not None and protocol != benchmark.protocol:
-        remarks = [*remarks, f"protocol {protocol}, the published scores: {benchmark.protocol}"]
-    psnr, ssim = (float(mean[n]) if n in mean else None for n in ("psnr", "ssim"))
-    return Result(
-        folder, model, dataset, protocol, path.name, images, psnr, ssim, tuple(remarks), versions
-    )
+def _remarks(scores: SetScores) -> list[str]:
+    failed = len(scores.failed)
+    return [*([f"{failed} images have no score"] if failed else []), *scores.remarks()]
 
 
 class _Footnotes:
@@ -240,36 +130,37 @@ class _Footnotes:
         return [f"- [{number}] {text}" for number, text in enumerate(self.texts, start=1)]
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A table in Markdown, one line each."""
-    lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+def _cells(scores: SetScores, published: Score, digits: int) -> tuple[str, str]:
+    """The score and its difference from a published one, with SSIM if that has it.
+
+    Where the protocols differ, so that the two cannot be compared, there is a dash.
+    """
+    mean, wanted = plain_mean(scores), BENCHMARKS[scores.dataset].protocol
+    own, differences = [f"{mean['psnr']:.2f}"], ["–"]
+    # These two differ in SSIM only.
+    if scores.protocol == wanted or {scores.protocol, wanted} == {"basicsr", "matlab"}:
+        differences = [f"{mean['psnr'] - published.psnr:+.2f}"]
+    if published.ssim is not None:
+        same = scores.protocol == wanted and "ssim" in mean
+        differences.append(f"{mean['ssim'] - published.ssim:+.{digits}f}" if same else "–")
+        if "ssim" in mean:
+            own.append(f"{mean['ssim']:.{digits}f}")
+    return " / ".join(own), " / ".join(differences)
 
 
-def _score_text(psnr: float, ssim: float | None, digits: int) -> str:
-    return f"{psnr:.2f}" if ssim is None else f"{psnr:.2f} / {ssim:.{digits}f}"
-
-
-def _difference_text(psnr: float | None, ssim: float | None, digits: int, *, pair: bool) -> str:
-    texts = ["–" if psnr is None else f"{psnr:+.2f}"]
-    if pair:
-        texts.append("–" if ssim is None else f"{ssim:+.{digits}f}")
-    return " / ".join(texts)
-
-
-def best_results(results: Iterable[Result]) -> dict[str, Result]:
-    """For each benchmark the result to compare: that of its own protocol, if there is one."""
-    best: dict[str, Result] = {}
-    for result in results:
-        if result.benchmark is None:
-            continue
-        known = best.get(result.dataset)
-        if known is None or known.protocol != known.benchmark.protocol == result.protocol:
-            best[result.dataset] = result
+def best_scores(sets: Iterable[SetScores]) -> dict[str, SetScores]:
+    """For each benchmark the scores to compare: those of its own protocol, if there are any."""
+    best: dict[str, SetScores] = {}
+    for scores in sets:
+        benchmark, known = scores.benchmark, best.get(scores.dataset)
+        if benchmark is not None and (
+            known is None or known.protocol != benchmark.protocol == scores.protocol
+        ):
+            best[scores.dataset] = scores
     return best
 
 
-def table_lines(number: int, results: Iterable[Result]) -> list[str]:
+def table_lines(number: int, results: Results) -> list[str]:
     """One table of the paper with the rows that the results add to it; empty when there are none.
 
     Args:
@@ -279,20 +170,23 @@ def table_lines(number: int, results: Iterable[Result]) -> list[str]:
     benchmarks = [name for name in BENCHMARKS if any(name in row.scores for row in rows)]
     sizes = rows[-1].parameters is not None
     digits = 4 if number == 1 else 3
-    groups: dict[tuple[Path, str], list[Result]] = {}
-    for result in results:
-        # Table 3 tests each model on the part of RealBlur that it was trained on.
-        if number in MODELS[result.model] and (number != 3 or result.dataset == result.model):
-            groups.setdefault((result.folder, result.model), []).append(result)
-
     notes = _Footnotes()
     ours: list[list[str]] = []
-    for (folder, model), members in groups.items():
-        best = best_results(members)
-        shown = [best.get(name) for name in benchmarks]
-        if any(shown):
+    for (folder, model), sets in results.items():
+        best = best_scores(sets) if number in MODELS[model] else {}
+        # Table 3 tests each model on the part of RealBlur that it was trained on.
+        shown = {n: best[n] for n in benchmarks if n in best and (number != 3 or n == model)}
+        if shown:
             row = find_row(number, MODELS[model][number])
-            ours += _own_rows(folder, row, shown, notes, digits, sizes)
+            cells = {n: _cells(scores, row.scores[n], digits) for n, scores in shown.items()}
+            blank = ["", ""] if sizes else []
+            own = [
+                cells[n][0] + notes.marks(_remarks(shown[n])) if n in cells else ""
+                for n in benchmarks
+            ]
+            differences = [cells[n][1] if n in cells else "" for n in benchmarks]
+            ours.append([f"**this project**, {folder.resolve().name}", *blank, *own])
+            ours.append([f"difference from {row.method}", *blank, *differences])
     if not ours:
         return []
     header = ["method", *(["parameters (M)", "MACs (G)"] if sizes else [])]
@@ -303,7 +197,7 @@ def table_lines(number: int, results: Iterable[Result]) -> list[str]:
             row.method,
             *([f"{row.parameters:.2f}", f"{row.macs:.2f}"] if sizes else []),
             *(
-                _score_text(*row.scores[name], digits) if name in row.scores else "N/A"
+                _published(row.scores[name], digits) if name in row.scores else "N/A"
                 for name in benchmarks
             ),
         ]
@@ -319,60 +213,42 @@ def table_lines(number: int, results: Iterable[Result]) -> list[str]:
     ]
 
 
-def _own_rows(
-    folder: Path,
-    published: Published,
-    shown: Sequence[Result | None],
-    notes: _Footnotes,
-    digits: int,
-    sizes: bool,
-) -> list[list[str]]:
-    """The row of a result folder, and that of its differences from the published one."""
-    scores = [f"**this project**, {folder.resolve().name}", *(["", ""] if sizes else [])]
-    differences = [f"difference from {published.method}", *(["", ""] if sizes else [])]
-    for result in shown:
-        if result is None:
-            scores.append("")
-            differences.append("")
-            continue
-        row = published.scores[result.dataset]
-        ssim = result.ssim if row.ssim is not None else None
-        scores.append(_score_text(result.psnr, ssim, digits) + notes.marks(result.remarks))
-        differences.append(
-            _difference_text(*result.difference(row), digits, pair=row.ssim is not None)
-        )
-    return [scores, differences]
+def _published(score: Score, digits: int) -> str:
+    ssim = "" if score.ssim is None else f" / {score.ssim:.{digits}f}"
+    return f"{score.psnr:.2f}{ssim}"
 
 
-def all_scores_lines(results: Iterable[Result], title: str = "All scores") -> list[str]:
+def all_scores_lines(results: Results, title: str = "All scores") -> list[str]:
     """Every one of the scores, with its protocol, count and source."""
-    rows = [
-        [
-            result.folder.resolve().name,
-            result.dataset,
-            result.protocol,
-            str(result.images),
-            f"{result.psnr:.4f}",
-            "–" if result.ssim is None else f"{result.ssim:.4f}",
-            "; ".join(result.remarks),
-            result.source,
-        ]
-        for result in results
-    ]
-    header = ["folder", "data set", "protocol", "images", "PSNR (dB)", "SSIM", "remarks", "file"]
+    rows = []
+    for (folder, _), sets in results.items():
+        for scores in sets:
+            mean = plain_mean(scores)
+            rows.append(
+                [
+                    folder.resolve().name,
+                    *scores.key,
+                    str(len(scores.scored)),
+                    f"{mean['psnr']:.4f}",
+                    f"{mean['ssim']:.4f}" if "ssim" in mean else "–",
+                    "; ".join(_remarks(scores)),
+                ]
+            )
+    header = ["folder", "data set", "protocol", "source", "images", "PSNR (dB)", "SSIM", "remarks"]
     return [f"## {title}", "", *markdown_table(header, rows), ""]
 
 
-def version_lines(results: Iterable[Result]) -> list[str]:
+def version_lines(results: Results) -> list[str]:
     """The library versions behind the scores, each combination once."""
     texts = dict.fromkeys(
-        ", ".join(f"{name} {version}" for name, version in result.versions.items())
-        for result in results
+        ", ".join(f"{name} {version}" for name, version in scores.versions.items())
+        for sets in results.values()
+        for scores in sets
     )
     return ["## Versions", "", *(f"- {text}" for text in texts), ""]
 
 
-def report_lines(results: Sequence[Result]) -> list[str]:
+def report_lines(results: Results) -> list[str]:
     """The tables 2, 3, 4 and 1, as far as the results add rows to them, then all scores.
 
     Data sets that are none of the paper's have a section of their own, without published figures.
@@ -381,14 +257,15 @@ def report_lines(results: Sequence[Result]) -> list[str]:
         UserError: none of the results belongs into a table or that section.
     """
     tables = [line for number in (2, 3, 4, 1) for line in table_lines(number, results)]
-    own = [result for result in results if result.benchmark is None]
-    if own:
+    own = {key: [s for s in sets if s.benchmark is None] for key, sets in results.items()}
+    if any(own.values()):
         tables += all_scores_lines(own, "Other data sets, not in the paper")
     if not tables:
-        found = ", ".join(sorted({f"{r.dataset} as {r.model}" for r in results})) or "none"
+        found = sorted({f"{s.dataset} as {model}" for (_, model), v in results.items() for s in v})
         raise UserError(
-            f"no score of these folders belongs into a table of the paper (found: {found}). The "
-            f"tables have the data sets {', '.join(BENCHMARKS)}, and Table 3 each part of RealBlur "
+            "no score of these folders belongs into a table of the paper (found: "
+            f"{', '.join(found) or 'none'}). The tables have the data sets "
+            f"{', '.join(BENCHMARKS)}, and Table 3 each part of RealBlur "
             "with the model trained on it; --results FOLDER=MODEL says which model a folder is of "
             f"({', '.join(MODELS)})"
         )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +18,6 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from hidiff.data.image import to_uint8, write_image
-from hidiff.data.pairs import listing
 from hidiff.data.transforms import SYMMETRIES, Normalization, symmetry, undo_symmetry
 from hidiff.errors import UserError
 from hidiff.metrics import evaluate_pair
@@ -29,30 +27,12 @@ from hidiff.models.memory import memory_errors
 from hidiff.options import Section, ValOptions
 from hidiff.parallel import Group, run_in_order, thread_count
 from hidiff.registry import METRICS
+from hidiff.scoring.record import ImageScore
 
 Scorer = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
 """From a restored and a sharp image, (H, W, 3) uint8 RGB, to metrics by name."""
 
 Triptych = tuple[np.ndarray, ...]
-
-
-@dataclass
-class ImageResult:
-    """What became of one image.
-
-    `restored` and `blurry` hold the metrics of the restored and of the input image against the
-    sharp one; they are empty without ground truth. `aligned` among them says whether the protocol
-    `realblur` could align the image. `cropped` says that the sharp image was larger and only its
-    part at the top left was used. `error` says why the image has no result.
-    """
-
-    index: int
-    name: str
-    restored: dict[str, float] = field(default_factory=dict)
-    blurry: dict[str, float] = field(default_factory=dict)
-    seconds: float = math.nan
-    cropped: bool = False
-    error: str | None = None
 
 
 def build_metrics(sections: Mapping[str, Section]) -> Scorer:
@@ -166,7 +146,8 @@ def restore_item(
 class _Job:
     """An image on its way: the item until it is restored, uint8 pictures as they come."""
 
-    result: ImageResult
+    index: int
+    score: ImageScore
     item: Mapping[str, Any] | None = None
     blurry: np.ndarray | None = None
     sharp: np.ndarray | None = None
@@ -179,12 +160,12 @@ class _Job:
         return tuple(picture for picture in pictures if picture is not None)
 
 
-def _read(dataset: Dataset, index: int) -> _Job:
-    result = ImageResult(index, dataset.pairs[index].name)
+def _read(dataset: Dataset, seed: int, index: int) -> _Job:
+    score = ImageScore(dataset.pairs[index].name, seed)
     try:
-        with memory_errors(f"{result.name}: no memory to read it", "lower val.num_workers"):
+        with memory_errors(f"{score.name}: no memory to read it", "lower val.num_workers"):
             item = dataset[index]
-            result.cropped = "cropped" in item
+            score.cropped = "cropped" in item
             pictures = {
                 # Not with torch, which starts a pool of its own for each thread that calls it.
                 side: np.ascontiguousarray(to_uint8(item[side].permute(1, 2, 0).numpy()))
@@ -192,9 +173,9 @@ def _read(dataset: Dataset, index: int) -> _Job:
                 if side in item
             }
     except UserError as error:
-        result.error = str(error)
-        return _Job(result)
-    return _Job(result, item, pictures["lq"], pictures.get("gt"))
+        score.error = str(error)
+        return _Job(index, score)
+    return _Job(index, score, item, pictures["lq"], pictures.get("gt"))
 
 
 def _score(job: _Job, scorer: Scorer, score_blurry: bool) -> None:
@@ -202,12 +183,11 @@ def _score(job: _Job, scorer: Scorer, score_blurry: bool) -> None:
         return
     try:
         with memory_errors("no memory for its scores", "lower val.num_workers"):
-            restored = dict(scorer(job.restored, job.sharp))
-            if score_blurry:
-                job.result.blurry = dict(scorer(job.blurry, job.sharp))
-            job.result.restored = restored
+            restored = scorer(job.restored, job.sharp)
+            blurry = scorer(job.blurry, job.sharp) if score_blurry else None
+            job.score.set_scores(restored, blurry)
     except UserError as error:
-        job.result.error = f"restored but not scored: {error}"
+        job.score.error = f"restored but not scored: {error}"
 
 
 def evaluate(
@@ -223,16 +203,16 @@ def evaluate(
     picture_path: Callable[[str], Path] | None = None,
     on_unwritten: Callable[[UserError], None] | None = None,
     on_triptych: Callable[[int, str, Triptych], None] | None = None,
-    on_result: Callable[[ImageResult], None] | None = None,
-    done: Mapping[int, ImageResult] | None = None,
+    on_score: Callable[[int, ImageScore], None] | None = None,
+    done: Mapping[int, ImageScore] | None = None,
     num_workers: int | Literal["auto"] = "auto",
     stop: Callable[[], bool] = lambda: False,
     pbar: bool = True,
-) -> list[ImageResult]:
+) -> list[ImageScore]:
     """Restore and score every image of a data set once.
 
     The processes take the images in turn. An image that is damaged or too large for the memory gets
-    a result with an error; the rest goes on.
+    a score with an error; the rest goes on.
 
     Args:
         model: the unwrapped model; it is left in the mode it was in.
@@ -247,9 +227,9 @@ def evaluate(
         on_unwritten: told why a picture could not be written; None ends the evaluation there.
         on_triptych: called with (index, name, (blurry, restored[, sharp])) uint8 RGB on the
             process that restored it, in order.
-        on_result: called with each new result on the process that it is of, in order, when its
-            picture is written.
-        done: results by index that are there already, the same on every process; these images are
+        on_score: called with (index, score) on the process that restored the image, in order, when
+            its picture is written.
+        done: scores by index that are there already, the same on every process; these images are
             not restored again.
         num_workers: threads, see `hidiff.parallel.thread_count`; they change nothing in the
             results.
@@ -257,7 +237,7 @@ def evaluate(
         pbar: show a progress bar on a terminal.
 
     Returns:
-        On every process the results of all images, in the data set's order; fewer than the data
+        On every process the scores of all images, in the data set's order; fewer than the data
         set has images where one process has stopped.
 
     Raises:
@@ -278,9 +258,9 @@ def evaluate(
                     normalization=getattr(dataset, "normalization", None),
                 )
             )
-            job.result.seconds = time.perf_counter() - started
+            job.score.seconds = time.perf_counter() - started
         except UserError as error:
-            job.result.error = str(error)
+            job.score.error = str(error)
         job.item = None
         return job
 
@@ -289,7 +269,7 @@ def evaluate(
             _score(job, scorer, score_blurry)
             if picture_path is not None:
                 try:
-                    write_image(picture_path(job.result.name), job.restored)
+                    write_image(picture_path(job.score.name), job.restored)
                 except UserError as error:
                     if on_unwritten is None:
                         raise
@@ -301,48 +281,26 @@ def evaluate(
     mine = remaining[processes.rank :: processes.world_size]
     jobs = run_in_order(
         mine,
-        read=functools.partial(_read, dataset),
+        read=functools.partial(_read, dataset, seed),
         work=restore,
         finish=finish,
         workers=thread_count(num_workers, processes.device),
     )
     hidden = None if processes.is_main and pbar else True
-    results = []
+    scores = dict(done)
     training = model.training
     model.eval()
     try:
         with closing(jobs):
             for job in tqdm(jobs, label, len(mine), leave=False, disable=hidden):
-                results.append(job.result)
+                scores[job.index] = job.score
                 if on_triptych is not None and job.restored is not None:
-                    on_triptych(job.result.index, job.result.name, job.triptych)
-                if on_result is not None:
-                    on_result(job.result)
+                    on_triptych(job.index, job.score.name, job.triptych)
+                if on_score is not None:
+                    on_score(job.index, job.score)
                 if stop():
                     break
     finally:
         model.train(training)
-    everyone = [result for part in processes.gather(results) for result in part]
-    return sorted([*everyone, *done.values()], key=lambda result: result.index)
-
-
-def cropped_note(results: list[ImageResult]) -> str | None:
-    """That sharp images were larger than the blurry ones; None if none was."""
-    names = [result.name for result in results if result.cropped]
-    if not names:
-        return None
-    return (
-        f"{len(names)} sharp images are larger than the blurry ones; of these the part at the top "
-        f"left was used ({listing(names)})"
-    )
-
-
-def mean_metrics(results: list[ImageResult], which: str = "restored") -> dict[str, float]:
-    """The mean of every metric over the scored images; `which` is 'restored' or 'blurry'.
-
-    Infinite values (identical images) make an infinite mean, as they should.
-    """
-    rows = [getattr(result, which) for result in results if getattr(result, which)]
-    if not rows:
-        return {}
-    return {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    everyone = {i: score for part in processes.gather(scores) for i, score in part.items()}
+    return [everyone[index] for index in sorted(everyone)]

@@ -20,6 +20,7 @@ from hidiff.engine.trainer import Trainer
 from hidiff.models import Stage2
 from hidiff.options import parse_options
 from hidiff.scoring import evaluator
+from hidiff.scoring.files import read_scores
 from hidiff.scoring.test_run import run_test
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -161,7 +162,7 @@ def test_a_test_survives_a_lost_console(trained, data, monkeypatch):
     with broken_console():
         start_logging(is_main=True)
         assert run_test(parse_options({**test_options(data), "name": "lost_console"}), ALONE)
-    assert Path("results/lost_console/metrics.json").exists()
+    assert Path("results/lost_console/scores.json").exists()
 
 
 def test_train_py_without_a_console_ends_with_success(tmp_path):
@@ -229,6 +230,7 @@ def test_images_without_memory_leave_the_rest_of_a_test(trained, data, monkeypat
         monkeypatch.setattr(evaluator, name, replacement)
     options = {**test_options(data), "name": f"memory_{where}"}
     assert not run_test(parse_options(options), ALONE)
-    report = Path(f"results/memory_{where}/metrics.json").read_text()
-    assert '"scored": 1' in report
-    assert "scene-000" in report and "memory" in report
+    (scores,) = read_scores(Path(f"results/memory_{where}"))
+    assert len(scores.scored) == 1
+    assert list(scores.failed) == ["scene-000"]
+    assert "memory" in scores.failed["scene-000"]

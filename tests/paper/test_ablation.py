@@ -184,7 +184,7 @@ def test_the_table_holds_mean_and_deviation_over_the_seeds(done):
     ]
     values = {"psnr": [], "ssim": []}
     for seed in (0, 1):
-        with (output / f"results/ablation_T_2_seed{seed}/metrics.csv").open() as file:
+        with (output / f"results/ablation_T_2_seed{seed}/scores.csv").open() as file:
             rows = list(csv.DictReader(file))
         assert len(rows) == 2
         for metric, of_seeds in values.items():

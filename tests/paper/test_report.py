@@ -1,6 +1,5 @@
 """hidiff report: the paper's tables with figures of result folders beside them."""
 
-import json
 from pathlib import Path
 
 import cv2
@@ -13,45 +12,31 @@ from hidiff.errors import UserError
 from hidiff.metrics import calculate_psnr
 from hidiff.metrics.published import BENCHMARKS
 from hidiff.paper.report import guess_model, parse_result_folder
-from hidiff.scoring.files import score_paths, write_scores
-from hidiff.scoring.folders import FolderScores, ImageScore
+from hidiff.scoring.files import write_scores
+from hidiff.scoring.record import ImageScore, SetScores
 
 
 def add_scores(
     folder: Path, dataset: str, psnr: float, ssim: float, *, protocol: str | None = None,
-    count: int | None = None, failed: int = 0, unaligned: int = 0,
+    count: int | None = None, failed: int = 0, unaligned: int = 0, **others,
 ) -> None:  # fmt: skip
-    """A score file as the scoring programs write it; complete unless `count` says otherwise."""
+    """Scores of a data set, complete unless `count` says otherwise."""
     benchmark = BENCHMARKS.get(dataset)
     count = count or (benchmark.images if benchmark else 3)
     protocol = protocol or benchmark.protocol
-    images = [ImageScore(f"{i:04}", psnr, ssim, i >= unaligned) for i in range(count)]
+    images = [
+        ImageScore(f"{i:04}", restored={"psnr": psnr, "ssim": ssim}, aligned=i >= unaligned)
+        for i in range(count)
+    ]
     images += [ImageScore(f"bad{i}", error="damaged") for i in range(failed)]
-    scores = FolderScores(protocol, dataset, Path("r"), Path("t"), tuple(images))
-    write_scores(scores, *score_paths(folder, dataset, protocol))
+    write_scores(folder, [SetScores(dataset, protocol, "pictures", images, target="t", **others)])
 
 
 def add_metrics(folder: Path, **changes) -> None:
-    """test.py's metrics.json with GoPro scored by `val.metrics`."""
-    content = {
-        "name": folder.name,
-        "upper_bound": False,
-        "metrics": {name: {"type": f"calculate_{name}"} for name in ("psnr", "ssim")},
-        "datasets": {
-            "GoPro": {
-                "protocol": "basicsr",
-                "images": 1111,
-                "scored": 1111,
-                "failed": {},
-                "restored": {"psnr": 33.0, "ssim": 0.93},
-                "unaligned": [],
-            }
-        },
-        "versions": {"hidiff": "0.1.0"},
-        **changes,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(content))
+    """GoPro as test.py scores it by `val.metrics`, the options of which are in `metrics`."""
+    changes.setdefault("metrics", {name: {"type": f"calculate_{name}"} for name in ("psnr", "ssim")})
+    settings = {"metrics": changes.pop("metrics")}
+    add_scores(folder, "GoPro", 33.0, 0.93, protocol="basicsr", settings=settings, **changes)
 
 
 def row(report: str, start: str) -> list[str]:
@@ -99,7 +84,7 @@ def test_table_2_beside_the_published_figures(folder, report):
     assert row(table, "difference from HI-Diff (ours)")[1:] == [
         "+0.07 / +0.001", "-0.10 / -0.001", "", "+0.00 / +0.001",
     ]  # fmt: skip
-    assert "- [1] 4 images scored without alignment" in table
+    assert "- [1] no alignment was found for 4 of 980 images" in table
     assert "## Table 3" not in text
     assert row(text.split("## Table 4")[1].split("## All")[0], "difference")[3] == "+0.07"
 
@@ -108,7 +93,7 @@ def test_incomplete_counts_and_failures_are_marked(folder, report):
     add_scores(folder / "a_GoPro", "GoPro", 33.0, 0.96, count=1110, failed=1)
     text = report("a_GoPro").split("## Table 4")[0]
     assert row(text, "**this project**")[1] == "33.00 / 0.960 [1] [2]"
-    assert "- [1] 1110 images; the benchmark has 1111\n- [2] 1 images failed" in text
+    assert "- [1] 1 images have no score\n- [2] 1110 images; the benchmark GoPro has 1111" in text
 
 
 def test_table_3_takes_each_model_on_its_own_part(folder, report):
@@ -146,13 +131,12 @@ def test_scores_of_test_py_and_their_protocol(folder, report):
     text = report("a_GoPro").split("## Table 4")[0]
     assert row(text, "**this project**")[1] == "33.00 / 0.930 [1]"
     assert row(text, "difference")[1] == "-0.33 / –"
-    assert "- [1] protocol basicsr, the published scores: matlab" in text
+    assert "'basicsr'" in text.split("- [1]")[1]
     add_scores(folder / "a_GoPro", "GoPro", 33.0, 0.962)
     text = report("a_GoPro")
     assert row(text.split("## Table 4")[0], "**this project**")[1] == "33.00 / 0.962"
     listed = [line for line in text.split("## All")[1].splitlines() if line.startswith("| a_GoPro")]
-    assert [line.split("|")[3].strip() for line in listed] == ["matlab", "basicsr"]
-    assert listed[1].rstrip(" |").endswith("metrics.json")
+    assert [line.split("|")[3].strip() for line in listed] == ["basicsr", "matlab"]
 
 
 def test_realblur_without_alignment_is_not_compared(folder, report):
@@ -173,15 +157,15 @@ def test_upper_bounds_and_other_metrics_of_test_py(folder, report):
     )
     text = report("a_GoPro").split("## Table 4")[0]
     assert row(text, "**this project**")[1] == "33.00 [1] [2]"
-    assert "stage 1 sees the sharp image: an upper bound" in text
+    assert "upper bound" in text.split("- [1]")[1]
     add_metrics(folder / "a_GoPro", metrics={"psnr": {"type": "calculate_psnr", "crop_border": 4}})
-    with pytest.raises(UserError, match="no score of these folders belongs into a table"):
+    with pytest.raises(UserError, match="none"):
         report("a_GoPro")
 
 
 def test_folders_that_give_nothing_say_so(folder, report):
     (folder / "empty").mkdir()
-    with pytest.raises(UserError, match="empty holds no scores .*make them with test.py"):
+    with pytest.raises(UserError, match=r"empty .*scores\.json"):
         report("empty")
     with pytest.raises(UserError, match="nowhere is no folder"):
         report("nowhere")
@@ -193,19 +177,11 @@ def test_folders_that_give_nothing_say_so(folder, report):
     assert not (folder / "report.md").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("score_GoPro_matlab.json", "{", "score_GoPro_matlab.json: no JSON"),
-        ("score_GoPro_matlab.json", "{}", "does not hold the scores of a folder"),
-        ("metrics.json", "[]", "expected a JSON object"),
-        ("metrics.json", '{"datasets": 3, "metrics": {}}', "not what this project's programs"),
-    ],
-)
-def test_damaged_score_files_are_named(folder, report, name, text, message):
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"kind": "hidiff scores", "sets": [{}]}'])
+def test_damaged_scores_are_named(folder, report, text):
     (folder / "a").mkdir()
-    (folder / "a" / name).write_text(text)
-    with pytest.raises(UserError, match=message):
+    (folder / "a/scores.json").write_text(text)
+    with pytest.raises(UserError, match=r"a/scores\.json"):
         report("a")
 
 

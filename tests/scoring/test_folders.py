@@ -1,8 +1,9 @@
-"""Scoring folders: pairing, failures, worker processes, warnings and the files written."""
+"""Scoring folders of pictures: pairing, failures, workers, and the command `hidiff score`."""
 
-import csv
-import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -11,18 +12,13 @@ import pytest
 from golden_values import load_arrays, load_json
 from small_data import picture, write_rgb
 
+from hidiff.cli.score import main
 from hidiff.errors import UserError
 from hidiff.metrics import evaluate_pair
-from hidiff.metrics.published import BENCHMARKS, TABLES, find_row, hi_diff_scores
-from hidiff.prepare.check import LAYOUT
-from hidiff.scoring.files import (
-    CSV_HEADER,
-    check_replaceable,
-    read_scores,
-    score_paths,
-    write_scores,
-)
-from hidiff.scoring.folders import FolderScores, ImageScore, score_folders
+from hidiff.scoring.files import read_scores
+from hidiff.scoring.folders import score_folders
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture
@@ -40,13 +36,6 @@ def score(folder, protocol="matlab", dataset="set", **options):
         folder / "restored", folder / "target", protocol=protocol, dataset=dataset,
         progress=False, **options,
     )  # fmt: skip
-
-
-def scores_of(dataset: str, psnr: float, count: int = 1, **options) -> FolderScores:
-    images = tuple(ImageScore(str(index), psnr, 0.9) for index in range(count))
-    protocol = options.pop("protocol", BENCHMARKS[dataset].protocol)
-    target = Path(options.pop("target", "datasets/test/x/target"))
-    return FolderScores(protocol, dataset, Path("restored"), target, images, **options)
 
 
 def test_golden_images_as_files(tmp_path):
@@ -70,39 +59,25 @@ def test_every_score_is_that_of_its_own_pair(folders):
     assert [image.name for image in result.images] == list("01234")
     for image in result.images:
         sharp = picture(int(image.name), 32, 40)
-        expected = evaluate_pair(cv2.blur(sharp, (3, 3)), sharp, "matlab")
-        assert (image.psnr, image.ssim) == (expected["psnr"], expected["ssim"])
+        assert image.restored == evaluate_pair(cv2.blur(sharp, (3, 3)), sharp, "matlab")
         assert image.aligned is None
-    assert result.all_scored
+    assert not result.failed
 
 
 def test_pairs_are_matched_by_name_not_by_position(folders):
     (folders / "restored/0.png").unlink()
     (folders / "target/4.png").unlink()
     result = score(folders)
-    assert [image.name for image in result.images] == ["1", "2", "3"]
-    assert result.missing_restored == ("0",)
-    assert result.missing_target == ("4",)
-    assert not result.all_scored
-    assert len({image.psnr for image in result.images}) == 3
-    assert min(image.psnr for image in result.images) > 25
+    assert [image.name for image in result.scored] == ["1", "2", "3"]
+    assert result.failed == {"0": "no restored image", "4": "no sharp image"}
+    assert min(image.restored["psnr"] for image in result.scored) > 25
 
 
-def test_worker_processes_change_nothing(folders):
+def test_workers_change_nothing(folders):
     (folders / "restored/2.png").write_bytes(b"\x89PNG")
     alone, shared = score(folders, jobs=1), score(folders, jobs=2)
     assert alone == shared
     assert len(alone.scored) == 4
-    assert alone.summary() == shared.summary()
-
-
-def test_mean_is_the_exact_mean(folders):
-    result = score(folders)
-    expected = math.fsum(image.psnr for image in result.images) / 5
-    assert result.mean()["psnr"] == expected
-    values = (1e16, 1.0, -1e16, 1.0)
-    images = tuple(ImageScore(str(i), value, 0.0) for i, value in enumerate(values))
-    assert FolderScores("matlab", "x", Path(), Path(), images).mean()["psnr"] == 0.5
 
 
 def test_damaged_and_mismatched_images_fail_and_the_rest_goes_on(folders):
@@ -113,22 +88,19 @@ def test_damaged_and_mismatched_images_fail_and_the_rest_goes_on(folders):
     result = score(folders)
     assert [image.name for image in result.scored] == ["3", "4"]
     assert set(result.failed) == {"0", "1", "2"}
-    assert "restored/0.png: not an image" in result.failed["0"]
-    assert "target/1.png: the image file is truncated" in result.failed["1"]
+    assert "restored/0.png" in result.failed["0"]
+    assert "target/1.png" in result.failed["1"]
     assert "(32, 32, 3) and target uint8 (32, 40, 3)" in result.failed["2"]
-    only_sound = [evaluate_pair(cv2.blur(picture(i, 32, 40), (3, 3)), picture(i, 32, 40), "matlab")
-                  for i in (3, 4)]  # fmt: skip
-    assert result.mean()["psnr"] == pytest.approx(sum(s["psnr"] for s in only_sound) / 2)
-    assert not result.all_scored
+    pairs = [picture(index, 32, 40) for index in (3, 4)]
+    expected = [evaluate_pair(cv2.blur(p, (3, 3)), p, "matlab")["psnr"] for p in pairs]
+    assert result.mean()["psnr"] == pytest.approx(sum(expected) / 2)
 
 
 def test_nothing_scored_has_no_mean(folders):
     for path in (folders / "restored").iterdir():
         path.write_bytes(b"text")
     result = score(folders)
-    assert result.mean() == {}
-    assert result.warnings() == []
-    assert result.summary()["counts"]["failed"] == 5
+    assert (result.mean(), result.remarks(), len(result.failed)) == ({}, [], 5)
 
 
 def test_sixteen_bits_are_rounded_to_eight(tmp_path):
@@ -145,37 +117,38 @@ def test_suffix_of_the_restored_images(folders):
     for path in list((folders / "restored").iterdir()):
         path.rename(path.with_name(f"{path.stem}_mine.png"))
     write_rgb(folders / "restored/other.png", picture(0, 32, 40))
-    result = score(folders, suffix="_mine")
-    assert result.images == expected
-    assert result.all_scored
-    with pytest.raises(UserError, match="no name is both in"):
+    assert score(folders, suffix="_mine").images == expected
+    with pytest.raises(UserError, match="restored"):
         score(folders)
 
 
+def renamed(folder, name):
+    for path in list(folder.iterdir()):
+        path.rename(path.with_name(name(path)))
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "place"),
     [
-        (lambda f: [p.unlink() for p in (f / "restored").iterdir()], "restored holds no image"),
-        (lambda f: [p.unlink() for p in (f / "target").iterdir()], "target holds no image"),
-        (lambda f: (f / "target").rename(f / "elsewhere"), "target does not exist"),
-        (lambda f: [p.rename(p.with_suffix(".txt")) for p in (f / "restored").iterdir()],
-         "restored holds no image"),
-        (lambda f: [p.rename(p.with_name(f"x{p.name}")) for p in (f / "restored").iterdir()],
-         r"no name is both in .*restored \(x0, x1 and 3 more\)"),
+        (lambda f: [p.unlink() for p in (f / "restored").iterdir()], "restored"),
+        (lambda f: [p.unlink() for p in (f / "target").iterdir()], "target"),
+        (lambda f: (f / "target").rename(f / "elsewhere"), "target"),
+        (lambda f: renamed(f / "restored", lambda p: f"{p.stem}.txt"), "restored"),
+        (lambda f: renamed(f / "restored", lambda p: f"x{p.name}"), "x0, x1 and 3 more"),
     ],
     ids=["no restored", "no sharp", "no folder", "no pictures", "other names"],
-)  # fmt: skip
-def test_folders_that_cannot_be_scored_say_why(folders, change, message):
+)
+def test_folders_that_cannot_be_scored_say_why(folders, change, place):
     change(folders)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=place):
         score(folders)
 
 
 def test_a_folder_is_not_scored_against_itself(folders):
-    with pytest.raises(UserError, match="both as the restored and as the sharp"):
+    with pytest.raises(UserError, match="target is given both"):
         score_folders(folders / "target", folders / "restored/../target", protocol="matlab",
                       dataset="x")  # fmt: skip
-    with pytest.raises(UserError, match="no evaluation protocol 'mathlab'; did you mean 'matlab'"):
+    with pytest.raises(UserError, match="'mathlab'.*'matlab'"):
         score(folders, "mathlab")
 
 
@@ -185,153 +158,161 @@ def test_alignment_that_fails_is_counted_and_scored(folders):
     result = score(folders, "realblur")
     assert result.unaligned == ["1"]
     assert len(result.scored) == 5
-    assert result.all_scored
-    assert math.isfinite(result.images[1].psnr)
-    assert result.summary()["counts"]["unaligned"] == 1
-    assert "no alignment was found for 1 of 5 images" in result.warnings()[0]
+    assert not result.failed
+    assert math.isfinite(result.images[1].restored["psnr"])
+    assert "1 of 5 images" in result.remarks()[0]
 
 
-def test_identical_images_warn():
-    warnings = scores_of("HIDE", math.inf).warnings()
-    assert "1 restored images are identical to the sharp ones" in warnings[0]
-    summary = scores_of("HIDE", math.inf).summary()
-    assert summary["mean"]["psnr"] == "inf"
-    json.dumps(summary, allow_nan=False)
+def make(result: Path, dataset: str, target: Path, count: int = 3) -> None:
+    """Restored and sharp images of a data set."""
+    for index in range(count):
+        sharp = picture(index, 32, 40)
+        write_rgb(target / f"{index}.png", sharp)
+        write_rgb(result / "visualization" / dataset / f"{index}.png", cv2.blur(sharp, (3, 3)))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder to work in, with result folder `mine` and data of all four benchmarks."""
+    for dataset in ("HIDE", "RealBlur_R", "RealBlur_J"):
+        make(tmp_path / "mine", dataset, tmp_path / f"datasets/test/{dataset}/target")
+    make(tmp_path / "mine", "GoPro", tmp_path / "datasets/GoPro/test/target")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def command(*arguments: str) -> int:
+    return main(["--dir", "mine", "--jobs", "1", *arguments])
+
+
+def expected(protocol: str, count: int = 3) -> dict[str, float]:
+    """The mean scores of the images that `make` writes."""
+    pictures = [picture(index, 32, 40) for index in range(count)]
+    scores = [evaluate_pair(cv2.blur(p, (3, 3)), p, protocol) for p in pictures]
+    return {name: np.mean([score[name] for score in scores]) for name in ("psnr", "ssim")}
 
 
 @pytest.mark.parametrize(
-    ("dataset", "psnr", "warned"),
+    ("script", "arguments", "found"),
     [
-        # HI-Diff trained on GoPro has 36.28 dB on R and 29.15 on J: given for R, J is 7 dB low.
-        ("RealBlur_R", 29.15, True),
-        ("RealBlur_R", 36.28, False),
-        ("RealBlur_R", 31.27, True),
-        ("RealBlur_R", 31.29, False),
-        ("RealBlur_R", 45.9, False),
-        ("RealBlur_R", 46.1, True),
-        ("RealBlur_J", 41.01, True),
-        ("RealBlur_J", 33.7, False),
-        ("GoPro", 25.0, True),
-        ("GoPro", 30.0, False),
-        ("HIDE", 37.0, True),
+        ("evaluate_realblur.py", ["--dataset", "RealBlur_J", "--jobs", "2"], ["RealBlur_J"]),
+        ("scripts/evaluate_gopro_hide.py", ["--jobs", "1"], ["GoPro", "HIDE"]),
     ],
 )
-def test_scores_far_from_the_published_ones_warn(dataset, psnr, warned):
-    warnings = scores_of(dataset, psnr).warnings()
-    assert len(warnings) == warned
-    if warned:
-        assert f"{psnr:.2f} dB is more than 5 dB off every score" in warnings[0]
-        other = {"RealBlur_R": "RealBlur_J", "RealBlur_J": "RealBlur_R"}.get(dataset)
-        assert (f"is this {other} given for {dataset}" in warnings[0]) == (other is not None)
+def test_the_released_command_lines(folder, script, arguments, found):
+    """In another folder than the checkout, with workers."""
+    result = subprocess.run(
+        [sys.executable, str(ROOT / script), "--dir", "mine", *arguments],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    scores = read_scores(folder / "mine")
+    assert [data.dataset for data in scores] == found
+    for data in scores:
+        mean = expected(data.benchmark.protocol)
+        assert data.mean() == pytest.approx(mean)
+        assert f"{mean['psnr']:.4f}" in result.stdout
+        assert str(data.benchmark.images) in result.stdout
 
 
-def test_j_given_for_r_is_seen_in_the_path_too():
-    """HI-Diff trained on J scores 33.70 dB there, which is not out of the question for R."""
-    warnings = scores_of("RealBlur_R", 33.7, target="datasets/test/RealBlur_J/target").warnings()
-    assert len(warnings) == 1
-    assert "is this RealBlur_J given for RealBlur_R?" in warnings[0]
-    right = scores_of("RealBlur_R", 36.0, target="datasets/test/RealBlur_R/target")
-    assert right.warnings() == []
-
-
-def test_another_protocol_than_the_published_warns():
-    (warning,) = scores_of("GoPro", 33.0, protocol="basicsr").warnings()
-    assert "follow the protocol 'matlab', this one 'basicsr'" in warning
-
-
-def test_counts_that_are_not_the_benchmarks():
-    assert scores_of("GoPro", 33.0, 1111).count_note() is None
-    assert scores_of("GoPro", 33.0, 1110).count_note() == "the benchmark GoPro has 1111"
-    assert scores_of("RealBlur_J", 29.0, 981).count_note() == "the benchmark RealBlur-J has 980"
-    assert FolderScores("matlab", "mine", Path(), Path(), ()).count_note() is None
-
-
-def test_files_hold_every_image_and_the_summary(folders, tmp_path):
-    (folders / "restored/0.png").unlink()
-    (folders / "restored/1.png").write_bytes(b"")
-    write_rgb(folders / "restored/new.png", picture(9, 32, 40))
-    result = score(folders, "realblur", "RealBlur_J")
-    paths = score_paths(tmp_path / "new/out", "RealBlur_J", "realblur")
-    assert [p.name for p in paths] == [f"score_RealBlur_J_realblur.{e}" for e in ("json", "csv")]
-    check_replaceable(*paths)
-    write_scores(result, *paths)
-    content = json.loads(paths[0].read_text())
-    assert content["protocol"] == "realblur"
-    assert content["counts"] == {
-        "scored": 3, "failed": 1, "missing_restored": 1, "missing_target": 1, "unaligned": 0,
-        "benchmark": 980,
+def test_every_benchmark_is_scored_by_its_protocol(folder):
+    assert command() == 0
+    protocols = {data.dataset: data.protocol for data in read_scores(folder / "mine")}
+    assert protocols == {
+        "GoPro": "matlab", "HIDE": "matlab", "RealBlur_R": "realblur", "RealBlur_J": "realblur",
     }  # fmt: skip
-    assert content["count_note"] == "the benchmark RealBlur-J has 980"
-    assert (content["missing_restored"], content["missing_target"]) == (["0"], ["new"])
-    assert content["versions"]["opencv"] == cv2.__version__
-    with paths[1].open(newline="") as file:
-        rows = {row["image"]: row for row in csv.DictReader(file)}
-    assert list(rows) == ["1", "2", "3", "4", "0", "new"]
-    assert float(rows["3"]["psnr"]) == result.images[2].psnr
-    assert rows["3"]["aligned"] == "True"
-    assert "not an image" in rows["1"]["error"]
-    assert rows["0"]["error"] == "no restored image"
-    assert rows["new"]["error"] == "no sharp image"
-    assert not list(paths[0].parent.glob("*.part"))
-    # Scores give way to scores.
-    check_replaceable(*paths)
-    write_scores(score(folders, "realblur", "RealBlur_J"), *paths)
-    assert read_scores(paths[0]) == content
+
+
+@pytest.mark.parametrize("target", ["GoPro=sharp", "sharp"])
+def test_another_protocol_other_folders_and_one_data_set(folder, capsys, target):
+    (folder / "datasets/GoPro/test/target").rename(folder / "sharp")
+    arguments = ["--dataset", "GoPro", "--target", target, "--protocol", "basicsr"]
+    assert command(*arguments, "--output", "scores") == 0
+    (scores,) = read_scores(folder / "scores")
+    assert scores.key == ("GoPro", "basicsr", "pictures")
+    assert scores.mean() == pytest.approx(expected("basicsr"))
+    assert "'basicsr'" in capsys.readouterr().out
+    assert not (folder / "mine/scores.json").exists()
+
+
+def test_any_two_folders(folder):
+    pictures = ["--restored", "mine/visualization/HIDE", "--target", "datasets/test/HIDE/target"]
+    assert main([*pictures, "--dataset", "x", "--output", "out", "--jobs", "1"]) == 0
+    assert main([*pictures, "--protocol", "matlab", "--output", "out", "--jobs", "1"]) == 0
+    first, second = read_scores(folder / "out")
+    assert first.key == ("x", "basicsr", "pictures")
+    assert second.key == ("HIDE", "matlab", "pictures")
+    for arguments in (pictures, [*pictures, "--dataset", "x", "y", "--output", "out"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+
+
+def test_only_what_the_result_folder_has(folder):
+    for path in (folder / "mine/visualization/HIDE").iterdir():
+        path.unlink()
+    (folder / "mine/visualization/HIDE").rmdir()
+    (folder / "datasets/GoPro/test").rename(folder / "datasets/test/GoPro")  # the other layout
+    assert main(["--dir", "mine", "--jobs", "1"], datasets=("GoPro", "HIDE")) == 0
+    assert [data.dataset for data in read_scores(folder / "mine")] == ["GoPro"]
+
+
+def test_missing_and_damaged_images_are_listed_and_make_exit_code_1(folder, capsys):
+    restored = folder / "mine/visualization/RealBlur_R"
+    arguments = ["--dataset", "RealBlur_R"]
+    write_rgb(restored / "more.png", picture(7, 32, 40))
+    assert command(*arguments) == 1
+    (restored / "more.png").unlink()
+    assert command(*arguments) == 0
+    (restored / "1.png").unlink()
+    assert command(*arguments) == 1
+    (restored / "0.png").write_text("no picture")
+    write_rgb(restored / "more.png", picture(7, 32, 40))
+    capsys.readouterr()
+    assert command(*arguments) == 1
+    output = capsys.readouterr().out
+    for name in ("0", "1", "more"):
+        assert f"RealBlur_R/{name}: " in output
+    assert set(read_scores(folder / "mine")[0].failed) == {"0", "1", "more"}
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("arguments", "place"),
     [
-        ("json", '{"mine": 1}'),
-        ("json", "[1]"),
-        ("json", "notes"),
-        ("json", ""),
-        ("csv", "image,psnr\n1,2\n"),
-        ("csv", ""),
+        (["--dir", "elsewhere"], "elsewhere/visualization/GoPro"),
+        (["--dir", "elsewhere", "--dataset", "HIDE"], "visualization/HIDE"),
+        (["--target", "GoPro"], "--target GoPro"),
+        (["--target", "Gopro=x"], "--target Gopro=x"),
+        (["--target", "GoPro=nowhere"], "nowhere"),
+        (["--dataset", "other"], "visualization/other"),
+        (["--jobs", "0"], "--jobs"),
     ],
 )
-def test_files_of_the_user_are_not_replaced(tmp_path, name, text):
-    paths = dict(zip(("json", "csv"), score_paths(tmp_path, "x", "matlab"), strict=True))
-    paths[name].write_text(text)
-    with pytest.raises(UserError, match=f"x_matlab.{name} exists and is no file of scores"):
-        check_replaceable(*paths.values())
-    paths[name].unlink()
-    paths["csv"].write_text(",".join(CSV_HEADER) + "\n")
-    check_replaceable(*paths.values())
+def test_mistakes_in_the_call(folder, arguments, place):
+    with pytest.raises(UserError, match=place):
+        command(*arguments)
+    assert not (folder / "mine/scores.json").exists()
 
 
-def test_benchmarks_agree_with_the_layout_of_the_data():
-    assert {n: b.images for n, b in BENCHMARKS.items()} == {
-        n: LAYOUT[f"test/{n}"].pairs for n in BENCHMARKS
-    }
+def test_folders_that_are_empty_or_absent(folder):
+    (folder / "datasets/test/HIDE").rename(folder / "datasets/test/gone")
+    with pytest.raises(UserError, match="datasets/test/HIDE/target.*--target HIDE=DIR"):
+        command()
+    # The data set before it was not scored either.
+    assert not (folder / "mine/scores.json").exists()
+    for path in (folder / "mine/visualization/RealBlur_J").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match="visualization/RealBlur_J"):
+        command("--dataset", "RealBlur_J")
 
 
-def test_published_numbers():
-    """The targets, and the gains that Section 4 states in words."""
-    assert hi_diff_scores("GoPro") == {2: (33.33, 0.964)}
-    assert hi_diff_scores("HIDE") == {2: (31.46, 0.945)}
-    assert hi_diff_scores("RealBlur_R") == {2: (36.28, 0.958), 3: (41.01, 0.978)}
-    assert hi_diff_scores("RealBlur_J") == {2: (29.15, 0.890), 3: (33.70, 0.941)}
-    assert hi_diff_scores("photographs") == {}
-
-    def gain(table, over, dataset):
-        best, other = (find_row(table, m).scores[dataset].psnr for m in ("HI-Diff (ours)", over))
-        return round(best - other, 2)
-
-    assert gain(2, "Stripformer", "GoPro") == 0.25
-    assert (gain(2, "Restormer", "GoPro"), gain(2, "Restormer", "HIDE")) == (0.41, 0.24)
-    assert gain(2, "Stripformer", "RealBlur_J") == 0.33
-    assert (gain(2, "Restormer", "RealBlur_R"), gain(2, "Restormer", "RealBlur_J")) == (0.09, 0.19)
-    assert gain(3, "Stripformer", "RealBlur_R") == 1.17
-    assert gain(3, "Stripformer", "RealBlur_J") == 1.22
-    assert gain(1, "Baseline", "GoPro") == 0.28
-    assert gain(1, "Single-Guide", "GoPro") == 0.24
-    assert gain(1, "Split-Training", "GoPro") == 1.51
-    baseline, full = find_row(1, "Baseline"), find_row(1, "HI-Diff (ours)")
-    assert round(full.parameters - baseline.parameters, 2) == 4.86
-    assert round(full.macs - baseline.macs, 2) == 8.22
-    # Table 4 repeats Table 2's GoPro column.
-    for row in TABLES[4]:
-        if row.method != "HI-Diff-2 (ours)":
-            assert row.scores["GoPro"].psnr == find_row(2, row.method).scores["GoPro"].psnr
-    assert [len(TABLES[number]) for number in (1, 2, 3, 4)] == [4, 16, 7, 8]
+def test_only_scores_are_replaced(folder):
+    arguments = ["--dataset", "RealBlur_J"]
+    path = folder / "mine/scores.json"
+    assert command(*arguments) == 0
+    first = path.read_text()
+    assert command(*arguments) == 0
+    assert path.read_text() == first
+    path.write_text("my notes")
+    with pytest.raises(UserError, match=r"scores\.json"):
+        command(*arguments)
+    assert path.read_text() == "my notes"

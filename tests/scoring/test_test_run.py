@@ -2,7 +2,6 @@
 
 import copy
 import csv
-import io
 import json
 import logging
 import math
@@ -21,6 +20,9 @@ from hidiff.engine.trainer import Trainer
 from hidiff.metrics import evaluate_pair
 from hidiff.options import parse_options
 from hidiff.scoring.evaluator import restore_item
+from hidiff.scoring.files import read_scores
+from hidiff.scoring.record import ImageScore
+from hidiff.scoring.rows import add_row
 from hidiff.scoring.test_run import run_test
 
 
@@ -33,11 +35,10 @@ def tested(trained, data, monkeypatch):
 
 
 def test_testing_writes_pictures_table_json_and_csv(tested, data):
-    report = json.loads((tested / "metrics.json").read_text())
-    summary = report["datasets"]["small"]
-    assert summary["protocol"] == "basicsr"
-    assert (summary["images"], summary["scored"], summary["failed"]) == (2, 2, {})
-    with (tested / "metrics.csv").open() as file:
+    (scores,) = read_scores(tested)
+    assert scores.key == ("small", "basicsr", "test")
+    assert (len(scores.images), len(scores.scored), scores.failed) == (2, 2, {})
+    with (tested / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["image"] for row in rows] == ["scene-000", "scene-001"]
     for row in rows:
@@ -49,7 +50,7 @@ def test_testing_writes_pictures_table_json_and_csv(tested, data):
         assert float(row["blurry_psnr"]) == pytest.approx(peak_signal_noise_ratio(sharp, blurry))
     for metric in ("psnr", "ssim"):
         mean = math.fsum(float(row[metric]) for row in rows) / 2
-        assert summary["restored"][metric] == pytest.approx(mean, rel=1e-12)
+        assert scores.mean()[metric] == pytest.approx(mean, rel=1e-12)
 
 
 def test_a_protocol_replaces_the_metrics(trained, data, monkeypatch):
@@ -58,8 +59,8 @@ def test_a_protocol_replaces_the_metrics(trained, data, monkeypatch):
     options["val"]["protocol"] = "matlab"
     assert run_test(parse_options(options), ALONE)
     results = trained[0] / "results" / "protocol"
-    summary = json.loads((results / "metrics.json").read_text())["datasets"]["small"]
-    assert summary["protocol"] == "matlab"
+    (result,) = read_scores(results)
+    assert result.protocol == "matlab"
     pairs = [
         [read_image(folder / f"scene-00{i}.png")
          for folder in (results / "visualization/small", data / "test/target")]
@@ -67,7 +68,7 @@ def test_a_protocol_replaces_the_metrics(trained, data, monkeypatch):
     ]  # fmt: skip
     scores = [evaluate_pair(*pair, protocol="matlab") for pair in pairs]
     for name in ("psnr", "ssim"):
-        assert summary["restored"][name] == pytest.approx(sum(s[name] for s in scores) / 2)
+        assert result.mean()[name] == pytest.approx(sum(s[name] for s in scores) / 2)
 
 
 def test_the_benchmark_protocol_is_chosen_by_the_name_of_the_data_set(
@@ -80,11 +81,10 @@ def test_the_benchmark_protocol_is_chosen_by_the_name_of_the_data_set(
     for index, name in enumerate(("HIDE", "RealBlur_J", "other"), start=1):
         options["datasets"][f"test_{index}"] = {**section, "name": name}
     assert run_test(parse_options(options), ALONE)
-    report = json.loads((trained[0] / "results/benchmark/metrics.json").read_text())
-    protocols = [summary["protocol"] for summary in report["datasets"].values()]
-    assert protocols == ["matlab", "realblur", "basicsr"]
-    assert any("980" in remark for remark in report["datasets"]["RealBlur_J"]["remarks"])
-    assert report["datasets"]["other"]["remarks"] == []
+    scores = read_scores(trained[0] / "results/benchmark")
+    assert [data.protocol for data in scores] == ["matlab", "realblur", "basicsr"]
+    assert any("980" in remark for remark in scores[1].remarks())
+    assert scores[2].remarks() == []
 
 
 def test_what_data_folders_hold_besides_images_is_said(trained, tmp_path, monkeypatch, caplog):
@@ -141,19 +141,16 @@ def test_several_seeds_report_their_deviation(tested, trained, data):
     options = {**test_options(data), "name": "seeds"}
     assert run_test(parse_options(options), ALONE, seeds=3)
     results = trained[0] / "results" / "seeds"
-    with (results / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["image"], row["seed"]) for row in rows] == [
-        (f"scene-00{i}", str(seed)) for seed in (3, 4, 5) for i in range(2)
+    (scores,) = read_scores(results)
+    assert [(image.name, image.seed) for image in scores.images] == [
+        (f"scene-00{i}", seed) for seed in (3, 4, 5) for i in range(2)
     ]
-    psnr = np.array([float(row["psnr"]) for row in rows]).reshape(3, 2)
-    summary = json.loads((results / "metrics.json").read_text())["datasets"]["small"]
-    deviation = summary["seeds"]["standard_deviation"]
-    assert summary["restored"]["psnr"] == pytest.approx(psnr.mean())
+    psnr = np.array([image.restored["psnr"] for image in scores.images]).reshape(3, 2)
+    deviation = scores.deviation()
+    assert scores.mean()["psnr"] == pytest.approx(psnr.mean())
     assert deviation["of_mean"]["psnr"] == pytest.approx(psnr.mean(axis=1).std(ddof=1))
     assert deviation["of_image"]["psnr"] == pytest.approx(psnr.std(axis=0, ddof=1).mean())
-    first = json.loads((tested / "metrics.json").read_text())["datasets"]["small"]
-    assert first["restored"]["psnr"] == pytest.approx(psnr[0].mean())
+    assert read_scores(tested)[0].mean()["psnr"] == pytest.approx(psnr[0].mean())
     pictures = [p / "visualization/small/scene-000.png" for p in (results, tested)]
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
 
@@ -196,8 +193,8 @@ def test_without_ground_truth_it_restores_and_does_not_score(trained, data, monk
     assert run_test(parse_options(options), ALONE)
     results = trained[0] / "results" / "blind"
     assert len(list((results / "visualization" / "small").iterdir())) == 2
-    summary = json.loads((results / "metrics.json").read_text())["datasets"]["small"]
-    assert (summary["scored"], summary["restored"]) == (0, {})
+    (scores,) = read_scores(results)
+    assert (len(scores.images), scores.scored, scores.mean()) == (2, [], {})
 
 
 def test_a_damaged_test_image_is_reported_and_the_rest_goes_on(
@@ -209,10 +206,9 @@ def test_a_damaged_test_image_is_reported_and_the_rest_goes_on(
     path.write_bytes(path.read_bytes()[:99])
     options = {**test_options(tmp_path), "name": "damaged"}
     assert run_test(parse_options(options), ALONE) is False
-    summary = json.loads((trained[0] / "results/damaged/metrics.json").read_text())
-    summary = summary["datasets"]["small"]
-    assert (summary["images"], summary["scored"]) == (3, 2)
-    assert "truncated" in summary["failed"]["scene-001"]
+    (scores,) = read_scores(trained[0] / "results/damaged")
+    assert (len(scores.images), len(scores.scored)) == (3, 2)
+    assert list(scores.failed) == ["scene-001"]
 
 
 def test_an_image_too_small_for_the_metric_is_reported_and_the_rest_goes_on(
@@ -226,9 +222,9 @@ def test_an_image_too_small_for_the_metric_is_reported_and_the_rest_goes_on(
     del options["val"]["save_img"]
     assert run_test(parse_options(options), ALONE) is False
     results = trained[0] / "results" / "small_image"
-    summary = json.loads((results / "metrics.json").read_text())["datasets"]["small"]
-    assert (summary["images"], summary["scored"]) == (3, 2)
-    assert "restored but not scored" in summary["failed"]["small"]
+    (scores,) = read_scores(results)
+    assert (len(scores.images), len(scores.scored)) == (3, 2)
+    assert list(scores.failed) == ["small"]
     assert len(list((results / "visualization" / "small").iterdir())) == 3
 
 
@@ -238,10 +234,10 @@ class Killed(BaseException):
 
 def content(folder):
     """What a test has left, but for what depends on the clock."""
-    report = json.loads((folder / "metrics.json").read_text())
-    for data in report["datasets"].values():
-        del data["seconds_per_image"]
-    with (folder / "metrics.csv").open() as file:
+    report = [vars(scores) for scores in read_scores(folder)]
+    for image in (image for data in report for image in data["images"]):
+        image.seconds = None
+    with (folder / "scores.csv").open() as file:
         rows = [{**row, "seconds": ""} for row in csv.DictReader(file)]
     pictures = {p.name: p.read_bytes() for p in folder.glob("visualization/*/*")}
     return report, rows, pictures
@@ -283,7 +279,7 @@ def resume(options, monkeypatch, seeds=2):
 
 def test_a_killed_test_goes_on(interrupted, monkeypatch):
     options, results = interrupted
-    rows = (results / "rows" / "0.jsonl").read_text().splitlines()
+    rows = (results / "rows" / "0.jsonl").read_text().splitlines()[1:]
     assert [json.loads(row)["name"][-1] for row in rows] == list("012301")
     # The last line is cut off, and a picture is gone.
     with (results / "rows" / "0.jsonl").open("r+b") as file:
@@ -341,32 +337,21 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(tested, data, monkeypatch,
 
     options = {**test_options(data), "name": "full"}
     with monkeypatch.context() as patch:
-        patch.setattr("hidiff.scoring.test_run.write_text", full)
+        patch.setattr("hidiff.scoring.files.write_text", full)
         assert run_test(parse_options(copy.deepcopy(options)), ALONE) is False
-    assert not (tested.parent / "full" / "metrics.json").exists()
+    assert not (tested.parent / "full" / "scores.json").exists()
     assert resume(options, monkeypatch, seeds=1) == ([], True)
-    report, *others = content(tested.parent / "full")
-    expected, *same = content(tested)
+    (report,), *others = content(tested.parent / "full")
+    (expected,), *same = content(tested)
     assert others == same
-    assert {**report, "name": ""} == {**expected, "name": ""}
+    assert report["images"] == expected["images"]
 
 
-def test_rows_that_cannot_be_written_end_the_test(trained, data, monkeypatch):
-    monkeypatch.chdir(trained[0])
-
-    def full(self, data):
-        raise OSError(28, "No space left on device")
-
-    class Full(io.BytesIO):
-        write = full
-
-    monkeypatch.setattr(
-        "hidiff.scoring.log.ScoreLog.__init__",
-        lambda self, path: vars(self).update(path=path, file=Full()),
-    )
-    options = {**test_options(data), "name": "no_rows"}
+def test_a_row_that_cannot_be_written_names_its_file(tmp_path):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows/0.jsonl").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"rows/0.jsonl: .*--resume"):
-        run_test(parse_options(options), ALONE)
+        add_row(tmp_path, 0, "small", [], ImageScore("a", 3, {"psnr": 1.0}))
 
 
 def make_lmdb(path, images):
@@ -400,7 +385,7 @@ def test_keys_with_folders_keep_them(trained, lmdb_options, monkeypatch):
     results = trained[0] / "results" / options["name"]
     pictures = [p.relative_to(results / "visualization/small") for p in results.rglob("*.png")]
     assert sorted(map(str, pictures)) == ["000/00000000.png", "001/00000000.png"]
-    with (results / "metrics.csv").open() as file:
+    with (results / "scores.csv").open() as file:
         names = [row["image"] for row in csv.DictReader(file)]
     assert names == ["000/00000000", "001/00000000"]
 
@@ -429,12 +414,13 @@ def test_larger_sharp_images_are_cropped(tested, trained, data, tmp_path):
     options = {**test_options(tmp_path), "name": "larger"}
     assert run_test(parse_options(options), ALONE)
     report, rows, pictures = content(trained[0] / "results" / "larger")
-    expected, same_rows, same_pictures = content(tested)
+    _, same_rows, same_pictures = content(tested)
     assert (rows, pictures) == (same_rows, same_pictures)
-    (remark,) = report["datasets"]["small"]["remarks"]
+    assert [image.cropped for image in report[0]["images"]] == [False, True]
+    (remark,) = read_scores(trained[0] / "results" / "larger")[0].remarks()
     assert "scene-001" in remark
     assert "scene-000" not in remark
-    assert expected["datasets"]["small"]["remarks"] == []
+    assert read_scores(tested)[0].remarks() == []
 
 
 def test_self_ensemble_averages_the_eight_symmetries(trained, data, monkeypatch):

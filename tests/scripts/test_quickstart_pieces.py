@@ -1,6 +1,5 @@
 """The quickstart's parts, with a few steps in place of its minutes."""
 
-import json
 import os
 import subprocess
 import sys
@@ -16,7 +15,8 @@ from hidiff.engine.distributed import Processes
 from hidiff.engine.trainer import Trainer
 from hidiff.errors import UserError
 from hidiff.options import load_options
-from hidiff.scoring.sheet import ZOOM, busiest_window, comparison_row, comparison_sheet
+from hidiff.paper.sheet import ZOOM, busiest_window, comparison_row, comparison_sheet
+from hidiff.scoring.files import read_scores
 from hidiff.scoring.test_run import run_test
 from scripts.compare import main as compare
 
@@ -37,10 +37,9 @@ def test_its_option_files_train_and_test(tmp_path, monkeypatch):
         options = load_options(ROOT / f"options/quickstart/{stage}.yml", few)
         Trainer(options, ALONE).run()
     assert run_test(load_options(ROOT / "options/quickstart/test.yml"), ALONE)
-    report = json.loads((tmp_path / "results/quickstart/metrics.json").read_text())
-    scores = report["datasets"]["photographs"]
-    assert scores["scored"] == 2
-    assert set(scores["blurry"]) == set(scores["restored"]) == {"psnr", "ssim"}
+    (scores,) = read_scores(tmp_path / "results/quickstart")
+    assert len(scores.scored) == 2
+    assert set(scores.mean("blurry")) == set(scores.mean()) == {"psnr", "ssim"}
 
     result = subprocess.run(
         [sys.executable, str(ROOT / "scripts/compare.py"), "--rows", "2", "--output", "sheet.png",

@@ -1,13 +1,12 @@
-"""The rows of a test as they come, from which a second call of test.py goes on."""
+"""The scores of a running test, a line an image, from which a second call of test.py goes on."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,11 @@ from hidiff.errors import UserError
 from hidiff.files import write_text
 from hidiff.models import DeblurModel
 from hidiff.options import Options, flatten
-from hidiff.scoring.evaluator import ImageResult
 from hidiff.scoring.files import read_json
-from hidiff.scoring.versions import library_versions
+from hidiff.scoring.record import ImageScore, library_versions
 
 ROWS = "rows"
-"""Folder of the rows in a result folder."""
+"""Folder of the rows in a result folder: `run.json`, and a file of rows for each process."""
 
 _RUN = "run.json"
 
@@ -95,60 +93,35 @@ def _state_of(files: list[str]) -> list[list[int | None]]:
     return [file_identity(file)[1:] for file in files]
 
 
-class ScoreLog:
-    """Appends the rows of one process to `rows/{rank}.jsonl`, one image a line.
+def add_row(folder: Path, rank: int, dataset: str, files: list[str], score: ImageScore) -> None:
+    """Append the score of an image, which then survives whatever happens to this process.
 
-    Use `open_log`.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = path.open("ab")
-        # A call that was killed may have left half a line.
-        self.file.write(b"\n" if self.file.tell() else b"")
-
-    def add(self, dataset: str, seed: int, files: list[str], result: ImageResult) -> None:
-        """Append a row, which then survives whatever happens to this process.
-
-        Raises:
-            UserError: it cannot be written.
-        """
-        row = {"dataset": dataset, "seed": seed, "files": _state_of(files)}
-        line = json.dumps({**row, **dataclasses.asdict(result)}) + "\n"
-        try:
-            self.file.write(line.encode())
-            self.file.flush()
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot be written ({error.strerror or error}); it has the scores so "
-                "far, and with --resume test.py goes on from them"
-            ) from None
-
-
-@contextmanager
-def open_log(folder: Path, rank: int) -> Iterator[ScoreLog]:
-    """The log of one process in a result folder.
+    Args:
+        folder: of the results.
+        rank: of this process; each has its own file.
+        dataset: name of the data set.
+        files: that the image was read from.
 
     Raises:
-        UserError: it cannot be opened.
+        UserError: it cannot be written.
     """
     path = folder / ROWS / f"{rank}.jsonl"
+    row = {"dataset": dataset, "files": _state_of(files), **score.as_json()}
     try:
-        log = ScoreLog(path)
+        with path.open("ab") as file:
+            # First the line's end: a call that was killed may have left half a line.
+            file.write(b"\n" + json.dumps(row).encode())
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
-    try:
-        yield log
-    finally:
-        with suppress(OSError):  # what could not be flushed
-            log.file.close()
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); it has the scores so far, and "
+            "with --resume test.py goes on from them"
+        ) from None
 
 
-Key = tuple[str, int, str, str]
+Key = tuple[str, int | None, str, str]
 
 
-def read_rows(folder: Path) -> dict[Key, ImageResult]:
+def read_rows(folder: Path) -> dict[Key, ImageScore]:
     """The rows without errors of all processes of earlier calls; see `done_before`.
 
     Lines that were cut off by a kill or a full disk are left out.
@@ -163,27 +136,26 @@ def read_rows(folder: Path) -> dict[Key, ImageResult]:
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
         for line in lines:
-            with suppress(ValueError, KeyError, TypeError):
+            with suppress(ValueError, KeyError, TypeError, AttributeError):
                 row = json.loads(line)
-                key = row.pop("dataset"), row.pop("seed"), row["name"], str(row.pop("files"))
-                result = ImageResult(**row)
-                if result.error is None:
-                    rows[key] = result
+                dataset, files = row.pop("dataset"), row.pop("files")
+                score = ImageScore.from_json(row)
+                if score.error is None:
+                    rows[dataset, score.seed, score.name, str(files)] = score
     return rows
 
 
 def done_before(
-    rows: Mapping[Key, ImageResult], name: str, seed: int, dataset: PairedImageIRDataset
-) -> dict[int, ImageResult]:
-    """The results of a data set's images that are as they were, by index.
+    rows: Mapping[Key, ImageScore], name: str, seed: int, dataset: PairedImageIRDataset
+) -> dict[int, ImageScore]:
+    """The scores of a data set's images that are as they were, by index.
 
     Args:
         rows: of `read_rows`.
         name: of the data set.
     """
-    done = {}
-    for index, pair in enumerate(dataset.pairs):
-        row = rows.get((name, seed, pair.name, str(_state_of(dataset.files(index)))))
-        if row is not None:
-            done[index] = dataclasses.replace(row, index=index)
-    return done
+    keys = (
+        (name, seed, pair.name, str(_state_of(dataset.files(index))))
+        for index, pair in enumerate(dataset.pairs)
+    )
+    return {index: rows[key] for index, key in enumerate(keys) if key in rows}
