@@ -12,7 +12,7 @@ from hidiff.errors import friendly_errors
 COMMANDS = {
     "train": "train one stage",
     "test": "restore and score test sets",
-    "score": "score result folders of GoPro and HIDE",
+    "score": "score folders of restored pictures",
     "prepare": "bring downloaded data sets into the layout, make databases",
     "check": "check data sets before training",
     "report": "write the paper's tables with your figures",

@@ -42,8 +42,12 @@ def find_restored(args: argparse.Namespace, datasets: Sequence[str]) -> dict[str
     else:
         found = {name: restored_folder(args.dir, name) for name in args.dataset or datasets}
         if not args.dataset:
-            there = {name: path for name, path in found.items() if path.is_dir()}
-            found = there or dict(list(found.items())[:1])
+            found = {name: path for name, path in found.items() if path.is_dir()}
+        if not found:
+            raise UserError(
+                f"--dir: {args.dir / 'visualization'} has no folder of {', '.join(datasets)}; "
+                "restore the images first, with test.py and val.save_img: true"
+            )
     for name, path in found.items():
         if not path.is_dir() or not any(path.iterdir()):
             raise UserError(
@@ -60,7 +64,7 @@ def find_targets(texts: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
     Raises:
         UserError: a folder is missing.
     """
-    if len(texts) == len(names) == 1 and "=" not in texts[0]:
+    if len(texts) == len(names) == 1 and ("=" not in texts[0] or Path(texts[0]).is_dir()):
         targets = {names[0]: Path(texts[0])}
     else:
         targets = named_folders(texts, names, "--target")

@@ -12,27 +12,27 @@ from hidiff.metrics.matlab import ssim_volume
 from hidiff.metrics.realblur import score_realblur
 from hidiff.typecheck import suggestion
 
-
-def _basicsr(restored: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    return {"psnr": calculate_psnr(restored, target), "ssim": calculate_ssim(restored, target)}
-
-
-def _matlab(restored: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    return {"psnr": calculate_psnr(restored, target), "ssim": ssim_volume(restored, target)}
-
-
-def _realblur(restored: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    return score_realblur(restored, target)._asdict()
-
-
 _SCORERS: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, float]]] = {
-    "basicsr": _basicsr,
-    "matlab": _matlab,
-    "realblur": _realblur,
+    "basicsr": lambda r, t: {"psnr": calculate_psnr(r, t), "ssim": calculate_ssim(r, t)},
+    "matlab": lambda r, t: {"psnr": calculate_psnr(r, t), "ssim": ssim_volume(r, t)},
+    "realblur": lambda r, t: score_realblur(r, t)._asdict(),
 }
 
 PROTOCOLS = tuple(_SCORERS)
 """The names that `evaluate_pair` knows."""
+
+
+def check_protocol(protocol: str) -> None:
+    """Make sure that there is a protocol of this name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if protocol not in PROTOCOLS:
+        raise UserError(
+            f"protocol: there is no evaluation protocol '{protocol}'"
+            + suggestion(protocol, PROTOCOLS)
+        )
 
 
 def evaluate_pair(
@@ -55,9 +55,5 @@ def evaluate_pair(
     Raises:
         UserError: no such protocol; the images are not uint8 RGB of one size, or too small.
     """
-    if protocol not in PROTOCOLS:
-        raise UserError(
-            f"protocol: there is no evaluation protocol '{protocol}'"
-            + suggestion(protocol, PROTOCOLS)
-        )
+    check_protocol(protocol)
     return _SCORERS[protocol](restored, target)

@@ -10,10 +10,9 @@ from tqdm import tqdm
 
 from hidiff.data.image import list_images, listing, read_image, to_uint8
 from hidiff.errors import UserError
-from hidiff.metrics import PROTOCOLS, evaluate_pair
+from hidiff.metrics.protocols import check_protocol, evaluate_pair
 from hidiff.parallel import run_in_order
 from hidiff.scoring.record import ImageScore, SetScores
-from hidiff.typecheck import suggestion
 
 DATA_FOLDERS = {
     "GoPro": ("datasets/GoPro/test", "datasets/test/GoPro"),
@@ -64,11 +63,7 @@ def score_folders(
         UserError: no such protocol; a folder is missing or empty, or they are one folder; no name
             occurs in both; a worker process was killed.
     """
-    if protocol not in PROTOCOLS:
-        raise UserError(
-            f"protocol: there is no evaluation protocol '{protocol}'"
-            + suggestion(protocol, PROTOCOLS)
-        )
+    check_protocol(protocol)
     restored, target = Path(restored), Path(target)
     sharp = list_images(target, "sharp images")
     found = {

@@ -217,8 +217,9 @@ class SetScores:
         """What to know about the score: what it is no measure of, and what makes it doubtful."""
         if self.target is None:
             return ["no ground truth, nothing was scored"]
-        found = ["stage 1 sees the sharp image: an upper bound, no deblurring score"]
-        found = found if self.upper_bound else []
+        found = []
+        if self.upper_bound:
+            found.append("stage 1 sees the sharp image: an upper bound, no deblurring score")
         if note := cropped_note(self.first):
             found.append(note)
         if self.scored:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,7 +14,7 @@ from typing import Any
 from hidiff.data.frame_cache import file_identity
 from hidiff.data.paired_dataset import PairedImageIRDataset
 from hidiff.errors import UserError
-from hidiff.files import write_text
+from hidiff.files import set_aside, write_text
 from hidiff.models import DeblurModel
 from hidiff.options import Options, flatten
 from hidiff.scoring.files import read_json
@@ -22,7 +23,10 @@ from hidiff.scoring.record import ImageScore, library_versions
 ROWS = "rows"
 """Folder of the rows in a result folder: `run.json`, and a file of rows for each process."""
 
-_RUN = "run.json"
+Key = tuple[str, int | None, str, str]
+"""Data set, seed, name of the image, and the state of its files."""
+
+LOG = logging.getLogger("hidiff")
 
 _WITHOUT_INFLUENCE = re.compile(
     r"num_gpu|(dist_params|logger|train|path)\..*|val\.(val_freq|num_workers|use_ema|pbar)"
@@ -55,37 +59,36 @@ def fingerprint(
     return {**found, **versions, "--seeds": seeds, "device": device}
 
 
-def can_resume(folder: Path, expected: Mapping[str, Any]) -> bool:
-    """Whether a result folder has rows to go on from.
+def prepare(folder: Path, expected: Mapping[str, Any], *, resume: bool) -> dict[Key, ImageScore]:
+    """Make a result folder ready; an earlier one is set aside where the test does not go on.
 
     Args:
         expected: the `fingerprint` of this call.
+        resume: go on from the rows that are there.
+
+    Returns:
+        The rows to go on from, see `done_before`.
 
     Raises:
-        UserError: they are of another test; the message names what differs.
+        UserError: the rows are of another test; the message names what differs. Or a file cannot
+            be read or written.
     """
-    path = folder / ROWS / _RUN
-    if not path.is_file():
-        return False
-    before = read_json(path)
-    names = sorted({*before, *expected})
-    changed = [name for name in names if before.get(name) != expected.get(name)]
-    if changed:
-        raise UserError(
-            f"--resume: {folder} holds the results of another test, in which another value had "
-            f"{', '.join(changed)}; go on as it was started, or without --resume, which moves it "
-            "away and starts anew"
-        )
-    return True
-
-
-def start(folder: Path, expected: Mapping[str, Any]) -> None:
-    """Write down what the rows of a new result folder are of.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    write_text(folder / ROWS / _RUN, json.dumps(expected, indent=1) + "\n")
+    path = folder / ROWS / "run.json"
+    if resume and path.is_file():
+        before = read_json(path)
+        names = sorted({*before, *expected})
+        changed = [name for name in names if before.get(name) != expected.get(name)]
+        if changed:
+            raise UserError(
+                f"--resume: {folder} holds the results of another test, in which another value had "
+                f"{', '.join(changed)}; go on as it was started, or without --resume, which moves "
+                "it away and starts anew"
+            )
+        return _read_rows(folder)
+    if folder.exists():
+        LOG.info("results of an earlier run were moved to %s", set_aside(folder))
+    write_text(path, json.dumps(expected, indent=1) + "\n")
+    return {}
 
 
 def _state_of(files: list[str]) -> list[list[int | None]]:
@@ -118,17 +121,8 @@ def add_row(folder: Path, rank: int, dataset: str, files: list[str], score: Imag
         ) from None
 
 
-Key = tuple[str, int | None, str, str]
-
-
-def read_rows(folder: Path) -> dict[Key, ImageScore]:
-    """The rows without errors of all processes of earlier calls; see `done_before`.
-
-    Lines that were cut off by a kill or a full disk are left out.
-
-    Raises:
-        UserError: a file cannot be read.
-    """
+def _read_rows(folder: Path) -> dict[Key, ImageScore]:
+    """The rows without errors of all processes; lines that a kill has cut off are left out."""
     rows = {}
     for path in sorted((folder / ROWS).glob("*.jsonl")):
         try:
@@ -151,7 +145,7 @@ def done_before(
     """The scores of a data set's images that are as they were, by index.
 
     Args:
-        rows: of `read_rows`.
+        rows: of `prepare`.
         name: of the data set.
     """
     keys = (

@@ -10,9 +10,9 @@ import torch
 
 from hidiff.data import build_dataset
 from hidiff.errors import UserError
-from hidiff.files import inside, set_aside
+from hidiff.files import inside
 from hidiff.lock import hold
-from hidiff.models import DeblurModel, build_model
+from hidiff.models import build_model
 from hidiff.models.compilation import compile_blocks
 from hidiff.models.precision import precision
 from hidiff.options import Options
@@ -21,16 +21,7 @@ from hidiff.registry import MODELS
 from hidiff.scoring.evaluator import build_test_scorer, evaluate
 from hidiff.scoring.files import score_lines, write_scores
 from hidiff.scoring.record import ImageScore, SetScores
-from hidiff.scoring.rows import (
-    ROWS,
-    Key,
-    add_row,
-    can_resume,
-    done_before,
-    fingerprint,
-    read_rows,
-    start,
-)
+from hidiff.scoring.rows import ROWS, add_row, done_before, fingerprint, prepare
 from hidiff.weights.experiment import RESULTS
 from hidiff.weights.pretrained import load_pretrained
 
@@ -77,8 +68,11 @@ def run_test(options: Options, processes: Group, *, seeds: int = 1, resume: bool
     model = build_model({k: v for k, v in options.sections.items() if k not in training_only})
     loaded, _ = load_pretrained(model, options, training=False)
     notices = [*options.notices, *model.notices, *loaded, *hold(folder, processes)]
+    rows = {}
     with processes.main_first():
-        rows = _prepare(folder, options, model, processes, seeds, resume)
+        if processes.is_main:
+            expected = fingerprint(options, model, device=processes.device.type, seeds=seeds)
+            rows = prepare(folder, expected, resume=resume)
     rows = processes.gather(rows)[0]
     model.to(processes.device).eval()
     model.net_g.use_kernels(options.kernels)
@@ -155,23 +149,3 @@ def run_test(options: Options, processes: Group, *, seeds: int = 1, resume: bool
             return False
         LOG.info("written to %s", folder)
     return not any(data.failed for data in scores)
-
-
-def _prepare(
-    folder: Path,
-    options: Options,
-    model: DeblurModel,
-    processes: Group,
-    seeds: int,
-    resume: bool,
-) -> dict[Key, ImageScore]:
-    """Make the result folder ready on the main process; the rows to go on from."""
-    if not processes.is_main:
-        return {}
-    expected = fingerprint(options, model, device=processes.device.type, seeds=seeds)
-    if resume and can_resume(folder, expected):
-        return read_rows(folder)
-    if folder.exists():
-        LOG.info("results of an earlier run were moved to %s", set_aside(folder))
-    start(folder, expected)
-    return {}

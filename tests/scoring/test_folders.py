@@ -223,9 +223,9 @@ def test_every_benchmark_is_scored_by_its_protocol(folder):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("target", ["GoPro=sharp", "sharp"])
+@pytest.mark.parametrize("target", ["GoPro=sharp=1", "sharp=1"])
 def test_another_protocol_other_folders_and_one_data_set(folder, capsys, target):
-    (folder / "datasets/GoPro/test/target").rename(folder / "sharp")
+    (folder / "datasets/GoPro/test/target").rename(folder / "sharp=1")
     arguments = ["--dataset", "GoPro", "--target", target, "--protocol", "basicsr"]
     assert command(*arguments, "--output", "scores") == 0
     (scores,) = read_scores(folder / "scores")
@@ -278,7 +278,7 @@ def test_missing_and_damaged_images_are_listed_and_make_exit_code_1(folder, caps
 @pytest.mark.parametrize(
     ("arguments", "place"),
     [
-        (["--dir", "elsewhere"], "elsewhere/visualization/GoPro"),
+        (["--dir", "elsewhere"], "elsewhere/visualization"),
         (["--dir", "elsewhere", "--dataset", "HIDE"], "visualization/HIDE"),
         (["--target", "GoPro"], "--target GoPro"),
         (["--target", "Gopro=x"], "--target Gopro=x"),
