@@ -134,7 +134,7 @@ class SetScores:
         protocol: one of `hidiff.metrics.PROTOCOLS`.
         source: 'test' for a test run, 'pictures' for scored folders of pictures.
         images: all of them, in order; with several seeds those of each seed in turn.
-        restored: the folder of the restored pictures.
+        folder: that of the restored pictures.
         target: that of the sharp ones; None without ground truth.
         upper_bound: the network saw the sharp images.
         settings: of the test run, for the reader.
@@ -145,7 +145,7 @@ class SetScores:
     protocol: str
     source: str
     images: list[ImageScore]
-    restored: str = ""
+    folder: str = ""
     target: str | None = None
     upper_bound: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)

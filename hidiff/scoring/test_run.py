@@ -128,7 +128,7 @@ def run_test(options: Options, processes: Group, *, seeds: int = 1, resume: bool
                 scorers[section.name][0],
                 "test",
                 [score for run in range(seeds) for score in test(section.name, run)],
-                restored=str(pictures[section.name]),
+                folder=str(pictures[section.name]),
                 target=section.source.get("dataroot_gt"),
                 upper_bound=model.restores_from_gt,
                 settings=settings,
