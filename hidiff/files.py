@@ -124,6 +124,22 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
+def read_lines(path: str | os.PathLike[str], where: str) -> Iterator[tuple[int, str]]:
+    """(number from 1, line) of a text file's lines that are not blank.
+
+    Args:
+        where: what names the file (a YAML path or command-line option), for messages.
+
+    Raises:
+        UserError: it cannot be read, or is no UTF-8 text.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}: {path} is no readable text: {error}") from None
+    return ((n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip())
+
+
 def write_bytes(path: str | os.PathLike[str], data: bytes, *, sync: bool = True) -> None:
     """Make or replace a file; see `replacing`.
 

@@ -140,8 +140,12 @@ def show(result: dict[str, Any]) -> None:
             print(f"{label}: {key} {value:.4f}, {change:+.4f} against {first}")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the program."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; returns its exit code.
+
+    Raises:
+        UserError: a mistake in the call, the options or the data.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -154,19 +158,20 @@ def main(arguments: list[str] | None = None) -> None:
         "--force_yml", nargs="+", default=[], metavar="OPTION=VALUE", help="as for train.py"
     )
     args = parser.parse_args(arguments)
-    with friendly_errors():
-        if len(set(args.precisions)) < 2:
-            raise UserError("--precisions: name two different ones, for example fp32 bf16")
-        precisions = {name: name for name in args.precisions}
-        if args.control:
-            precisions["control"] = args.precisions[0]
-        # All of them before the first one trains.
-        runs = {label: options_of(args, label, p) for label, p in precisions.items()}
-        result = compare({label: train(options, label) for label, options in runs.items()})
-        if args.output:
-            write_text(args.output, json.dumps(result, indent=2) + "\n")
-        show(result)
+    if len(set(args.precisions)) < 2:
+        raise UserError("--precisions: name two different ones, for example fp32 bf16")
+    precisions = {name: name for name in args.precisions}
+    if args.control:
+        precisions["control"] = args.precisions[0]
+    # All of them before the first one trains.
+    runs = {label: options_of(args, label, p) for label, p in precisions.items()}
+    result = compare({label: train(options, label) for label, options in runs.items()})
+    if args.output:
+        write_text(args.output, json.dumps(result, indent=2) + "\n")
+    show(result)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    with friendly_errors():
+        raise SystemExit(main())

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Train and score a list of option files with one budget on one data set.
 
     # Table 1 and the T sweep of Fig. 3 as published: GoPro, full width
@@ -18,42 +17,22 @@ runs/, and the folders of train.py and test.py. Called again it goes on where it
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
-import os
+import contextlib
+import itertools
 import shlex
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
+from hidiff.engine.distributed import LAUNCHERS, start_processes
+from hidiff.errors import UserError, require_positive
+from hidiff.paper.ablation import Changes, plan, run_all, write_option_files
+from hidiff.paper.ablation_table import write_report
 
-from hidiff.engine.distributed import LAUNCHERS, Processes, start_processes
-from hidiff.engine.logger import start_logging
-from hidiff.engine.trainer import Trainer
-from hidiff.errors import UserError
-from hidiff.files import write_bytes, write_text
-from hidiff.paper.ablation import (
-    Changes,
-    DataFolders,
-    Run,
-    finished,
-    for_testing,
-    plan,
-    scored,
-)
-from hidiff.paper.ablation_table import collect, markdown, plot, sweep
-from hidiff.scoring.test_run import run_test
-from hidiff.yaml_file import read_yaml
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+OPTIONS = Path(__file__).resolve().parent.parent.parent / "options" / "ablation"
 TABLE_1 = ("Baseline", "Single_Guide_S1", "Single_Guide_S2", "HI_Diff_S1", "Split_Training_S2")
 SWEEP = ("T_1", "T_2", "T_4", "HI_Diff_S2", "T_16", "T_32")  # of HI_Diff_S2, whose T is 8
-DEFAULT_FILES = [ROOT / "options" / "ablation" / f"{stem}.yml" for stem in (*TABLE_1, *SWEEP)]
-PLOT = "psnr_over_T.png"
-RUNS = "runs"
-FOLDER_OPTIONS = ("train_input", "train_target", "test_input", "test_target")
+DEFAULT_FILES = [OPTIONS / f"{stem}.yml" for stem in (*TABLE_1, *SWEEP)]
+FOLDERS = ("train_input", "train_target", "test_input", "test_target")
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -80,7 +59,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--data", type=Path, metavar="ROOT", help="folder with {train,test}/{input,target}"
     )
-    for name in FOLDER_OPTIONS:
+    for name in FOLDERS:
         parser.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="DIR")
     parser.add_argument(
         "--force_yml",
@@ -93,129 +72,54 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def data_folders(args: argparse.Namespace) -> DataFolders | None:
+def data_folders(args: argparse.Namespace) -> dict[str, Path] | None:
     """The folders of --data or of the four options; None for the option files' own data.
 
     Raises:
         UserError: the options are incomplete or contradict each other, or a folder is missing.
     """
-    given = {name: getattr(args, name) for name in FOLDER_OPTIONS if getattr(args, name)}
+    given = {name: getattr(args, name) for name in FOLDERS if getattr(args, name)}
     if args.data is not None:
         if given:
-            raise UserError("give either --data or the folders one by one, not both")
-        given = {name: args.data.joinpath(*name.split("_")) for name in FOLDER_OPTIONS}
+            raise UserError("--data: give either this or the folders one by one, not both")
+        given = {name: args.data.joinpath(*name.split("_")) for name in FOLDERS}
     if not given:
         return None
-    for name in FOLDER_OPTIONS:
+    for name in FOLDERS:
         option = f"--{name.replace('_', '-')}"
         if name not in given:
             raise UserError(f"{option} is missing: give all four folders, or --data")
         if not given[name].is_dir():
             where = "--data" if args.data is not None else option
             raise UserError(f"{where}: the folder {given[name]} does not exist")
-    return DataFolders(**given)
-
-
-def write_option_files(runs: Sequence[Run], output: Path) -> None:
-    """Write the option file of every run; files of an earlier call must say the same.
-
-    Raises:
-        UserError: one does not, or the folder holds something else than an ablation.
-    """
-    folder = output / RUNS
-    if output.exists() and not (
-        output.is_dir() and (folder.is_dir() or not list(output.iterdir()))
-    ):
-        raise UserError(f"--output {output} holds other files; name a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    for run in runs:
-        path = folder / f"{run.name}.yml"
-        if path.is_file() and read_yaml(path)[0] != run.content:
-            raise UserError(
-                f"{path} is of an earlier call with another budget, data set or option file; "
-                "choose another --output, or move the earlier one away"
-            )
-    for run in runs:
-        text = yaml.safe_dump(dict(run.content), sort_keys=False, allow_unicode=True)
-        write_text(
-            folder / f"{run.name}.yml",
-            f"# Written by `hidiff ablation` for {run.label}.\n{text}",
-        )
-
-
-def train(run: Run, processes: Processes) -> None:
-    """Train, from the newest training state if there is one."""
-    Trainer(run.options, processes, auto_resume=True).run()
-
-
-def report(runs: Sequence[Run], command: str) -> None:
-    """Write table, JSON and plot of what has been scored so far into the current folder."""
-    rows = collect(runs)
-    series = sweep(rows)
-    if series:
-        seeds = len({run.seed for run in runs})
-        title = f"PSNR over T (mean and std of {seeds} seeds)" if seeds > 1 else "PSNR over T"
-        write_bytes(PLOT, plot(series, title=title))
-    text = markdown(rows, command=command, plot=PLOT if series else None)
-    write_text("ablation.md", text)
-    write_text("ablation.json", json.dumps([row.as_dict() for row in rows], indent=2) + "\n")
-
-
-@contextmanager
-def working_folder(folder: Path) -> Iterator[None]:
-    """Run the body in a folder; train.py and test.py write where they are called."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
-def run_all(runs: Sequence[Run], processes: Processes, command: str) -> bool:
-    """Train and score what is left to do, in the current folder; False if an image failed."""
-    complete = True
-    for number, run in enumerate(runs, start=1):
-        if not scored(run):
-            if processes.is_main:
-                print(f"== {number} of {len(runs)}: {run.name}", flush=True)
-            started = time.monotonic()
-            if not finished(run):
-                train(run, processes)
-            start_logging(is_main=processes.is_main)
-            complete &= run_test(for_testing(run), processes)
-            processes.barrier()
-            if processes.is_main:
-                print(f"== {run.name} took {time.monotonic() - started:.0f} s", flush=True)
-        last_of_seed = number == len(runs) or runs[number].seed != run.seed
-        if processes.is_main and last_of_seed:
-            report(runs, command)
-    return complete
+    return given
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command; returns its exit code.
+
+    Raises:
+        UserError: a mistake in the call, the option files, the data or the folder to write to.
+        Interrupted: a training was stopped and can go on.
+    """
     args = parse_arguments(arguments)
     command = shlex.join(["hidiff", "ablation", *arguments])
-    if args.steps is not None and args.steps < 1:
-        raise UserError(f"--steps {args.steps}: at least one step is needed")
+    if args.steps is not None:
+        require_positive(**{"--steps": args.steps})
     changes = Changes(args.tiny, args.steps, data_folders(args), args.force_yml)
     runs = plan(args.files, args.seeds, changes)
-    output = args.output.absolute()
+    complete = True
     with start_processes(runs[0].options, args.launcher) as processes:
         with processes.main_first():
             if processes.is_main:
-                write_option_files(runs, output)
-        runs = [
-            dataclasses.replace(
-                run,
-                options=dataclasses.replace(run.options, file=output / RUNS / f"{run.name}.yml"),
-            )
-            for run in runs
-        ]
-        with working_folder(output):
-            complete = run_all(runs, processes, command)
-        if processes.is_main:
-            print((output / "ablation.md").read_text(encoding="utf-8"))
+                write_option_files(runs, args.output)
+        # train.py and test.py write where they are called.
+        with contextlib.chdir(args.output):
+            for _, of_seed in itertools.groupby(runs, key=lambda run: run.seed):
+                complete &= run_all(list(of_seed), processes)
+                if processes.is_main:
+                    write_report(runs, command)
+            if processes.is_main:
+                print(Path("ablation.md").read_text(encoding="utf-8"))
     # Failed images are named in the table; the exit code tells a script about them.
     return 0 if complete else 1

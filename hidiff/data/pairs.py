@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hidiff.data.image import list_images, listing
 from hidiff.errors import UserError, counted_from
-from hidiff.files import is_file
+from hidiff.files import is_file, read_lines
 
 
 @dataclass(frozen=True)
@@ -38,32 +38,47 @@ def refuse_one_place(lq: str, gt: str | None, where: str) -> None:
         )
 
 
+def counterparts(
+    lq: Iterable[str], gt: Iterable[str], filename_tmpl: str
+) -> tuple[list[tuple[str, str]], dict[str, str], list[str]]:
+    """Pairs (lq name, gt name) such that lq = filename_tmpl.format(gt), ordered by gt name.
+
+    Returns:
+        The pairs; blurry names that are missing, each with its sharp one; blurry ones without.
+    """
+    lq = set(lq)
+    wanted = {filename_tmpl.format(name): name for name in gt}
+    pairs = sorted(((n, wanted[n]) for n in lq & wanted.keys()), key=lambda pair: pair[1])
+    no_blurry = {name: wanted[name] for name in sorted(wanted.keys() - lq)}
+    return pairs, no_blurry, sorted(lq - wanted.keys())
+
+
 def match_names(
     lq: Iterable[str], gt: Iterable[str], filename_tmpl: str, where: str
 ) -> list[tuple[str, str]]:
-    """Pair (lq name, gt name) such that lq = filename_tmpl.format(gt), ordered by gt name.
+    """The pairs of `counterparts`.
 
     Raises:
         UserError: any name lacks its counterpart.
     """
-    lq, gt = set(lq), set(gt)
-    wanted = {filename_tmpl.format(name): name for name in gt}
-    no_blurry, no_sharp = set(wanted) - lq, lq - set(wanted)
-    if no_blurry or no_sharp:
-        parts = []
-        if no_blurry:
-            parts.append(f"{len(no_blurry)} sharp without blurry ({listing(no_blurry)})")
-        if no_sharp:
-            parts.append(f"{len(no_sharp)} blurry without sharp ({listing(no_sharp)})")
-        folded = {name.casefold() for name in no_blurry}
-        if any(name.casefold() in folded for name in no_sharp):
-            parts.append("some differ only in upper and lower case, which counts")
-        raise UserError(
-            f"{where}: images are paired by name, and {len(no_blurry) + len(no_sharp)} have no "
-            f"counterpart: {'; '.join(parts)}. Complete the folders or remove these images; "
-            "python scripts/check_data.py (-opt FILE, or --input DIR --target DIR) lists them all"
+    pairs, no_blurry, no_sharp = counterparts(lq, gt, filename_tmpl)
+    if not (no_blurry or no_sharp):
+        return pairs
+    parts = [
+        f"{len(names)} {sides} ({listing(names)})"
+        for names, sides in (
+            (no_blurry, "sharp without blurry"),
+            (no_sharp, "blurry without sharp"),
         )
-    return sorted(((name, wanted[name]) for name in lq), key=lambda pair: pair[1])
+        if names
+    ]
+    if not {n.casefold() for n in no_blurry}.isdisjoint(n.casefold() for n in no_sharp):
+        parts.append("some differ only in upper and lower case, which counts")
+    raise UserError(
+        f"{where}: images are paired by name, and {len(no_blurry) + len(no_sharp)} have no "
+        f"counterpart: {'; '.join(parts)}. Complete the folders or remove these images; "
+        "python scripts/check_data.py (-opt FILE, or --input DIR --target DIR) lists them all"
+    )
 
 
 def pairs_from_folders(
@@ -110,18 +125,14 @@ def pairs_from_list(
         raise UserError(f"{where}.meta_info_file: there is no file {path}{counted_from(path)}")
     pairs = []
     missing = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}.meta_info_file: {path} is no readable text: {error}") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in read_lines(path, f"{where}.meta_info_file"):
         fields = line.split("(")[0].split()
         if not fields:
             continue
         if len(fields) > 2:
             raise UserError(
                 f"{where}.meta_info_file: {path}, line {number}: expected 'name' or "
-                f"'sharp blurry', got '{line.strip()}'; names must not contain spaces"
+                f"'sharp blurry', got '{line}'; names must not contain spaces"
             )
         gt_rel = Path(fields[0])
         if len(fields) == 2:

@@ -1,23 +1,30 @@
 """Ablations: several option files with one budget and one data set, over several seeds.
 
-`plan` turns option files into runs; `finished` and `scored` say what is left to do.
+`plan` turns option files into runs, `run_all` trains and tests what is left of them.
 `hidiff.paper.ablation_table` reports on them.
 """
 
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
+from hidiff.engine.distributed import Processes
+from hidiff.engine.logger import start_logging
+from hidiff.engine.trainer import Trainer
 from hidiff.errors import UserError
+from hidiff.files import write_text
 from hidiff.models import DeblurModel, build_model
 from hidiff.options import Options, parse_options
-from hidiff.registry import MODELS
+from hidiff.scoring.files import JSON
+from hidiff.scoring.test_run import run_test
 from hidiff.weights.experiment import EXPERIMENTS, RESULTS, Experiment
 from hidiff.weights.pretrained import stage1_name
 from hidiff.yaml_file import apply_overrides, read_yaml
@@ -41,18 +48,7 @@ TINY_STEPS = 400
 """Steps a stage with --tiny: one seed of everything in about half an hour on two cores."""
 
 TINY_TRAIN_SET = {"batch_size_per_gpu": 8, "gt_size": 64, "num_worker_per_gpu": 1}
-PHASE_LISTS = ("mini_batch_sizes", "iters", "gt_sizes")
-SOURCE_KEYS = ("dataroot_lq", "dataroot_gt")
-
-
-@dataclass(frozen=True)
-class DataFolders:
-    """Folders of blurry (input) and sharp (target) images to train and to test on."""
-
-    train_input: Path
-    train_target: Path
-    test_input: Path
-    test_target: Path
+RUNS = "runs"
 
 
 @dataclass(frozen=True)
@@ -62,13 +58,14 @@ class Changes:
     Args:
         tiny: the sizes of `TINY_NETWORKS`, small patches, `TINY_STEPS`.
         steps: `train.total_iter` of every stage, its schedules scaled with it.
-        data: data in place of the option files'.
+        data: folders in place of the option files' data: `train_input`, `train_target`,
+            `test_input` and `test_target`.
         overrides: `--force_yml` texts; those of networks that a file has not are left out there.
     """
 
     tiny: bool = False
     steps: int | None = None
-    data: DataFolders | None = None
+    data: Mapping[str, Path] | None = None
     overrides: Sequence[str] = ()
 
 
@@ -78,22 +75,35 @@ class Run:
 
     Args:
         label: stem of the option file.
-        seed: `manual_seed`.
         content: the whole option file of the run.
         options: the same, checked.
-        model_class: of its `model_type`.
+        model: without data, on the meta device.
     """
 
     label: str
-    seed: int
     content: Mapping[str, Any]
     options: Options
-    model_class: type[DeblurModel]
+    model: DeblurModel
 
     @property
     def name(self) -> str:
         """The experiment's."""
         return self.options.name
+
+    @property
+    def seed(self) -> int:
+        """`manual_seed`."""
+        return self.options.manual_seed
+
+    @property
+    def finished(self) -> bool:
+        """Whether its training has ended, in the current folder."""
+        return (Experiment(self.name).states / f"{self.options.train.total_iter}.state").is_file()
+
+    @property
+    def scored(self) -> bool:
+        """Whether its test has ended, in the current folder."""
+        return (RESULTS / self.name / JSON).is_file()
 
 
 def set_steps(content: dict[str, Any], steps: int) -> None:
@@ -134,7 +144,7 @@ def shrink(content: dict[str, Any]) -> None:
             section.update(copy.deepcopy(TINY_NETWORKS[section["type"]]))
     set_steps(content, TINY_STEPS)
     data = content["datasets"]["train"]
-    for key in PHASE_LISTS:
+    for key in ("mini_batch_sizes", "iters", "gt_sizes"):
         data.pop(key, None)
     data.update(TINY_TRAIN_SET)
     content["train"]["reference_world_size"] = 1
@@ -149,22 +159,17 @@ def _without_validation(content: dict[str, Any]) -> None:
     content["val"] = {**(content.get("val") or {}), "val_freq": None}
 
 
-def _set_data(content: dict[str, Any], data: DataFolders) -> None:
+def _set_data(content: dict[str, Any], data: Mapping[str, Path]) -> None:
     """Train and test on these folders, in place; validation on other data ends."""
     _without_validation(content)
     train = content["datasets"]["train"]
     for key in ("io_backend", "filename_tmpl", "meta_info_file"):
         train.pop(key, None)
-    train.update(dataroot_lq=str(data.train_input), dataroot_gt=str(data.train_target))
-    content["datasets"] = {
-        "train": train,
-        "test_1": {
-            "name": "test",
-            "type": train["type"],
-            "dataroot_lq": str(data.test_input),
-            "dataroot_gt": str(data.test_target),
-        },
-    }
+    test = {"name": "test", "type": train["type"]}
+    for part, section in (("train", train), ("test", test)):
+        section["dataroot_lq"] = str(data[f"{part}_input"])
+        section["dataroot_gt"] = str(data[f"{part}_target"])
+    content["datasets"] = {"train": train, "test_1": test}
 
 
 def _changed(file: Path, changes: Changes) -> dict[str, Any]:
@@ -186,47 +191,44 @@ def _changed(file: Path, changes: Changes) -> dict[str, Any]:
         if not section.startswith(("network_", "diffusion_schedule")) or content.get(section):
             apply_overrides(content, [override])
     for section in filter(None, content["datasets"].values()):
-        for key in (*SOURCE_KEYS, "meta_info_file"):
+        for key in ("dataroot_lq", "dataroot_gt", "meta_info_file"):
             if section.get(key):
                 section[key] = str(Path(section[key]).absolute())
-    try:
-        checked = parse_options(copy.deepcopy(content), file=file)
-        train, data = checked.for_training()
-        data.phases(train.total_iter)
-        checked.test_sets()
-        with torch.device("meta"):
-            build_model(checked.sections)
-    except UserError as error:
-        # A mistake in the last file must not show after hours of training the first.
-        raise UserError(f"{file}: {error}") from None
     return content
 
 
-def _stage1_paths(
-    file: Path, content: dict[str, Any], names: Sequence[str], stage1: Mapping[str, Run]
-) -> None:
+def _checked(content: dict[str, Any], file: Path) -> tuple[Options, DeblurModel]:
+    """The options and the model, on the meta device; everything that training would refuse is."""
+    options = parse_options(copy.deepcopy(content), file=file)
+    train, data = options.for_training()
+    data.phases(train.total_iter)
+    options.test_sets()
+    with torch.device("meta"):
+        return options, build_model(options.sections)
+
+
+def _set_stage1(content: dict[str, Any], file: Path, names: Sequence[str], seed: int) -> None:
     """Name the weights of stage 1 under `path`, in place.
 
     Args:
         file: where the content came from.
-        names: networks that start from stage 1.
-        stage1: the runs of stage 1 with this seed, by the `name` in their option files.
+        names: of the option files of stage 1 in the list.
     """
-    paths = content["path"] = dict(content.get("path") or {})
-    for name in names:
-        key = f"pretrain_network_{name.removeprefix('net_')}"
-        given = paths.get(key)
-        if given:
-            parts = Path(given).parts
-            experiment = parts[1] if parts[0] == str(EXPERIMENTS) and len(parts) > 2 else None
-        else:
+    paths = content["path"]
+    for network in ("g", "le"):
+        key = f"pretrain_network_{network}"
+        parts = Path(paths.get(key) or "").parts
+        if not parts:
             experiment = stage1_name(content["name"])
-        if experiment in stage1:
-            paths[key] = str(Experiment(stage1[experiment].name).models / f"{name}_latest.pth")
-        elif given and Path(given).is_file():
-            paths[key] = str(Path(given).absolute())
         else:
-            wanted = f"the experiment '{experiment}'" if experiment else given or "stage 1"
+            experiment = parts[1] if parts[0] == str(EXPERIMENTS) and len(parts) > 2 else None
+        if experiment in names:
+            models = Experiment(f"{experiment}_seed{seed}").models
+            paths[key] = str(models / f"net_{network}_latest.pth")
+        elif parts and Path(paths[key]).is_file():
+            paths[key] = str(Path(paths[key]).absolute())
+        else:
+            wanted = f"the experiment '{experiment}'" if experiment else paths.get(key) or "stage 1"
             raise UserError(
                 f"{file}: path.{key}: it starts from {wanted}; add the option file of that stage 1 "
                 "to the list"
@@ -240,47 +242,89 @@ def plan(files: Sequence[Path], seeds: Sequence[int], changes: Changes) -> list[
         UserError: an option file is wrong, lacks data to train or test on, or starts from a stage
             1 that is not in the list; two files have one name.
     """
-    contents = {file: _changed(file, changes) for file in files}
-    names = [content["name"] for content in contents.values()]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"two of the option files have the name '{name}'; rename one")
-    classes = {f: MODELS.get(c["model_type"], "model_type") for f, c in contents.items()}
-    # Python's sort keeps the order of equal keys.
-    ordered = sorted(contents, key=lambda file: bool(classes[file].from_stage1))
+    contents: dict[str, dict[str, Any]] = {}
+    origins, models = {}, {}
+    for file in files:
+        content = _changed(file, changes)
+        try:
+            # A mistake in the last file must not show after hours of training the first.
+            options, model = _checked(content, file)
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None
+        if options.name in contents:
+            raise UserError(f"two of the option files have the name '{options.name}'; rename one")
+        contents[options.name], origins[options.name], models[options.name] = content, file, model
+    ordered = sorted(contents, key=lambda name: bool(models[name].from_stage1))
+    first = [name for name in ordered if not models[name].from_stage1]
     runs = []
     for seed in dict.fromkeys(seeds):
-        by_name: dict[str, Run] = {}
-        for file in ordered:
-            content = copy.deepcopy(contents[file])
+        for name in ordered:
+            content, file = copy.deepcopy(contents[name]), origins[name]
             content["manual_seed"] = seed
-            name = content["name"]
-            if classes[file].from_stage1:
-                _stage1_paths(file, content, classes[file].from_stage1, by_name)
+            content["path"] = dict(content.get("path") or {})
+            if models[name].from_stage1:
+                _set_stage1(content, file, first, seed)
             content["name"] = f"{name}_seed{seed}"
-            options = parse_options(copy.deepcopy(content), file=file)
-            by_name[name] = Run(file.stem, seed, content, options, classes[file])
-        runs += by_name.values()
+            options = parse_options(
+                copy.deepcopy(content), file=Path(RUNS, f"{content['name']}.yml")
+            )
+            runs.append(Run(file.stem, content, options, models[name]))
     return runs
 
 
-def finished(run: Run) -> bool:
-    """Whether its training has ended, in the current folder."""
-    return (Experiment(run.name).states / f"{run.options.train.total_iter}.state").is_file()
+def write_option_files(runs: Sequence[Run], output: Path) -> None:
+    """Write the option file of every run; files of an earlier call must say the same.
+
+    Raises:
+        UserError: one does not, or the folder holds something else than an ablation.
+    """
+    folder = output / RUNS
+    if output.exists() and not (
+        output.is_dir() and (folder.is_dir() or not list(output.iterdir()))
+    ):
+        raise UserError(f"--output {output} holds other files; name a new folder")
+    for run in runs:
+        path = output / run.options.file
+        if path.is_file() and read_yaml(path)[0] != run.content:
+            raise UserError(
+                f"{path} is of an earlier call with another budget, data set or option file; "
+                "choose another --output, or move the earlier one away"
+            )
+    for run in runs:
+        text = yaml.safe_dump(dict(run.content), sort_keys=False, allow_unicode=True)
+        write_text(
+            output / run.options.file, f"# Written by `hidiff ablation` for {run.label}.\n{text}"
+        )
 
 
-def scored(run: Run) -> bool:
-    """Whether its test has ended, in the current folder."""
-    return (RESULTS / run.name / "scores.json").is_file()
-
-
-def for_testing(run: Run) -> Options:
+def _for_testing(run: Run) -> Options:
     """The run's options with the weights that it has trained under `path`."""
     content = copy.deepcopy(dict(run.content))
-    paths = content["path"] = dict(content.get("path") or {})
-    for name in {**run.model_class.sections, **run.model_class.training_sections}:
-        if name not in run.model_class.frozen:
-            paths[f"pretrain_network_{name.removeprefix('net_')}"] = str(
-                Experiment(run.name).models / f"{name}_latest.pth"
-            )
+    for name in run.model.trained_networks():
+        file = Experiment(run.name).models / f"{name}_latest.pth"
+        content["path"][f"pretrain_network_{name.removeprefix('net_')}"] = str(file)
     return parse_options(content, file=run.options.file)
+
+
+def run_all(runs: Sequence[Run], processes: Processes) -> bool:
+    """Train and test what is left to do, in the current folder; False if an image failed.
+
+    Both go on where an earlier call was stopped.
+    """
+    complete = True
+    for run in runs:
+        if run.scored:
+            continue
+        if processes.is_main:
+            print(f"== {run.name}", flush=True)
+        started = time.monotonic()
+        trained = run.finished
+        if not trained:
+            Trainer(run.options, processes, auto_resume=True).run()
+        start_logging(is_main=processes.is_main)
+        # What an earlier training has left is set aside.
+        complete &= run_test(_for_testing(run), processes, resume=trained)
+        processes.barrier()
+        if processes.is_main:
+            print(f"== {run.name} took {time.monotonic() - started:.0f} s", flush=True)
+    return complete

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from hidiff.data.image import Header, decode_image, list_images, passed_over, read_header
 from hidiff.data.lmdb_store import LmdbImages
-from hidiff.data.pairs import Pair, pairs_from_list, refuse_one_place
+from hidiff.data.pairs import Pair, counterparts, pairs_from_list, refuse_one_place
 from hidiff.errors import UserError
 from hidiff.files import is_file, read_bytes
 from hidiff.options import load_datasets
@@ -194,12 +194,12 @@ def _find_pairs(source: DataSource, report: Report) -> tuple[list[Pair], Load, L
     if source.gt is None:
         return [Pair(name, path, None) for name, path in lq.items()], load_lq, Path
     gt, load_gt = open_side(source.gt, "sharp images", report)
-    wanted = {source.filename_tmpl.format(name): name for name in gt}
-    for name in sorted(wanted.keys() - lq.keys()):
-        report.problems.append(f"{wanted[name]}: sharp, but {source.lq} has no {name}")
-    for name in sorted(lq.keys() - wanted.keys()):
-        report.problems.append(f"{name}: blurry, but {source.gt} has no sharp image for it")
-    pairs = [Pair(name, lq[name], gt[wanted[name]]) for name in sorted(lq.keys() & wanted.keys())]
+    matched, no_blurry, no_sharp = counterparts(lq, gt, source.filename_tmpl)
+    report.problems += [
+        *(f"{sharp}: sharp, but {source.lq} has no {name}" for name, sharp in no_blurry.items()),
+        *(f"{name}: blurry, but {source.gt} has no sharp image for it" for name in no_sharp),
+    ]
+    pairs = [Pair(name, lq[name], gt[sharp]) for name, sharp in matched]
     return pairs, load_lq, load_gt
 
 

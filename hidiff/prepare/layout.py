@@ -21,7 +21,7 @@ from tqdm import tqdm
 from hidiff.data.image import list_images, listing
 from hidiff.data.pairs import match_names
 from hidiff.errors import UserError
-from hidiff.files import replacing
+from hidiff.files import read_lines, replacing
 from hidiff.prepare.check import LAYOUT, against_benchmark
 
 
@@ -53,8 +53,19 @@ def place_pair(name: str, lq: Path, gt: Path, folders: list[Path]) -> list[Place
     return placements
 
 
-def did_you_mean(source: Path, valid: Callable[[Path], bool]) -> str:
-    """A hint at a folder up to two levels above or below `source` that is the right one."""
+def require(source: Path, valid: Callable[[Path], bool], expected: str) -> None:
+    """Refuse a folder that is not the download, with a hint at one near it that is.
+
+    Args:
+        source: the folder; up to two levels above and below it are looked at for the hint.
+        valid: whether a folder is the right one.
+        expected: what it should hold, for the message.
+
+    Raises:
+        UserError: it is not the right one.
+    """
+    if valid(source):
+        return
     candidates = [source.absolute().parent, source.absolute().parent.parent]
     try:
         below = sorted(path for path in source.iterdir() if path.is_dir())
@@ -63,7 +74,8 @@ def did_you_mean(source: Path, valid: Callable[[Path], bool]) -> str:
     except OSError:
         pass  # Only a hint: what cannot be listed is not suggested.
     match = next((path for path in candidates if path.is_dir() and valid(path)), None)
-    return f"; did you mean --source {match}?" if match else ""
+    hint = f"; did you mean --source {match}?" if match else ""
+    raise UserError(f"--source: {source} does not hold {expected}{hint}")
 
 
 # GoPro ------------------------------------------------------------------------------------------
@@ -91,18 +103,10 @@ def gopro_placements(source: Path, root: Path) -> list[Placement]:
     def valid(folder: Path) -> bool:
         return any(gopro_sequences(folder / part) for part in ("train", "test"))
 
-    if not valid(source):
-        flat = [source / part for part in ("train", "test") if (source / part / "input").is_dir()]
-        raise UserError(
-            f"--source: {source} has no sequences {{train,test}}/SEQUENCE/{{blur,sharp}} in it"
-            + did_you_mean(source, valid)
-            + (
-                f". It holds {flat[0].name}/input, so it has the flat layout already: move or link "
-                f"it to {root / 'GoPro'}"
-                if flat
-                else ""
-            )
-        )
+    expected = "sequences {train,test}/SEQUENCE/{blur,sharp}"
+    if (source / "train/input").is_dir() or (source / "test/input").is_dir():
+        expected += f" but the flat layout already: move or link it to {root / 'GoPro'}"
+    require(source, valid, expected)
     placements = []
     for part in ("train", "test"):
         folders = [root / "GoPro" / part] + [root / "test" / "GoPro"] * (part == "test")
@@ -138,11 +142,8 @@ def hide_placements(source: Path, root: Path) -> list[Placement]:
     def valid(folder: Path) -> bool:
         return (folder / "test").is_dir() and (folder / "GT").is_dir()
 
-    if not valid(source):
-        raise UserError(
-            f"--source: {source} does not hold HIDE's folders test (with {', '.join(HIDE_PARTS)}, "
-            f"or the images themselves) and GT{did_you_mean(source, valid)}"
-        )
+    expected = f"HIDE's folders test (with {', '.join(HIDE_PARTS)}, or the images themselves)"
+    require(source, valid, f"{expected} and GT")
     parts = [source / "test" / part for part in HIDE_PARTS if (source / "test" / part).is_dir()]
     lq: dict[str, Path] = {}
     for folder in parts or [source / "test"]:
@@ -206,17 +207,11 @@ def read_realblur_list(path: Path, subset: str) -> dict[str, tuple[str, str]]:
         UserError: it is no text, a line is not understood, or two different pairs get one name.
     """
     pairs: dict[str, tuple[str, str]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--source: {path} is no readable text: {error}") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in read_lines(path, "--source"):
         fields = line.split()
-        if not fields:
-            continue
         where = f"{path}, line {number}"
         if len(fields) != 2:
-            raise UserError(f"{where}: expected a sharp and a blurry path, got '{line.strip()}'")
+            raise UserError(f"{where}: expected a sharp and a blurry path, got '{line}'")
         name = pair_name(*fields, subset, where)
         if pairs.setdefault(name, (fields[0], fields[1])) != (fields[0], fields[1]):
             raise UserError(f"{where}: another pair is called {name} too")
@@ -234,11 +229,7 @@ def realblur_placements(source: Path, root: Path) -> list[Placement]:
     def valid(folder: Path) -> bool:
         return any((folder / name).is_file() for name in REALBLUR_LISTS.values())
 
-    if not valid(source):
-        raise UserError(
-            f"--source: {source} holds none of RealBlur's list files "
-            f"({', '.join(REALBLUR_LISTS.values())}){did_you_mean(source, valid)}"
-        )
+    require(source, valid, f"one of RealBlur's list files, {', '.join(REALBLUR_LISTS.values())}")
     placements = []
     for (subset, part), list_name in REALBLUR_LISTS.items():
         path = source / list_name
@@ -276,48 +267,32 @@ def realblur_placements(source: Path, root: Path) -> list[Placement]:
 NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
-class Placer:
-    """Makes links or copies.
+def _link_text(placement: Placement, root: Path) -> str:
+    """What the link says: relative within the root, which can then be moved as a whole."""
+    to = placement.via or placement.origin
+    real = to.parent.resolve() / to.name
+    folder = placement.target.parent.resolve()
+    if real.is_relative_to(root.resolve()) and folder.is_relative_to(root.resolve()):
+        return os.path.relpath(real, folder)
+    return str(to.absolute())
 
-    Args:
-        root: the folder of the layout.
-        copy: copy the files instead of linking to them.
+
+def _linked(placement: Placement, root: Path) -> bool:
+    """Make a link; False where links do not work.
+
+    Raises:
+        OSError: it cannot be made for another reason.
     """
-
-    def __init__(self, root: Path, *, copy: bool) -> None:
-        self.root = root.resolve()
-        self.copy = copy
-        self.links_work = True
-
-    def link_text(self, placement: Placement) -> str:
-        """What the link says: relative within the root, which can then be moved as a whole."""
-        to = placement.via or placement.origin
-        real = to.parent.resolve() / to.name
-        folder = placement.target.parent.resolve()
-        if real.is_relative_to(self.root) and folder.is_relative_to(self.root):
-            return os.path.relpath(real, folder)
-        return str(to.absolute())
-
-    def place(self, placement: Placement) -> None:
-        """Make one link or copy, and its folder.
-
-        Raises:
-            OSError: that is not possible.
-        """
-        target = placement.target
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if self.links_work and (placement.via is not None or not self.copy):
-            try:
-                target.symlink_to(self.link_text(placement))
-                return
-            except OSError as error:
-                # 1314: Windows, for users without the right to make links.
-                if error.errno not in NO_LINKS and getattr(error, "winerror", None) != 1314:
-                    raise
-                self.links_work = False
-                print(f"note: {target.parent} does not take links ({error.strerror}); copying")
-        with replacing(target, sync=False) as file, placement.origin.open("rb") as origin:
-            shutil.copyfileobj(origin, file)
+    target = placement.target
+    try:
+        target.symlink_to(_link_text(placement, root))
+    except OSError as error:
+        # 1314: Windows, for users without the right to make links.
+        if error.errno not in NO_LINKS and getattr(error, "winerror", None) != 1314:
+            raise
+        print(f"note: {target.parent} does not take links ({error.strerror}); copying")
+        return False
+    return True
 
 
 def is_there(placement: Placement) -> bool | None:
@@ -338,20 +313,26 @@ def place_all(placements: list[Placement], root: Path, *, copy: bool) -> int:
             refuses.
     """
     try:
-        states = [is_there(p) for p in tqdm(placements, desc="comparing", disable=None)]
-        taken = [
-            str(p.target) for p, there in zip(placements, states, strict=True) if there is None
-        ]
-        if taken:
+        states = {p: is_there(p) for p in tqdm(placements, desc="comparing", disable=None)}
+        if taken := [str(p.target) for p, there in states.items() if there is None]:
             raise UserError(
                 f"{len(taken)} files exist and differ from the download (or are broken links); "
                 f"nothing was changed: {listing(taken)}. Remove or rename them, or give another "
                 "--root"
             )
-        missing = [p for p, there in zip(placements, states, strict=True) if not there]
-        placer = Placer(root, copy=copy)
+        missing = [p for p, there in states.items() if not there]
+        links_work = True
         for placement in tqdm(missing, desc="placing", disable=None):
-            placer.place(placement)
+            placement.target.parent.mkdir(parents=True, exist_ok=True)
+            if links_work and (placement.via is not None or not copy):
+                links_work = _linked(placement, root)
+                if links_work:
+                    continue
+            with (
+                replacing(placement.target, sync=False) as file,
+                placement.origin.open("rb") as origin,
+            ):
+                shutil.copyfileobj(origin, file)
     except OSError as error:
         name = error.filename2 or error.filename or root
         raise UserError(
