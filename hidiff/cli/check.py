@@ -11,12 +11,12 @@ Counts the pairs, matches them by name, decodes every image and compares the siz
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from hidiff.data.pairs import refuse_one_place
-from hidiff.errors import UserError
+from hidiff.errors import UserError, require_positive
+from hidiff.parallel import available_cores
 from hidiff.prepare.check import (
     DataSource,
     LayoutEntry,
@@ -29,6 +29,11 @@ from hidiff.prepare.check import (
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        UserError: a value that cannot be.
+    """
     parser = argparse.ArgumentParser(
         description="Count, pair, decode and compare the images of data sets.",
         epilog="Exit code: 0 all good, 1 problems found, 2 a mistake in the call. Relative paths, "
@@ -51,15 +56,13 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--fast", action="store_true", help="read headers only: truncated files are not noticed"
     )
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="threads (default: all)"
+        "--jobs", type=int, default=available_cores(), metavar="N", help="threads (default: all)"
     )
     options = parser.parse_args(arguments)
     if options.target is not None and options.input is None:
         raise UserError("--target: give the blurry images too, with --input")
-    for name in ("patch", "jobs"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name}: must be at least 1, not {value}")
+    given = {f"--{name}": getattr(options, name) for name in ("patch", "jobs")}
+    require_positive(**{name: value for name, value in given.items() if value is not None})
     return options
 
 
@@ -82,10 +85,12 @@ def find_sources(options: argparse.Namespace) -> tuple[list[DataSource], list[La
 
 
 def count_of(number: int, thing: str) -> str:
+    """'1 pair', '2 pairs'."""
     return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
 def show(source: DataSource, report: Report) -> None:
+    """Print what was found in a data set."""
     entry = source.layout_entry()
     state = count_of(len(report.problems), "problem") if report.problems else "ok"
     pairs = count_of(report.pairs, "pair" if source.gt is not None else "image")

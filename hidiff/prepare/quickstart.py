@@ -7,7 +7,6 @@ gives the same files with the same library versions.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import uuid
@@ -21,7 +20,7 @@ import skimage
 
 from hidiff.data.image import read_image, write_image
 from hidiff.errors import UserError
-from hidiff.files import set_aside, write_text
+from hidiff.files import file_sha256, set_aside, write_text
 from hidiff.prepare.camera_shake import shake
 
 RECIPE = 1
@@ -151,7 +150,7 @@ def _is_complete(folder: Path, made_with: dict[str, Any]) -> bool:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         files = record["files"].items()
         same = {**record, "files": {}} == made_with
-        return same and all(_sha256(folder / name) == digest for name, digest in files)
+        return same and all(file_sha256(folder / name) == digest for name, digest in files)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return False
 
@@ -170,9 +169,5 @@ def _make_images(folder: Path, seed: int) -> dict[str, str]:
                 for side, image in zip(("input", "target"), pair, strict=True):
                     place = f"{split}/{side}/{name}"
                     write_image(folder / place, image)
-                    digests[place] = _sha256(folder / place)
+                    digests[place] = file_sha256(folder / place)
     return digests
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
