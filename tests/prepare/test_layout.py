@@ -300,36 +300,36 @@ GT, BLUR = "scene001/gt/gt_1.png", "scene001/blur/blur_1.png"
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    "line",
     [
-        (f"../{GT} ../{BLUR}", "leads out"),
-        (f"a/../../{GT} {BLUR}", "leads out"),
-        (f"/{GT} /{BLUR}", "leads out"),
-        (f"C:\\{GT} {BLUR}", "leads out"),
-        (f"{GT} ..\\{BLUR}", "leads out"),
-        (f"{GT} scene001\\blur\\blur_1.png", "expected a path like"),
-        (f"a\\{GT} a\\{BLUR}", "expected a path like"),
-        ("gt_1.png blur_1.png", "expected a path like"),
-        (f"scene001/gt/gt.png {BLUR}", "expected a path like"),
-        (GT, "expected a sharp and a blurry path"),
-        (f"{GT} {BLUR} more", "expected a sharp and a blurry path"),
-        (f"{BLUR} {GT}", "the sharp path, then the blurry one"),
-        (f"{GT} scene001/blur/blur_2.png", "not the two images of one pair"),
-        (f"{GT} scene002/blur/blur_1.png", "not the two images of one pair"),
-        (f"RealBlur-R_x/{GT} RealBlur-R_x/{BLUR}", "not of RealBlur-J"),
-        (f"{GT} {BLUR}\nother/{GT} other/{BLUR}", "line 3: another pair is called scene001-1"),
+        f"../{GT} ../{BLUR}",
+        f"a/../../{GT} {BLUR}",
+        f"/{GT} /{BLUR}",
+        f"C:\\{GT} {BLUR}",
+        f"{GT} ..\\{BLUR}",
+        f"{GT} scene001\\blur\\blur_1.png",
+        f"a\\{GT} a\\{BLUR}",
+        "gt_1.png blur_1.png",
+        f"scene001/gt/gt.png {BLUR}",
+        GT,
+        f"{GT} {BLUR} more",
+        f"{BLUR} {GT}",
+        f"{GT} scene001/blur/blur_2.png",
+        f"{GT} scene002/blur/blur_1.png",
+        f"RealBlur-R_x/{GT} RealBlur-R_x/{BLUR}",
+        f"{GT} {BLUR}\nother/{GT} other/{BLUR}",
     ],
 )
-def test_realblur_lines_that_are_refused(realblur, data, line, message):
+def test_realblur_lines_that_are_refused(realblur, data, line):
     # Refused for what they say, not because the files are missing.
     for folder in (realblur, realblur / "a", realblur / "other", realblur / "RealBlur-R_x"):
         for scene in ("scene001", "scene002"):
             write(folder / scene / "gt/gt_1.png")
             write(folder / scene / "blur/blur_1.png")
     (realblur / "RealBlur_J_test_list.txt").write_text(f"\n{line}\n")
-    with pytest.raises(UserError, match=message) as error:
+    number = line.count("\n") + 2
+    with pytest.raises(UserError, match=rf"RealBlur_J_test_list\.txt, line {number}: "):
         run("realblur", realblur, data)
-    assert "RealBlur_J_test_list.txt, line " in str(error.value)
     assert not data.exists()
 
 
