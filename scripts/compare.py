@@ -29,8 +29,8 @@ def choose(names: list[str], wanted: list[str] | None, rows: int) -> list[str]:
     return spread(names, rows)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the program.
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; returns its exit code.
 
     Raises:
         UserError: a mistake in the call, or an image that cannot be used.
@@ -66,8 +66,9 @@ def main(arguments: list[str] | None = None) -> None:
         rows.append(photograph_row(name, {side: images[name] for side, images in files.items()}))
     write_image(args.output, comparison_sheet(rows))
     print(f"{args.output}: {len(rows)} photographs")
+    return 0
 
 
 if __name__ == "__main__":
     with friendly_errors():
-        main()
+        raise SystemExit(main())
