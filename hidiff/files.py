@@ -1,17 +1,30 @@
-"""Writing files so that one under its final name is always complete."""
+"""Files: complete under their final name, read without trust, one program at a time in a folder."""
 
 from __future__ import annotations
 
 import datetime
+import errno
+import fcntl
 import hashlib
 import os
+import socket
+import time
 import uuid
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TextIO
 
-from hidiff.errors import UserError
+import torch
+
+from hidiff.errors import UserError, missing
+from hidiff.parallel import Group
+
+PATIENCE = 10.0
+"""Seconds to wait for a program that is about to end, such as one whose torchrun was killed."""
+
+_held: dict[Path, TextIO] = {}
 
 
 def inside(folder: str | os.PathLike[str], name: str) -> Path:
@@ -177,3 +190,116 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_torch_file(path: Path, where: str) -> tuple[Any, str]:
+    """torch.load of a file from elsewhere, on the CPU.
+
+    Args:
+        path: the file.
+        where: what asks for it (a YAML path or command-line option), for messages.
+
+    Returns:
+        The content, and the SHA-256 of the file.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds more than tensors and plain data.
+    """
+    if not path.is_file():
+        problem = f"{path} is a folder; name a file in it" if path.is_dir() else missing(path)
+        raise UserError(f"{where}: {problem}")
+    try:
+        # One open file for all of it: another one may get its name meanwhile.
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            _check_sums(file)
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True), digest
+    except Exception as error:
+        # Whatever the unpickler stumbles over, the file is the reason. Torch's own message is left
+        # out where it advises to load untrusted files without the check.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "weights_only" in str(error):
+            reason = "its content is not tensors and plain data"
+        raise UserError(
+            f"{where}: {path} ({path.stat().st_size} bytes) is damaged or no weights file: "
+            f"{reason}; copy or download it again"
+        ) from None
+
+
+def _check_sums(file: BinaryIO) -> None:
+    """Compare every part of a file with its CRC-32: torch writes them and does not read them.
+
+    Raises:
+        ValueError: a part has changed since it was written.
+        Exception: what else `zipfile` stumbles over in a damaged file.
+    """
+    file.seek(0)
+    if file.read(2) != b"PK":
+        return  # As torch wrote before 1.6, without sums.
+    with zipfile.ZipFile(file) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the check sum of {damaged} is another")
+
+
+def hold(folder: Path, processes: Group, patience: float | None = None) -> list[str]:
+    """Keep other programs out of a folder until this process ends, by whatever.
+
+    The first process holds a lock of the operating system on `.{folder}.lock` beside the folder,
+    which may so be renamed. It is a lock of the process (POSIX), which loader processes do not
+    inherit, and which NFS knows.
+
+    Args:
+        folder: need not exist.
+        processes: all wait for the first one's answer.
+        patience: seconds to wait for another program; None: `PATIENCE`.
+
+    Returns:
+        A notice where the file system has no locks.
+
+    Raises:
+        UserError: another program holds the folder.
+    """
+    notices = []
+    with processes.main_first():
+        if processes.is_main:
+            notices = _hold(folder, PATIENCE if patience is None else patience)
+    return notices
+
+
+def _hold(folder: Path, patience: float) -> list[str]:
+    path = folder.with_name(f".{folder.name}.lock").absolute()
+    if path in _held:
+        return []
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error})") from None
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                file.close()
+                return [
+                    f"{folder}: this file system has no locks ({error.strerror}), so nothing "
+                    "notices a second program that writes there"
+                ]
+        if time.monotonic() > deadline:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise UserError(
+                f"{folder} is in use by {holder}; wait for its end, or end it (kill -TERM saves "
+                "first)"
+            )
+        time.sleep(0.2)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    _held[path] = file
+    return []

@@ -181,9 +181,13 @@ class DatasetOptions:
 class PathOptions:
     """`path`: weights to start from and the state to resume. None of the files is required.
 
+    `weights` and `stage1` are an experiment's name or a folder: that of all networks, before the
+    single files, and that of the stage 1 which stage 2 starts from, by default …_S1 for …_S2.
     Stage 2 starts from a stage 1 that stopped early only with `allow_incomplete_stage1`.
     """
 
+    weights: Path | None = None
+    stage1: Path | None = None
     pretrain_network_g: Path | None = None
     pretrain_network_le: Path | None = None
     pretrain_network_le_dm: Path | None = None

@@ -44,9 +44,10 @@ class RecordingTrainer(Trainer):
         super().__init__(options, processes)
         self.curve: list[float] = []
 
-    def _report(self, losses: dict[str, Tensor], grad_norm: float) -> None:
+    def _accumulate(self, step: int) -> tuple[dict[str, Tensor], list[str]]:
+        losses, images = super()._accumulate(step)
         self.curve.append(sum(losses.values()).item())
-        super()._report(losses, grad_norm)
+        return losses, images
 
 
 def perturb(model: DeblurModel) -> None:
@@ -94,7 +95,7 @@ def train(options: Options, label: str) -> dict[str, Any]:
         if label == "control":
             perturb(trainer.model)
         trainer.run()
-        scores = {name: best["value"] for name, best in trainer.validator.best.items()}
+        scores = {name: best["value"] for name, best in trainer.state.best.items()}
         machine = machine_name(processes.device)
         return {"losses": trainer.curve, "scores": scores, "machine": machine}
 

@@ -447,8 +447,7 @@ def test_an_override_cannot_run_code(content):
     ],
 )
 def test_values_out_of_range_are_refused(content, path, value, message):
-    from hidiff.engine.lr_schedule import build_lr_schedule
-    from hidiff.engine.optim import build_optimizer
+    from hidiff.engine.optim import build_lr_schedule, build_optimizer
 
     with_value(content, path, value)
     with pytest.raises(UserError, match=message):
@@ -464,7 +463,7 @@ def test_encoders_in_each_others_place_are_refused(content):
         content["network_le_dm"],
         content["network_le"],
     )
-    with pytest.raises(UserError, match=r"network_le\.in_chans: 3, .* set in_chans: 6 and"):
+    with pytest.raises(UserError, match=r"^network_le(_dm)?\.in_chans: "):
         build_model(parse_options(content).sections)
 
 

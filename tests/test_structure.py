@@ -8,10 +8,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "hidiff").rglob("*.py"))
 LAYERS = [
-    ("console", "tables"),
+    ("tables",),
     ("errors",),
     ("parallel",),
-    ("files", "lock", "torch_file", "typecheck", "yaml_file"),
+    ("files", "typecheck", "yaml_file"),
     ("registry",),
     ("options",),
     ("diffusion", "losses", "metrics", "kernels"),

@@ -106,7 +106,8 @@ class SimpleDenoiser(nn.Module):
         require_positive(n_feats=n_feats, timesteps=timesteps)
         require_positive(0, n_denoise_res=n_denoise_res)
         width = 4 * n_feats
-        self.prior_dim = width
+        self.prior_dim = self.out_channel = width
+        self.group = None  # Each token by itself, so any number of them.
         self.max_period = 10.0 * timesteps
         self.resmlp = nn.Sequential(
             nn.Linear(2 * width + 1, width),

@@ -55,9 +55,7 @@ def restore(options: Options, args: argparse.Namespace, machine: Machine) -> lis
     """Restore one image of random pixels."""
     model = _model(options, args.device).eval()
     image = torch.rand(1, 3, *args.size, device=args.device)
-    noise = None
-    if (shape := model.noise_shape(1)) is not None:
-        noise = torch.randn(shape, device=args.device)
+    noise = torch.randn(1, model.net_g.group**2, model.net_g.prior_dim, device=args.device)
     padded = (side + -side % SIDE_MULTIPLE for side in args.size)
     work = restoring(options.sections, *padded)
 

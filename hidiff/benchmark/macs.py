@@ -106,7 +106,7 @@ def model_complexity(
             "for example 3 256 256"
         )
     with torch.device("meta"):
-        model = build_model(options).eval()
+        model = build_model(options, training=False).eval()
         return _count(
             model, *(math.ceil(side / SIDE_MULTIPLE) * SIDE_MULTIPLE for side in size[1:])
         )
@@ -123,8 +123,7 @@ def _count(model: DeblurModel, height: int, width: int) -> Complexity:
         "net_d": (prior, prior, 1),
     }
     networks = {}
-    for name in model.sections:
-        network = getattr(model, name)
+    for name, network in model.networks().items():
         networks[name] = NetworkComplexity(
             parameters=count_parameters(network),
             macs=count_macs(network, *inputs[name]),

@@ -31,7 +31,15 @@ def main(arguments: Sequence[str]) -> int:
         help="go on with an earlier call of the same test that was ended before all images were "
         "done; images that failed are tried again",
     )
+    parser.add_argument(
+        "--weights",
+        metavar="NAME",
+        help="test the newest weights of a training: its name, its folder or one with net_*.pth; "
+        "the same as --force_yml path:weights=NAME",
+    )
     args = parser.parse_args(arguments)
+    if args.weights:
+        args.force_yml.append(f"path:weights={args.weights}")
     if args.seeds < 1:
         parser.error("--seeds must be at least 1")
     options = load_options(args.opt, args.force_yml)

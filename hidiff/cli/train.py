@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from hidiff.cli.arguments import option_parser
 from hidiff.engine.distributed import start_processes
 from hidiff.engine.trainer import Trainer
-from hidiff.files import set_aside
-from hidiff.lock import hold
+from hidiff.files import hold, set_aside
 from hidiff.options import Options, load_options
 from hidiff.weights.experiment import Experiment
 

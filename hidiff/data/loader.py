@@ -24,7 +24,7 @@ from hidiff.data.sampler import CropRequest, PhaseBatchSampler
 from hidiff.errors import UserError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
-"""They ask the trainer to save and to stop (`hidiff.engine.signals`)."""
+"""They ask the trainer to save and to stop (`hidiff.engine.distributed`)."""
 
 SUBSTITUTES = 5
 """Pairs tried in place of one that cannot be used, before giving up."""

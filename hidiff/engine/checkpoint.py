@@ -1,35 +1,162 @@
-"""Saving weights files of the release's layout, and training states to resume from.
-
-Both are written beside their place and renamed, so a file under its final name is complete.
-"""
+"""What a training changes: saved as weights files of the release's layout and as training states,
+and taken over from a state. A file under its final name is always complete."""
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hidiff.engine.distributed import Processes
 from hidiff.errors import UserError
-from hidiff.files import partial_files, replace_link, replacing, sync_folder
-from hidiff.torch_file import load_torch_file
+from hidiff.files import load_torch_file, partial_files, replace_link, replacing, sync_folder
+from hidiff.models import DeblurModel
+from hidiff.options import TrainOptions, flatten
+from hidiff.weights.experiment import Experiment
 from hidiff.weights.read import require_finite
 
-STATE_ENTRIES = {"step", "networks", "optimizer", "best", "options", "slots", "training_pairs"}
+FIXED = {
+    "slots": "batches of the phase's size in a global batch",
+    "training_pairs": "training pairs",
+}
+"""What must not change when a training is resumed, and its words."""
+
+PROGRESS = ("step", "bad_steps", "validated", "best", "started_from")
+
+STATE_ENTRIES = {"networks", "average", "optimizer", "options", *FIXED, *PROGRESS}
 
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 """What file systems without links answer when one is made."""
 
 KEPT_STATES = 3
 """Training states kept in an experiment; the weights files are all kept."""
+
+WITHOUT_INFLUENCE = (
+    r"name",
+    r"num_gpu",
+    r"logger\..*",
+    r"val\..*",
+    r"datasets\.(val|test).*",
+    # The place of the data may change; that it is the same data is the user's word.
+    r"datasets\.train\.(name|num_worker_per_gpu|timeout|dataroot_\w+|io_backend.*)",
+    r"datasets\.train\.(meta_info_file|cache|num_prefetch_queue|pin_memory)",
+    r"path\..*",
+    r"dist_params\..*",
+    r"train\.(max_bad_steps|on_bad_image)",
+    # The same computation in another way, to rounding (kernels, compile) or exactly.
+    r"kernels",
+    r"train\.(compile|activation_checkpointing)",
+    # The number of processes and this one matter by their global batch only, which is compared.
+    r"train\.reference_world_size",
+)
+"""Options that do not change the weights that a run ends with."""
+
+_DEFAULTS = {
+    f"train.{field.name}": list(field.default) if field.default == () else field.default
+    for field in dataclasses.fields(TrainOptions)
+}
+
+
+@dataclass
+class TrainingState:
+    """What a training changes, and what must not change when it is resumed.
+
+    Args:
+        model: the networks; all are in the state, the frozen ones too, so it alone is enough.
+        optimizer: of the trained networks.
+        average: a copy of the model with the average of its weights, None without one.
+        options: the sections of the option file.
+        slots: micro-batches of a global batch.
+        training_pairs: in the data set.
+        started_from: file, step and SHA-256 of the weights that each network began with.
+        step: after which it stands.
+        bad_steps: steps in a row, up to this one, whose loss or gradient was not finite.
+        validated: whether the validation after `step`, where there is to be one, is done.
+        best: '{set}/{metric}' → the best value of the validations and the step of it.
+
+    Random numbers and the order of the data follow from the step.
+    """
+
+    model: DeblurModel
+    optimizer: torch.optim.Optimizer
+    average: DeblurModel | None
+    options: Mapping[str, Any]
+    slots: int
+    training_pairs: int
+    started_from: dict[str, dict[str, Any]] = field(default_factory=dict)
+    step: int = 0
+    bad_steps: int = 0
+    validated: bool = True
+    best: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def averaged(self) -> dict[str, nn.Module]:
+        """The averaged networks by official name; empty without an average."""
+        return self.average.trained_networks() if self.average else {}
+
+    def content(self) -> dict[str, Any]:
+        """What `restore` needs."""
+        return {
+            "networks": {n: net.state_dict() for n, net in self.model.networks().items()},
+            "average": {n: net.state_dict() for n, net in self.averaged.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "options": dict(self.options),
+            **{key: getattr(self, key) for key in (*FIXED, *PROGRESS)},
+        }
+
+    def restore(self, content: Mapping[str, Any]) -> list[str]:
+        """Take over what `content` returned; notices about options that have changed since.
+
+        Raises:
+            UserError: going on from it would not give the result of a run that was not stopped.
+        """
+        where = f"the training state of step {content['step']}"
+        notices = compare_options(content["options"], self.options, where)
+        for key, what in FIXED.items():
+            if content[key] != getattr(self, key):
+                raise UserError(
+                    f"{where} was saved with {content[key]} {what}, this run has "
+                    f"{getattr(self, key)}; going on would give another result. Resume with the "
+                    "same data, and set train.reference_world_size for another number of processes"
+                )
+        try:
+            for name, network in self.model.networks().items():
+                network.load_state_dict(content["networks"][name])
+            for name, network in self.averaged.items():
+                network.load_state_dict(content["average"][name])
+            self.optimizer.load_state_dict(content["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{where} belongs to another configuration ({str(error).splitlines()[0]}); resume "
+                "with the option file that the experiment was started with"
+            ) from None
+        for key in PROGRESS:
+            setattr(self, key, content[key])
+        return [*notices, f"resumed after step {self.step}"]
+
+
+def save(
+    state: TrainingState, experiment: Experiment, total_iter: int, *, weights: bool = True
+) -> None:
+    """Write the weights of the trained networks, unless left out, and the training state.
+
+    Raises:
+        OSError: they cannot be written; earlier ones are intact.
+    """
+    if weights:
+        networks, averaged = state.model.trained_networks(), state.averaged or None
+        save_networks(networks, experiment.models, state.step, total_iter, averaged)
+    save_state(state.content(), experiment.states, state.step)
 
 
 def save_atomically(content: Any, path: Path) -> None:
@@ -57,9 +184,8 @@ def save_networks(
 ) -> None:
     """Write `{name}_{step}.pth` for every network, and let `{name}_latest.pth` be these files.
 
-    Names and layout are the release's; `step` and `total_iter` stand beside `params`. `averaged`
-    networks (see
-    `hidiff.engine.ema`) go into the same files as `params_ema`.
+    Names and layout are the release's; `step` and `total_iter` stand beside `params`, and the
+    weights of `averaged` networks as `params_ema`.
     """
     files = {}
     for name, network in networks.items():
@@ -179,7 +305,7 @@ def load_state(path: str | Path, where: str) -> SavedState:
             f"{where}: {path} is no training state of this program; to go on from weights alone, "
             "name them under path.pretrain_network_*"
         )
-    for networks in (content["networks"], content.get("average", {})):
+    for networks in (content["networks"], content["average"]):
         for name, state_dict in networks.items():
             require_finite(state_dict, f"{where}: {path}: {name}")
     return SavedState(path, where, dict(content), sha256)
@@ -209,3 +335,68 @@ def newest_state(folder: Path) -> tuple[SavedState | None, list[str]]:
             "its newest weights if you like (path.pretrain_network_*)"
         )
     return None, []
+
+
+def choose_state(
+    folder: Path, resume_state: Path | None, processes: Processes, *, auto_resume: bool
+) -> tuple[SavedState | None, list[str]]:
+    """The state to go on from, None when there is none, and notices about damaged ones.
+
+    With `auto_resume` it is the newest in the folder, where there is one: a job that is started
+    again must not start over. The main process chooses, and the others read the file that it names:
+    listings of one folder on several machines may differ.
+
+    Raises:
+        UserError: there are only damaged ones, or the processes have read different files.
+    """
+    state, notices = None, []
+    with processes.main_first():
+        if processes.is_main and auto_resume:
+            state, notices = newest_state(folder)
+        if processes.is_main and state is None and resume_state is not None:
+            state = load_state(resume_state, "path.resume_state")
+    chosen = processes.gather(state and (state.path, state.where))[0]
+    if chosen is None:
+        return None, notices
+    found = ""
+    if not processes.is_main:
+        try:
+            state = load_state(*chosen)
+        except UserError as error:
+            found = str(error)
+    if state is not None:
+        found = f"{state.path} of step {state.content['step']}, SHA-256 {state.sha256}"
+    processes.require_same("training state", found)
+    return state, notices
+
+
+def _is_neutral(path: str) -> bool:
+    return any(re.fullmatch(pattern, path) for pattern in WITHOUT_INFLUENCE)
+
+
+def compare_options(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> list[str]:
+    """Notices about options that have changed without changing the result.
+
+    Args:
+        before: the sections that the state was saved with.
+        now: those of this run.
+        where: the state's origin, for messages.
+
+    Raises:
+        UserError: an option has changed that changes the result.
+    """
+    old, new = flatten(before), flatten(now)
+    changed = {
+        path: f"{path}: {old.get(path, 'absent')} → {new.get(path, 'absent')}"
+        for path in sorted({*old, *new})
+        # An option that is left out is the same as one that says what it is by default.
+        if old.get(path, _DEFAULTS.get(path)) != new.get(path, _DEFAULTS.get(path))
+    }
+    deciding = [line for path, line in changed.items() if not _is_neutral(path)]
+    if deciding:
+        raise UserError(
+            f"{where} was saved with other options, and going on would give neither run's result: "
+            f"{'; '.join(deciding)}. Resume with the options it was started with, or start another "
+            "experiment (another name) from its weights with path.pretrain_network_*"
+        )
+    return [f"changed since the run was started: {line}" for line in changed.values()]

@@ -7,50 +7,74 @@ from pathlib import Path
 
 import yaml
 
+from hidiff.engine.checkpoint import clear_partial, set_aside_newer
 from hidiff.engine.distributed import Processes
 from hidiff.errors import UserError
 from hidiff.files import set_aside, timestamp, write_text
-from hidiff.models import DeblurModel
+from hidiff.models import DeblurModel, section_of
 from hidiff.options import Options
 from hidiff.weights.experiment import Experiment
 
 
-def create_experiment(experiment: Experiment, options: Options, *, resuming: bool) -> Path:
-    """Make the folders and write the options in force: bases merged, those of the command line set.
+def prepare_folder(
+    experiment: Experiment, options: Options, *, step: int | None, auto_resume: bool
+) -> tuple[Path, list[str]]:
+    """Make the folders ready on the main process, and write the options in force.
+
+    In these, bases are merged and those of the command line set. An attempt that ended before its
+    first training state makes room: it is renamed. Without `auto_resume` the weights that it may
+    have saved are enough to keep the name.
+
+    Args:
+        experiment: its folders.
+        options: of the run.
+        step: after which a state is resumed; None for a new training.
+        auto_resume: whether the run may go on with an earlier attempt.
 
     Returns:
-        Path of the new log file.
+        Path of the new log file, and notices.
 
     Raises:
         UserError: the experiment exists already and is not to be resumed.
     """
-    if not resuming and experiment.folder.exists() and any(experiment.folder.iterdir()):
+    folder, notices = experiment.folder, []
+    kept = [*experiment.states.glob("*.state")]
+    if not auto_resume:
+        kept += experiment.models.glob("*.pth")
+    if step is None and folder.exists() and not kept:
+        archived = set_aside(folder)
+        notices.append(f"{folder} had no training state to resume; it is now {archived}")
+    if step is None and folder.exists() and any(folder.iterdir()):
         raise UserError(
-            f"{experiment.folder} holds an experiment already. To continue it add --auto_resume; "
+            f"{folder} holds an experiment already. To continue it add --auto_resume; "
             "to start another one give it another name (--force_yml name="
             f"{experiment.name}_b) or move the folder away"
         )
     # A tb_logger that is read-only or no folder ends nothing; `MetricsWriter` tells of it.
     with suppress(OSError):
-        if not resuming and experiment.tensorboard.exists():
+        if step is None and experiment.tensorboard.exists():
             set_aside(experiment.tensorboard)
     try:
-        for folder in (experiment.models, experiment.states, experiment.visualization):
-            folder.mkdir(parents=True, exist_ok=True)
+        for place in (experiment.models, experiment.states, experiment.visualization):
+            place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{experiment.folder} cannot be made ({error.strerror or error})") from None
+        raise UserError(f"{folder} cannot be made ({error.strerror or error})") from None
     now = timestamp()
     text = yaml.safe_dump(dict(options.sections), sort_keys=False, allow_unicode=True)
     origin = [str(options.file), *(f"--force_yml {override}" for override in options.overrides)]
     heading = "".join(f"# {line}\n" for line in origin)
     copy = f"{now}_{options.file.name or 'options.yml'}"
-    write_text(experiment.folder / copy, heading + text)
-    return experiment.folder / f"train_{experiment.name}_{now}.log"
+    write_text(folder / copy, heading + text)
+    clear_partial(experiment.models, experiment.states)
+    if step is not None:
+        # Later states are another branch's; --auto_resume must not return to it.
+        notices += set_aside_newer(experiment.states, step)
+    return folder / f"train_{experiment.name}_{now}.log", notices
 
 
 def training_warnings(options: Options, model: DeblurModel, processes: Processes) -> list[str]:
     """What in the options has no effect on a training here, or another than it may seem."""
-    used = {**model.sections, **model.training_sections}.values()
+    used = map(section_of, model.networks())
     networks = {key for key in options.sections if key.startswith("network_")}
     warnings = [
         *model.notices,

@@ -1,4 +1,4 @@
-"""Log file, console and TensorBoard."""
+"""What is seen of a run: log file, console, progress bar and TensorBoard."""
 
 from __future__ import annotations
 
@@ -9,17 +9,25 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from hidiff.console import console_failure
+from hidiff.data import BatchPlan
+from hidiff.engine.distributed import Processes
+from hidiff.errors import UserError, console_failure
 
 LOGGER_NAME = "hidiff"
+
+BAR_INTERVAL = 0.5
+"""Seconds between updates of the numbers in the progress bar; each waits for the GPU."""
 
 _lost: set[str] = set()
 """What `warn_of_loss` has named since `start_logging`."""
@@ -99,6 +107,21 @@ def start_logging(*, is_main: bool, file: Path | None = None) -> logging.Logger:
     return logger
 
 
+@contextmanager
+def failures_logged(file: Path, processes: Processes) -> Iterator[None]:
+    """Write to the log file why this process fails, whichever of them it is."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error) if isinstance(error, UserError) else traceback.format_exc()
+        where = f"process {processes.rank} of {processes.world_size}"
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        # On a full disk the reason must still reach the console.
+        with suppress(OSError), file.open("a", encoding="utf-8") as log:
+            log.write(f"{now} ERROR: {where} failed: {reason}\n")
+        raise
+
+
 class MetricsWriter:
     """TensorBoard scalars and pictures; does nothing when `folder` is None.
 
@@ -173,3 +196,65 @@ def _append(path: Path, data: bytes) -> None:
             with suppress(OSError):
                 file.truncate(end)
             raise
+
+
+class Reporter:
+    """Shows the steps of a training: progress bar, and now and then log and TensorBoard.
+
+    Args:
+        name: of the experiment.
+        plan: its phases.
+        processes: their mean losses are shown, by the first one.
+        total_iter: steps of the training.
+        step: after which it goes on.
+        print_freq: steps between log lines.
+        tensorboard: folder of the event files; None without.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        plan: BatchPlan,
+        processes: Processes,
+        *,
+        total_iter: int,
+        step: int,
+        print_freq: int,
+        tensorboard: Path | None,
+    ) -> None:
+        self.plan, self.processes = plan, processes
+        self.total_iter, self.print_freq = total_iter, print_freq
+        self.writer = MetricsWriter(tensorboard if processes.is_main else None, step + 1)
+        self.bar = tqdm(
+            total=total_iter,
+            initial=step,
+            desc=name,
+            # None: no bar where the output is no terminal; the log lines go there too.
+            disable=None if processes.is_main else True,
+            dynamic_ncols=True,
+        )
+        self._bar_time = 0.0
+
+    def step(self, step: int, lr: float, losses: dict[str, Tensor], grad_norm: float) -> None:
+        """Show a step that is done."""
+        self.bar.update()
+        phase = self.plan.phase_index(step) + 1
+        now = time.monotonic()
+        if not self.bar.disable and now - self._bar_time > BAR_INTERVAL:
+            self._bar_time = now
+            numbers = {name: f"{loss.item():.4f}" for name, loss in losses.items()}
+            phases = f"{phase}/{len(self.plan.phases)}"
+            self.bar.set_postfix({**numbers, "lr": f"{lr:.2e}", "phase": phases})
+        if step % self.print_freq and step != self.total_iter:
+            return
+        means = self.processes.mean(torch.stack(list(losses.values()))).tolist()
+        values = dict(zip(losses, means, strict=True))
+        get_logger().info(
+            "step %d/%d, phase %d, lr %.4e, %s, gradient norm %.4g",
+            *(step, self.total_iter, phase, lr),
+            ", ".join(f"{name} {value:.6f}" for name, value in values.items()),
+            grad_norm,
+        )
+        scalars = {f"losses/{name}": value for name, value in values.items()}
+        scalars |= {"train/lr": lr, "train/grad_norm": grad_norm, "train/phase": phase}
+        self.writer.scalars(scalars, step)

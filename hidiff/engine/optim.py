@@ -1,8 +1,13 @@
-"""Optimisers and gradient clipping."""
+"""Optimisers, learning rates as pure functions of the step, gradient clipping, weight average."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import bisect
+import inspect
+import itertools
+import math
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,53 +17,44 @@ from hidiff.errors import UserError
 from hidiff.registry import Registry
 
 OPTIMIZERS = Registry("optimiser")
+SCHEDULERS = Registry("learning rate schedule")
+
+LRSchedule = Callable[[int], float]
+"""The learning rate of a step, 1-based. It is the release's: its scheduler's after step − 1."""
 
 GRAD_CLIP_NORM = 0.01
 """Limit of the global L2 norm with `train.use_grad_clip` (release)."""
 
+FUSED = ("Adam", "AdamW", "SGD")
+"""Optimisers with one kernel for all parameters, on CPUs and GPUs."""
 
-@OPTIMIZERS.register("AdamW")
-def adamw(
-    *,
-    params: Iterable[nn.Parameter],
-    lr: float,
-    weight_decay: float = 1e-2,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    amsgrad: bool = False,
-) -> torch.optim.Optimizer:
-    """AdamW, what the released options use; the decay acts on every parameter."""
-    return torch.optim.AdamW(
-        list(params),
-        lr=lr,
-        weight_decay=weight_decay,
-        betas=betas,
-        eps=eps,
-        amsgrad=amsgrad,
-        fused=True,
-    )
+DEFAULTS = {"Adam": {"betas": (0.9, 0.99)}}
+"""Where they are not torch's: BasicSR's."""
+
+_NUMBERS = {
+    float | Tensor: float,
+    tuple[float | Tensor, float | Tensor]: tuple[float, float],
+}
+"""An option file holds no tensors."""
 
 
-@OPTIMIZERS.register("Adam")
-def adam(
-    *,
-    params: Iterable[nn.Parameter],
-    lr: float,
-    weight_decay: float = 0.0,
-    betas: tuple[float, float] = (0.9, 0.99),
-    eps: float = 1e-8,
-    amsgrad: bool = False,
-) -> torch.optim.Optimizer:
-    """Adam, what the paper's text names."""
-    return torch.optim.Adam(
-        list(params),
-        lr=lr,
-        weight_decay=weight_decay,
-        betas=betas,
-        eps=eps,
-        amsgrad=amsgrad,
-        fused=True,
-    )
+def _register_optimizer(name: str, optimizer: type[torch.optim.Optimizer]) -> None:
+    """Make one of torch's optimisers a `type` of `train.optim_total`, with torch's options."""
+
+    def build(**options: Any) -> torch.optim.Optimizer:
+        fused = {"fused": True} if name in FUSED else {}
+        return optimizer(**{**DEFAULTS.get(name, {}), **fused, **options})
+
+    build.__signature__ = inspect.signature(optimizer)
+    hints = typing.get_type_hints(optimizer.__init__)
+    build.__annotations__ = {key: _NUMBERS.get(hint, hint) for key, hint in hints.items()}
+    OPTIMIZERS.register(name)(build)
+
+
+for _name, _optimizer in vars(torch.optim).items():
+    # LBFGS evaluates the loss several times a step, SparseAdam takes sparse gradients only.
+    if inspect.isclass(_optimizer) and _name not in ("Optimizer", "LBFGS", "SparseAdam"):
+        _register_optimizer(_name, _optimizer)
 
 
 def build_optimizer(section: Mapping[str, Any], model: nn.Module) -> torch.optim.Optimizer:
@@ -77,16 +73,6 @@ def build_optimizer(section: Mapping[str, Any], model: nn.Module) -> torch.optim
         raise UserError(f"train.optim_total: {error}") from None
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Take over a state, but not how its steps were computed.
-
-    Raises:
-        ValueError, KeyError: it is the state of another optimiser or of other parameters.
-    """
-    groups = [{**group, "fused": True} for group in state["param_groups"]]
-    optimizer.load_state_dict({**state, "param_groups": groups})
-
-
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every parameter group this learning rate."""
     for group in optimizer.param_groups:
@@ -101,3 +87,144 @@ def clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:
     """
     gradients = [p for p in model.parameters() if p.grad is not None]
     return nn.utils.clip_grad_norm_(gradients, float("inf") if max_norm is None else max_norm)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """average ← decay · average + (1 − decay) · weights, in place.
+
+    torch's `AveragedModel` begins with the weights after the first step, this with those before.
+    """
+    for ours, theirs in zip(average.parameters(), model.parameters(), strict=True):
+        ours.lerp_(theirs, 1.0 - decay)
+
+
+@SCHEDULERS.register("CosineAnnealingRestartCyclicLR")
+def cosine_restart_cyclic(
+    *,
+    base_lr: float,
+    total_iter: int,
+    periods: Sequence[int],
+    restart_weights: Sequence[float] = (1,),
+    eta_mins: Sequence[float] = (0,),
+) -> LRSchedule:
+    """Cosine cycles, each with its own length, weight and final value (Restormer).
+
+    Raises:
+        UserError: the lists' lengths differ, or the periods end before the training does.
+    """
+    where = "train.scheduler"
+    if not len(periods) == len(restart_weights) == len(eta_mins):
+        raise UserError(
+            f"{where}: periods, restart_weights and eta_mins need one entry per cycle; they have "
+            f"{len(periods)}, {len(restart_weights)} and {len(eta_mins)}"
+        )
+    if not periods or min(periods) < 1:
+        raise UserError(f"{where}.periods: {list(periods)}; every cycle needs at least one step")
+    ends = list(itertools.accumulate(periods))
+    if ends[-1] < total_iter - 1:
+        raise UserError(
+            f"{where}.periods: they cover {ends[-1]} steps and train.total_iter is {total_iter}; "
+            "lengthen the last period"
+        )
+
+    def lr(step: int) -> float:
+        done = step - 1
+        cycle = bisect.bisect_left(ends, done)
+        start = ends[cycle - 1] if cycle else 0
+        amplitude = restart_weights[cycle] * 0.5 * (base_lr - eta_mins[cycle])
+        phase = math.pi * ((done - start) / periods[cycle])
+        return eta_mins[cycle] + amplitude * (1 + math.cos(phase))
+
+    return lr
+
+
+@SCHEDULERS.register("CosineAnnealingRestartLR")
+def cosine_restart(
+    *,
+    base_lr: float,
+    total_iter: int,
+    periods: Sequence[int],
+    restart_weights: Sequence[float] = (1,),
+    eta_min: float = 0.0,
+) -> LRSchedule:
+    """Cosine cycles that all end at `eta_min` (BasicSR); see `cosine_restart_cyclic`."""
+    return cosine_restart_cyclic(
+        base_lr=base_lr,
+        total_iter=total_iter,
+        periods=periods,
+        restart_weights=restart_weights,
+        eta_mins=[eta_min] * len(periods),
+    )
+
+
+@SCHEDULERS.register("CosineAnnealingLR")
+def cosine_annealing(*, base_lr: float, total_iter: int, eta_min: float = 0.0) -> LRSchedule:
+    """One cosine from the base learning rate to `eta_min` over the training.
+
+    The paper's text names it, with 1e-6 at the end: `eta_min: 1e-6`.
+    """
+    return cosine_restart_cyclic(
+        base_lr=base_lr,
+        total_iter=total_iter,
+        periods=[total_iter],
+        eta_mins=[eta_min],
+    )
+
+
+@SCHEDULERS.register("MultiStepRestartLR")
+@SCHEDULERS.register("MultiStepLR")
+def multi_step(
+    *,
+    base_lr: float,
+    total_iter: int,
+    milestones: Sequence[int],
+    gamma: float = 0.1,
+    restarts: Sequence[int] = (0,),
+    restart_weights: Sequence[float] = (1,),
+) -> LRSchedule:
+    """`gamma` times smaller after each milestone; milestones and restarts are steps done (BasicSR).
+
+    At a restart the rate becomes the base rate times the restart's weight.
+
+    Raises:
+        UserError: a milestone lies beyond the training, or restarts and weights differ in number.
+    """
+    if milestones and max(milestones) >= total_iter:
+        raise UserError(
+            f"train.scheduler.milestones: {max(milestones)} is never reached in {total_iter} steps"
+        )
+    if len(restarts) != len(restart_weights):
+        raise UserError(
+            f"train.scheduler.restart_weights: {len(restart_weights)} weights for {len(restarts)} "
+            "restarts; give one for each"
+        )
+    weights = dict(zip(restarts, restart_weights, strict=True))
+
+    def lr(step: int) -> float:
+        done = step - 1
+        restart = max((r for r in weights if r <= done), default=-1)
+        passed = sum(restart < milestone <= done for milestone in milestones)
+        return base_lr * weights.get(restart, 1) * gamma**passed
+
+    return lr
+
+
+def build_lr_schedule(
+    section: Mapping[str, Any], *, base_lr: float, total_iter: int, warmup_iter: int = -1
+) -> LRSchedule:
+    """The learning rate of every step.
+
+    Args:
+        section: `train.scheduler`.
+        base_lr: the optimiser's learning rate.
+        total_iter: steps of the whole training.
+        warmup_iter: steps over which the rate rises linearly from 0; none when not positive.
+
+    Raises:
+        UserError: the section is wrong.
+    """
+    schedule = SCHEDULERS.build(section, "train.scheduler", base_lr=base_lr, total_iter=total_iter)
+    if warmup_iter <= 0:
+        return schedule
+    return lambda step: base_lr * step / warmup_iter if step < warmup_iter else schedule(step)

@@ -53,16 +53,24 @@ class Validator:
             for name, dataset in datasets.items():
                 for pair in dataset.pairs:
                     inside(folder / name, pair.name)  # now rather than at the first validation
-        self.best: dict[str, dict[str, Any]] = {}
-        """'{set}/{metric}' → its best value and the step of it; part of the training state."""
 
     def run(
-        self, model: DeblurModel, step: int, writer: MetricsWriter, stop: Callable[[], bool]
+        self,
+        model: DeblurModel,
+        step: int,
+        best: dict[str, dict[str, Any]],
+        writer: MetricsWriter,
+        stop: Callable[[], bool],
     ) -> bool:
         """Score the model after a step; results go to the log and TensorBoard.
 
-        `stop` is asked between two images. Where it says yes on any process, the scores of the
-        data set are dropped on all of them.
+        Args:
+            model: what is scored.
+            step: its step.
+            best: '{set}/{metric}' → its best value so far and the step of it; updated in place.
+            writer: of TensorBoard.
+            stop: asked between two images. Where it says yes on any process, the scores of the data
+                set are dropped on all of them.
 
         Returns:
             Whether all data sets were scored.
@@ -105,12 +113,12 @@ class Validator:
                 log.warning("%s: %s", name, note)
             means = mean_metrics(results)
             for metric, value in means.items():
-                best = self.best.setdefault(f"{name}/{metric}", {"value": value, "step": step})
-                if self.options.val.is_better(metric, value, best["value"]):
-                    best.update(value=value, step=step)
+                top = best.setdefault(f"{name}/{metric}", {"value": value, "step": step})
+                if self.options.val.is_better(metric, value, top["value"]):
+                    top.update(value=value, step=step)
                 log.info(
                     "step %d: %s %s, %s %.4f (best %.4f at step %d)",
-                    *(step, label, name, metric, value, best["value"], best["step"]),
+                    *(step, label, name, metric, value, top["value"], top["step"]),
                 )
             kind = "upper_bound" if upper_bound else "metrics"
             writer.scalars({f"{kind}/{name}/{m}": v for m, v in means.items()}, step)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import hidiff.losses  # noqa: F401  (registers the losses that the stages build)
+from hidiff.archs import build_network
+from hidiff.diffusion import LatentDDPM
 from hidiff.errors import UserError
-from hidiff.models.base import DeblurModel, pad_to_multiple
+from hidiff.models.base import DeblurModel, pad_to_multiple, section_of
 from hidiff.models.baseline import Restormer
 from hidiff.models.split import SplitStage2
 from hidiff.models.stage1 import Stage1
 from hidiff.models.stage2 import Stage2
-from hidiff.registry import MODELS
+from hidiff.registry import LOSSES, MODELS
+from hidiff.typecheck import check_call
 
 __all__ = [
     "DeblurModel",
@@ -22,15 +26,28 @@ __all__ = [
     "Stage2",
     "build_model",
     "pad_to_multiple",
+    "section_of",
 ]
 
+LOSS_OPTIONS = {
+    "l_pix": "pixel_opt",
+    "l_pix_diff": "pixel_diff_opt",
+    "l_percep": "perceptual_opt",
+}
+"""Loss → its option under `train`; L1 with weight 1 where a stage needs it and it is absent, none
+where it is `~`."""
 
-def build_model(options: Mapping[str, Any]) -> DeblurModel:
+
+def build_model(options: Mapping[str, Any], *, training: bool = True) -> DeblurModel:
     """Build the model that an option file describes; no files are read.
+
+    The arguments of the stage's constructor say which sections it needs: `net_g` is built from
+    `network_g`, `diffusion` from `diffusion_schedule`, `l_pix` from `train.pixel_opt`.
 
     Args:
         options: sections as parsed from YAML: `model_type`, `network_*`, `diffusion_schedule`
             (stage 2), and the losses under `train`. Other sections are not looked at.
+        training: False leaves out the networks that only training needs.
 
     Returns:
         The model with freshly initialised networks.
@@ -40,4 +57,32 @@ def build_model(options: Mapping[str, Any]) -> DeblurModel:
     """
     if "model_type" not in options:
         raise UserError(f"model_type: the option is missing; known: {', '.join(MODELS)}")
-    return MODELS.get(options["model_type"], "model_type").from_options(options)
+    stage = MODELS.get(options["model_type"], "model_type")
+    parameters = inspect.signature(stage).parameters
+    train = options.get("train") or {}
+    for name, key in LOSS_OPTIONS.items():
+        if train.get(key) and name not in parameters:
+            raise UserError(
+                f"train.{key}: model_type {options['model_type']} has no such loss; remove this "
+                "section"
+            )
+    parts: dict[str, Any] = {}
+    for name, parameter in parameters.items():
+        optional = parameter.default is None
+        if name in LOSS_OPTIONS:
+            section = train.get(LOSS_OPTIONS[name], None if optional else {"type": "L1Loss"})
+            where = f"train.{LOSS_OPTIONS[name]}"
+            parts[name] = None if section is None else LOSSES.build(section, where)
+            continue
+        where = "diffusion_schedule" if name == "diffusion" else section_of(name)
+        section = options.get(where)
+        if section is None and not optional:
+            raise UserError(f"{where}: model_type {options['model_type']} needs this section")
+        if section is None or (optional and not training):
+            continue
+        if name == "diffusion":
+            schedule = check_call(LatentDDPM, section, where, label="the schedule")
+            parts[name] = LatentDDPM(**schedule)
+        else:
+            parts[name] = build_network(section, where)
+    return stage(**parts)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hidiff.archs import build_network
 from hidiff.errors import UserError
-from hidiff.registry import LOSSES
 
 SIDE_MULTIPLE = 8
 """The U-shape halves the image three times, so its sides must be multiples of this."""
@@ -33,67 +30,67 @@ def pad_to_multiple(image: Tensor, multiple: int = SIDE_MULTIPLE) -> Tensor:
     return F.pad(image, (0, right, 0, bottom), mode="reflect") if bottom or right else image
 
 
+def section_of(network: str) -> str:
+    """'net_le' → 'network_le', its section in an option file."""
+    return network.replace("net_", "network_")
+
+
 class DeblurModel(nn.Module):
     """Networks, diffusion and losses of one training stage.
 
-    Subclasses say which networks they have, what a training step computes (`forward`) and how an
-    image is restored (`predict`). The attribute names of the networks are those of the weights
-    files: `net_g` is kept in `net_g_*.pth`.
+    A stage is built from its parts; the names of its constructor's arguments are those of the
+    option sections, see `hidiff.models.build_model`. The attribute names of the networks are those
+    of the weights files: `net_g` is kept in `net_g_*.pth`.
+
+    Args:
+        networks: by official name; a network that is None is left out.
+        losses: by name; one that is None is left out.
+        frozen: networks that the stage uses and does not train.
+        from_stage1: networks that start from the weights of stage 1.
+        guided: whether a prior guides `net_g`; its option `guidance` must fit.
+        restores_from_gt: `restore` needs the sharp image: its scores are an upper bound.
+
+    Raises:
+        UserError: the networks do not fit each other.
     """
 
-    sections: ClassVar[dict[str, str]]
-    """Network attribute → option section, for the networks that the stage needs to restore."""
-
-    training_sections: ClassVar[dict[str, str]] = {}
-    """The same for networks that only training needs; restoring works without their sections."""
-
-    frozen: ClassVar[tuple[str, ...]] = ()
-    """Networks that this stage uses and does not train."""
-
-    from_stage1: ClassVar[tuple[str, ...]] = ()
-    """Networks that start from the weights that stage 1 has trained."""
-
-    guided: ClassVar[bool] = True
-    """Whether a prior guides `net_g`; its option `guidance` must fit."""
-
-    restores_from_gt: ClassVar[bool] = False
-    """True when `restore` needs the sharp image: its scores are an upper bound, no deblurring."""
-
-    def __init__(self, networks: Mapping[str, nn.Module], losses: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self,
+        networks: Mapping[str, nn.Module | None],
+        losses: Mapping[str, nn.Module | None],
+        *,
+        frozen: tuple[str, ...] = (),
+        from_stage1: tuple[str, ...] = (),
+        guided: bool = True,
+        restores_from_gt: bool = False,
+    ) -> None:
         super().__init__()
-        for name, network in networks.items():
-            if name in self.frozen:
-                network.requires_grad_(False).eval()
-            setattr(self, name, network)
-        self._network_names = tuple(networks)
-        self.losses = nn.ModuleDict(losses)
-        if (self.net_g.guidance != "none") != self.guided:
-            wanted = "multi_scale or single_scale" if self.guided else "none"
+        self.frozen, self.from_stage1 = frozen, from_stage1
+        self.guided, self.restores_from_gt = guided, restores_from_gt
+        self.notices: tuple[str, ...] = ()
+        """What of the model differs from the release, to be told to the user."""
+        self._network_names = tuple(name for name, net in networks.items() if net is not None)
+        for name in self._network_names:
+            setattr(self, name, networks[name])
+            if name in frozen:
+                networks[name].requires_grad_(False)
+        self.losses = nn.ModuleDict({k: v for k, v in losses.items() if v is not None})
+        if losses and not self.losses.keys() & {"l_pix", "l_percep"}:
+            raise UserError(
+                "train.pixel_opt: without it and perceptual_opt nothing compares restored and "
+                "sharp images; name a loss, for example type: L1Loss"
+            )
+        if (self.net_g.guidance != "none") != guided:
+            wanted = "multi_scale or single_scale" if guided else "none"
             raise UserError(
                 f"network_g.guidance: '{self.net_g.guidance}' does not fit the model_type, which "
-                f"trains a network {'with' if self.guided else 'without'} a prior; use {wanted}"
+                f"trains a network {'with' if guided else 'without'} a prior; use {wanted}"
             )
-        _check_widths(self.networks(), {**self.sections, **self.training_sections})
-
-    @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> DeblurModel:
-        """Build from option sections as parsed from YAML; see `hidiff.build_model`."""
-        networks = {}
-        for name, section in {**cls.sections, **cls.training_sections}.items():
-            if options.get(section) is not None:
-                networks[name] = build_network(options[section], section)
-            elif name in cls.sections:
-                raise UserError(f"{section}: model_type {options['model_type']} needs this section")
-        return cls(networks, **cls._other_arguments(options))
-
-    @classmethod
-    def _other_arguments(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The constructor's further arguments, from the option sections."""
-        return {"losses": build_losses(options.get("train") or {}, cls.loss_sections)}
-
-    loss_sections: ClassVar[dict[str, str]] = {"l_pix": "pixel_opt"}
-    """Loss name → option under `train`; L1 with weight 1 where the option is absent, no such loss
-    where it is `~`."""
+        if (channels := self.net_g.patch_embed.proj.in_channels) != 3:
+            raise UserError(
+                f"network_g.inp_channels: {channels}, but the data sets hold RGB images: 3"
+            )
+        self.train()
 
     def networks(self) -> dict[str, nn.Module]:
         """The networks by official name, frozen ones included: what is saved and loaded."""
@@ -106,26 +103,18 @@ class DeblurModel(nn.Module):
     def train(self, mode: bool = True) -> DeblurModel:
         """As in torch, but frozen networks stay in evaluation mode."""
         super().train(mode)
-        for name in self.frozen:
-            if name in self._network_names:
-                getattr(self, name).eval()
+        for name, network in self.networks().items():
+            network.train(mode and name not in self.frozen)
         return self
 
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """What of the model differs from the release, to be told to the user."""
-        return ()
-
-    def noise_shape(self, batch_size: int) -> tuple[int, ...] | None:
-        """Shape of the noise that `forward` and `restore` take, None when they need none."""
-        return None
-
-    def forward(self, lq: Tensor, gt: Tensor, *, noise: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, lq: Tensor, gt: Tensor, *, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
         """The weighted losses of one batch; their sum is what training minimises.
 
         Args:
             lq, gt: blurry and sharp images (B, 3, H, W), RGB in [0, 1], H and W multiples of 8.
-            noise: (B, N, C') in place of the standard normal draw.
+            generator: CPU generator of all that the model draws; torch's global one by default.
         """
         raise AssertionError("a stage defines `forward`")
 
@@ -141,10 +130,10 @@ class DeblurModel(nn.Module):
         self,
         lq: Tensor,
         gt: Tensor | None,
-        noise: Tensor | None,
+        noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Restore images whose sides are multiples of 8; subclasses define it."""
+        """Restore images whose sides are multiples of 8; stages define it."""
         raise AssertionError("a stage defines `predict`")
 
     @torch.no_grad()
@@ -175,21 +164,44 @@ class DeblurModel(nn.Module):
             UserError: an image is too small or no such tensor, or the sharp image is needed and
                 absent or of another size.
         """
-        _check_images(lq=lq, gt=gt if self.restores_from_gt else None)
-        if self.restores_from_gt and gt is None:
-            raise UserError(
-                "stage 1 restores with the sharp image at hand only (its latent encoder reads "
-                "it); to restore blurry photographs, train stage 2 and test with model_type "
-                "HI_Diff_S2"
-            )
+        gt = gt if self.restores_from_gt else None
+        _check_images(lq=lq, gt=gt)
         height, width = lq.shape[-2:]
-        shape = self.noise_shape(lq.shape[0])
-        if shape is not None and noise is None:
-            noise = torch.randn(shape, generator=generator)
-        if noise is not None:
-            noise = noise.to(lq)
-        padded_gt = pad_to_multiple(gt) if gt is not None and self.restores_from_gt else None
+        padded_gt = None if gt is None else pad_to_multiple(gt)
         return self.predict(pad_to_multiple(lq), padded_gt, noise, generator)[..., :height, :width]
+
+    def check_encoder(self, name: str, channels: int) -> None:
+        """Make sure that a latent encoder has as many input channels, and the prior of `net_g`.
+
+        Raises:
+            UserError: it has not.
+        """
+        encoder, where = getattr(self, name), section_of(name)
+        if encoder.in_chans != channels:
+            raise UserError(
+                f"{where}.in_chans: {encoder.in_chans}, but this encoder sees "
+                f"{'sharp and blurry image, 6' if channels == 6 else 'the blurry image, 3'} "
+                f"channels; set in_chans: {channels} and stage: {6 // channels}"
+            )
+        self.check_prior(name, "embed_dim")
+
+    def check_prior(self, name: str, option: str) -> None:
+        """Make sure that a network's prior has the width (`option`) and the tokens of `net_g`'s.
+
+        Raises:
+            UserError: it has not.
+        """
+        network, where = getattr(self, name), section_of(name)
+        if network.prior_dim != self.net_g.prior_dim:
+            raise UserError(
+                f"{where}: its prior has {network.prior_dim} channels and network_g's has "
+                f"{self.net_g.prior_dim} (4 · embed_dim); change {option} or network_g.embed_dim"
+            )
+        if network.group not in (None, self.net_g.group):
+            raise UserError(
+                f"{where}.group: {network.group} differs from network_g.group "
+                f"{self.net_g.group}; the prior has group² tokens in all networks"
+            )
 
 
 def _check_images(lq: Tensor, gt: Tensor | None) -> None:
@@ -209,61 +221,3 @@ def _check_images(lq: Tensor, gt: Tensor | None) -> None:
             f"got {found}. For one uint8 image (H, W, 3): "
             "torch.from_numpy(image).permute(2, 0, 1)[None] / 255; repeat a grey one three times"
         )
-
-
-def build_losses(train: Mapping[str, Any], sections: Mapping[str, str]) -> dict[str, nn.Module]:
-    """The losses of a stage from the `train` section, by name.
-
-    `train.perceptual_opt` adds `l_percep` to any stage.
-
-    Raises:
-        UserError: a loss section is wrong, or no loss is left that compares images.
-    """
-    wanted = {name: train.get(key, {"type": "L1Loss"}) for name, key in sections.items()}
-    wanted["l_percep"] = train.get("perceptual_opt")
-    places = {**sections, "l_percep": "perceptual_opt"}
-    losses = {
-        name: LOSSES.build(section, f"train.{places[name]}")
-        for name, section in wanted.items()
-        if section is not None
-    }
-    if "l_pix" in sections and not losses.keys() & {"l_pix", "l_percep"}:
-        raise UserError(
-            "train.pixel_opt: without it and perceptual_opt nothing compares restored and sharp "
-            "images; name a loss, for example type: L1Loss"
-        )
-    return losses
-
-
-def _check_widths(networks: Mapping[str, nn.Module], sections: Mapping[str, str]) -> None:
-    """The prior's width and token count must be the same in every network."""
-    reference = networks["net_g"]
-    for name, channels in (("net_le", 6), ("net_le_dm", 3)):
-        if name in networks and networks[name].in_chans != channels:
-            raise UserError(
-                f"{sections[name]}.in_chans: {networks[name].in_chans}, but this encoder sees "
-                f"{'sharp and blurry image, 6' if channels == 6 else 'the blurry image, 3'} "
-                f"channels; set in_chans: {channels} and stage: {6 // channels}"
-            )
-    if (channels := reference.patch_embed.proj.in_channels) != 3:
-        raise UserError(
-            f"{sections['net_g']}.inp_channels: {channels}, but the data sets hold RGB images: 3"
-        )
-    for name, network in networks.items():
-        if getattr(network, "out_channel", network.prior_dim) != network.prior_dim:
-            raise UserError(
-                f"{sections[name]}.out_channel: {network.out_channel} must equal in_channel "
-                f"{network.prior_dim}: what is predicted has the prior's width"
-            )
-        if network.prior_dim != reference.prior_dim:
-            option = "in_channel" if hasattr(network, "time_mlp") else "embed_dim (or n_feats)"
-            raise UserError(
-                f"{sections[name]}: its prior has {network.prior_dim} channels and network_g's has "
-                f"{reference.prior_dim} (4 · embed_dim); change {option} or network_g.embed_dim"
-            )
-        group = getattr(network, "group", reference.group)
-        if group != reference.group:
-            raise UserError(
-                f"{sections[name]}.group: {group} differs from network_g.group "
-                f"{reference.group}; the prior has group² tokens in all networks"
-            )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hidiff.models.base import DeblurModel
 from hidiff.registry import MODELS
@@ -15,18 +13,22 @@ from hidiff.registry import MODELS
 class Restormer(DeblurModel):
     """restored = Transformer(lq), trained with L1 in a single stage (paper Sec. 4.2)."""
 
-    sections: ClassVar = {"net_g": "network_g"}
-    guided: ClassVar = False
+    def __init__(
+        self, *, net_g: nn.Module, l_pix: nn.Module | None, l_percep: nn.Module | None = None
+    ) -> None:
+        super().__init__({"net_g": net_g}, {"l_pix": l_pix, "l_percep": l_percep}, guided=False)
 
-    def forward(self, lq: Tensor, gt: Tensor, *, noise: Tensor | None = None) -> dict[str, Tensor]:
-        """See `DeblurModel.forward`; there is no diffusion, so `noise` plays no part."""
+    def forward(
+        self, lq: Tensor, gt: Tensor, *, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """See `DeblurModel.forward`; nothing is drawn."""
         return self.image_losses(self.net_g(lq), gt)
 
     def predict(
         self,
         lq: Tensor,
         gt: Tensor | None,
-        noise: Tensor | None,
+        noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """(B, 3, H, W) → (B, 3, H, W)."""

@@ -2,54 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from hidiff.errors import UserError
-from hidiff.models.stage2 import Stage2
+from hidiff.diffusion import LatentDDPM
+from hidiff.models.stage2 import DiffusionModel, standard_normal
 from hidiff.registry import MODELS
 
 
 @MODELS.register("HI_Diff_S2_Split")
-class SplitStage2(Stage2):
+class SplitStage2(DiffusionModel):
     """The denoiser learns one random step of the chain; the Transformer stays stage 1's.
 
-    Restoring is that of `Stage2`. The form that predicts noise has the loss of Eq. 7, the mean
-    squared error between noise and prediction. The form that predicts z itself (`apply_ldm`) has
-    the mean squared error between z and prediction in its place, at the same random steps.
+    The form that predicts noise has the loss of Eq. 7, the mean squared error between noise and
+    prediction. The form that predicts z itself (`apply_ldm`) has the mean squared error between z
+    and prediction in its place, at the same random steps.
     """
 
-    loss_sections: ClassVar = {}
-    frozen: ClassVar = ("net_g", "net_le")
-
-    @classmethod
-    def _other_arguments(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        for key in ("pixel_opt", "pixel_diff_opt", "perceptual_opt"):
-            if (options.get("train") or {}).get(key):
-                raise UserError(
-                    f"train.{key}: model_type {options['model_type']} has one loss, the mean "
-                    "squared error of Eq. 7; remove this section"
-                )
-        return super()._other_arguments(options)
+    def __init__(
+        self,
+        *,
+        net_g: nn.Module,
+        net_le_dm: nn.Module,
+        net_d: nn.Module,
+        diffusion: LatentDDPM,
+        net_le: nn.Module | None = None,
+    ) -> None:
+        super().__init__(
+            net_g=net_g,
+            net_le_dm=net_le_dm,
+            net_d=net_d,
+            net_le=net_le,
+            diffusion=diffusion,
+            losses={},
+            frozen=("net_g", "net_le"),
+        )
 
     def forward(
-        self, lq: Tensor, gt: Tensor, *, noise: Tensor | None = None, t: Tensor | None = None
+        self,
+        lq: Tensor,
+        gt: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        t: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """See `DeblurModel.forward`; the loss is `l_diff`.
 
         Args:
-            t: (B,) time steps in 0 … T−1; drawn uniformly from torch's generator by default.
+            noise: (B, N, C') in place of the standard normal draw.
+            t: (B,) time steps in 0 … T−1 in place of the uniform draw.
         """
         z = self.target_prior(lq, gt)
-        if noise is None:
-            noise = torch.randn(z.shape)
+        noise = standard_normal(z, generator) if noise is None else noise.to(z)
         if t is None:
-            t = torch.randint(self.diffusion.timesteps, z.shape[:1])
-        noise, t = noise.to(z), t.to(z.device)
+            t = torch.randint(self.diffusion.timesteps, z.shape[:1], generator=generator)
+        t = t.to(z.device)
         z_t = self.diffusion.q_sample(z, noise, t)  # (B, N, C')
         c = self.net_le_dm(lq)
         if self.diffusion.predicts_x0:

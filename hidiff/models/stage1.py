@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from hidiff.errors import UserError
 from hidiff.models.base import DeblurModel
 from hidiff.registry import MODELS
 
@@ -15,20 +14,40 @@ from hidiff.registry import MODELS
 class Stage1(DeblurModel):
     """z = LE(lq, gt), restored = Transformer(lq, z); both are trained with L1 (Eq. 2)."""
 
-    sections: ClassVar = {"net_g": "network_g", "net_le": "network_le"}
-    restores_from_gt: ClassVar = True
+    def __init__(
+        self,
+        *,
+        net_g: nn.Module,
+        net_le: nn.Module,
+        l_pix: nn.Module | None,
+        l_percep: nn.Module | None = None,
+    ) -> None:
+        networks = {"net_g": net_g, "net_le": net_le}
+        super().__init__(networks, {"l_pix": l_pix, "l_percep": l_percep}, restores_from_gt=True)
+        self.check_encoder("net_le", channels=6)
 
-    def forward(self, lq: Tensor, gt: Tensor, *, noise: Tensor | None = None) -> dict[str, Tensor]:
-        """See `DeblurModel.forward`; there is no diffusion, so `noise` plays no part."""
-        restored = self.predict(lq, gt, noise)
-        return self.image_losses(restored, gt)
+    def forward(
+        self, lq: Tensor, gt: Tensor, *, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """See `DeblurModel.forward`; nothing is drawn."""
+        return self.image_losses(self.predict(lq, gt), gt)
 
     def predict(
         self,
         lq: Tensor,
         gt: Tensor | None,
-        noise: Tensor | None,
+        noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """(B, 3, H, W) twice → (B, 3, H, W)."""
+        """(B, 3, H, W) twice → (B, 3, H, W).
+
+        Raises:
+            UserError: the sharp image is absent.
+        """
+        if gt is None:
+            raise UserError(
+                "stage 1 restores with the sharp image at hand only (its latent encoder reads "
+                "it); to restore blurry photographs, train stage 2 and test with model_type "
+                "HI_Diff_S2"
+            )
         return self.net_g(lq, self.net_le(lq, gt))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor, nn
 
@@ -12,51 +9,42 @@ from hidiff.diffusion import LatentDDPM
 from hidiff.errors import UserError
 from hidiff.models.base import DeblurModel
 from hidiff.registry import MODELS
-from hidiff.typecheck import check_call
 
 
-@MODELS.register("HI_Diff_S2")
-class Stage2(DeblurModel):
-    """ẑ = reverse chain from the noised z = LE(lq, gt), given c = LE_DM(lq).
+class DiffusionModel(DeblurModel):
+    """The networks of stage 2, and restoring with them: the reverse chain from noise, given lq.
 
-    The loss is L1 of the restored image plus L1 between z and ẑ; the chain is part of the graph.
-    LE comes from stage 1 and stays frozen. Restoring starts the chain from noise and needs no LE.
+    LE comes from stage 1, stays frozen and is needed for training only.
     """
-
-    sections: ClassVar = {"net_g": "network_g", "net_le_dm": "network_le_dm", "net_d": "network_d"}
-    training_sections: ClassVar = {"net_le": "network_le"}
-    loss_sections: ClassVar = {"l_pix": "pixel_opt", "l_pix_diff": "pixel_diff_opt"}
-    frozen: ClassVar = ("net_le",)
-    from_stage1: ClassVar = ("net_g", "net_le")
 
     def __init__(
         self,
-        networks: Mapping[str, nn.Module],
-        losses: Mapping[str, nn.Module],
+        *,
+        net_g: nn.Module,
+        net_le_dm: nn.Module,
+        net_d: nn.Module,
+        net_le: nn.Module | None,
         diffusion: LatentDDPM,
+        losses: dict[str, nn.Module | None],
+        frozen: tuple[str, ...],
     ) -> None:
-        super().__init__(networks, losses)
-        self.diffusion = diffusion
-
-    @classmethod
-    def _other_arguments(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        if options.get("diffusion_schedule") is None:
-            raise UserError(
-                f"diffusion_schedule: model_type {options['model_type']} needs this section"
-            )
-        arguments = check_call(
-            LatentDDPM, options["diffusion_schedule"], "diffusion_schedule", label="the schedule"
+        super().__init__(
+            {"net_g": net_g, "net_le_dm": net_le_dm, "net_d": net_d, "net_le": net_le},
+            losses,
+            frozen=frozen,
+            from_stage1=("net_g", "net_le"),
         )
-        return {**super()._other_arguments(options), "diffusion": LatentDDPM(**arguments)}
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """Those of the diffusion."""
-        return self.diffusion.notices
-
-    def noise_shape(self, batch_size: int) -> tuple[int, ...]:
-        """(B, N, C')."""
-        return (batch_size, self.net_g.group**2, self.net_g.prior_dim)
+        self.diffusion = diffusion
+        self.notices = diffusion.notices
+        self.check_encoder("net_le_dm", channels=3)
+        if net_le is not None:
+            self.check_encoder("net_le", channels=6)
+        if net_d.out_channel != net_d.prior_dim:
+            raise UserError(
+                f"network_d.out_channel: {net_d.out_channel} must equal in_channel "
+                f"{net_d.prior_dim}: what is predicted has the prior's width"
+            )
+        self.check_prior("net_d", "in_channel (or n_feats)")
 
     def target_prior(self, lq: Tensor, gt: Tensor) -> Tensor:
         """z = LE(lq, gt), what the diffusion model learns to generate: (B, N, C'), no gradient.
@@ -69,26 +57,72 @@ class Stage2(DeblurModel):
         with torch.no_grad():
             return self.net_le(lq, gt)
 
-    def forward(self, lq: Tensor, gt: Tensor, *, noise: Tensor | None = None) -> dict[str, Tensor]:
-        """See `DeblurModel.forward`; the losses are `l_pix` and, unless left out, `l_pix_diff`."""
-        z = self.target_prior(lq, gt)
-        if noise is None:
-            noise = torch.randn(z.shape)
-        z_T = self.diffusion.training_start(z, noise.to(z))
-        z_hat = self.diffusion.reverse(self.net_d, z_T, self.net_le_dm(lq))
-        restored = self.net_g(lq, z_hat)
-        losses = self.image_losses(restored, gt)
-        if "l_pix_diff" in self.losses:
-            losses["l_pix_diff"] = self.losses["l_pix_diff"](z_hat, z)
-        return losses
-
     def predict(
         self,
         lq: Tensor,
         gt: Tensor | None,
-        noise: Tensor | None,
+        noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """(B, 3, H, W) and noise (B, N, C') → (B, 3, H, W)."""
-        z_hat = self.diffusion.reverse(self.net_d, noise, self.net_le_dm(lq), generator=generator)
-        return self.net_g(lq, z_hat)
+        c = self.net_le_dm(lq)
+        noise = standard_normal(c, generator) if noise is None else noise.to(c)
+        return self.net_g(lq, self.diffusion.reverse(self.net_d, noise, c, generator=generator))
+
+
+def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Drawn on the CPU, so that every device sees the same numbers."""
+    return torch.randn(like.shape, generator=generator).to(like)
+
+
+@MODELS.register("HI_Diff_S2")
+class Stage2(DiffusionModel):
+    """ẑ = reverse chain from the noised z = LE(lq, gt), given c = LE_DM(lq).
+
+    The loss is L1 of the restored image plus L1 between z and ẑ; the chain is part of the graph.
+    """
+
+    def __init__(
+        self,
+        *,
+        net_g: nn.Module,
+        net_le_dm: nn.Module,
+        net_d: nn.Module,
+        diffusion: LatentDDPM,
+        l_pix: nn.Module | None,
+        l_pix_diff: nn.Module | None,
+        l_percep: nn.Module | None = None,
+        net_le: nn.Module | None = None,
+    ) -> None:
+        super().__init__(
+            net_g=net_g,
+            net_le_dm=net_le_dm,
+            net_d=net_d,
+            net_le=net_le,
+            diffusion=diffusion,
+            losses={"l_pix": l_pix, "l_pix_diff": l_pix_diff, "l_percep": l_percep},
+            frozen=("net_le",),
+        )
+
+    def forward(
+        self,
+        lq: Tensor,
+        gt: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """See `DeblurModel.forward`; the losses are `l_pix` and, unless left out, `l_pix_diff`.
+
+        Args:
+            noise: (B, N, C') in place of the standard normal draw.
+        """
+        z = self.target_prior(lq, gt)
+        noise = standard_normal(z, generator) if noise is None else noise.to(z)
+        z_T = self.diffusion.training_start(z, noise)
+        c = self.net_le_dm(lq)
+        z_hat = self.diffusion.reverse(self.net_d, z_T, c, generator=generator)
+        losses = self.image_losses(self.net_g(lq, z_hat), gt)
+        if "l_pix_diff" in self.losses:
+            losses["l_pix_diff"] = self.losses["l_pix_diff"](z_hat, z)
+        return losses

@@ -300,9 +300,7 @@ def write_option_files(runs: Sequence[Run], output: Path) -> None:
 def _for_testing(run: Run) -> Options:
     """The run's options with the weights that it has trained under `path`."""
     content = copy.deepcopy(dict(run.content))
-    for name in run.model.trained_networks():
-        file = Experiment(run.name).models / f"{name}_latest.pth"
-        content["path"][f"pretrain_network_{name.removeprefix('net_')}"] = str(file)
+    content["path"]["weights"] = run.name
     return parse_options(content, file=run.options.file)
 
 

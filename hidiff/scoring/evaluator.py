@@ -19,11 +19,10 @@ from tqdm import tqdm
 
 from hidiff.data.image import to_uint8, write_image
 from hidiff.data.transforms import SYMMETRIES, Normalization, symmetry, undo_symmetry
-from hidiff.errors import UserError
+from hidiff.errors import UserError, memory_errors
 from hidiff.metrics import evaluate_pair
 from hidiff.metrics.published import BENCHMARKS
 from hidiff.models import DeblurModel
-from hidiff.models.memory import memory_errors
 from hidiff.options import Section, ValOptions
 from hidiff.parallel import Group, run_in_order, thread_count
 from hidiff.registry import METRICS

@@ -10,14 +10,12 @@ import torch
 
 from hidiff.data import build_dataset
 from hidiff.errors import UserError
-from hidiff.files import inside
-from hidiff.lock import hold
+from hidiff.files import hold, inside
 from hidiff.models import build_model
 from hidiff.models.compilation import compile_blocks
 from hidiff.models.precision import precision
 from hidiff.options import Options
 from hidiff.parallel import Group
-from hidiff.registry import MODELS
 from hidiff.scoring.evaluator import build_test_scorer, evaluate
 from hidiff.scoring.files import score_lines, write_scores
 from hidiff.scoring.record import ImageScore, SetScores
@@ -62,10 +60,8 @@ def run_test(options: Options, processes: Group, *, seeds: int = 1, resume: bool
     for name, dataset in datasets.items():
         for pair in dataset.pairs:
             picture(name, pair.name)  # refuses a name that leads elsewhere before work starts
-    model_class = MODELS.get(options.model_type, "model_type")
-    training_only = set(model_class.training_sections.values())
     torch.manual_seed(options.manual_seed)
-    model = build_model({k: v for k, v in options.sections.items() if k not in training_only})
+    model = build_model(options.sections, training=False)
     loaded, _ = load_pretrained(model, options, training=False)
     notices = [*options.notices, *model.notices, *loaded, *hold(folder, processes)]
     rows = {}

@@ -11,16 +11,16 @@ from hidiff.errors import UserError, missing
 from hidiff.files import file_sha256
 from hidiff.models import DeblurModel
 from hidiff.options import Options
-from hidiff.weights.experiment import Experiment
+from hidiff.weights.experiment import EXPERIMENTS, Experiment
 from hidiff.weights.read import Weights, load_network, load_weights, require_one_step
 
 
-def _train_first(options: Options, name: str) -> str:
+def _train_first(options: Options) -> str:
     """What to do about missing weights of stage 1, as part of an error."""
     stage1 = options.file.with_name(options.file.name.replace("S2", "S1"))
     if stage1 != options.file and stage1.is_file():
         return f"train stage 1 first: python train.py -opt {stage1}"
-    return f"train stage 1 first, or name its weights under path.pretrain_network_{name[4:]}"
+    return "train stage 1 first, or name its experiment or folder under path.stage1"
 
 
 def stage1_name(name: str) -> str | None:
@@ -35,30 +35,57 @@ def stage1_name(name: str) -> str | None:
     return exact if Experiment(exact).models.is_dir() else f"{before}S1"
 
 
-def stage1_weights(options: Options, name: str) -> Path:
-    """Where stage 1 of this experiment has saved a network: `…_S2` starts from `…_S1`.
+def weights_in(source: Path, name: str) -> Path:
+    """The newest weights file of a network in a training's or another folder, where there is one.
+
+    Args:
+        source: an experiment's name, its folder, or a folder with `net_*.pth`.
+        name: of the network, such as `net_g`.
+
+    Returns:
+        The file; where there is none, the place where a training of that name would write it.
+    """
+    folders = [
+        folder for root in (EXPERIMENTS / source, source) for folder in (root / "models", root)
+    ]
+    files = [folder / f"{name}{end}.pth" for folder in folders for end in ("_latest", "")]
+    return next((file for file in files if file.is_file()), files[0])
+
+
+def _stage1_file(options: Options, name: str) -> Path:
+    """Where stage 1 has saved a network: `path.stage1`, by default found by the name.
 
     Raises:
         UserError: the experiment's name has no `S2` to replace, or the file does not exist.
     """
-    where = f"path.pretrain_network_{name.removeprefix('net_')}"
     # A --debug run of stage 2 starts from the real stage 1.
-    experiment = stage1_name(options.name.removeprefix("debug_"))
-    if experiment is None:
+    source = options.path.stage1 or stage1_name(options.name.removeprefix("debug_"))
+    if source is None:
         raise UserError(
-            f"{where}: stage 2 needs stage 1's weights; name the file here, or call the "
-            f"experiments …_S1 and …_S2 (this one is '{options.name}')"
+            "path.stage1: stage 2 needs stage 1's weights; name its experiment or folder here, or "
+            f"call the experiments …_S1 and …_S2 (this one is '{options.name}')"
         )
-    path = Experiment(experiment).models / f"{name}_latest.pth"
+    path = weights_in(Path(source), name)
     if not path.is_file():
-        raise UserError(f"{where}: {missing(path)}; {_train_first(options, name)}")
+        raise UserError(f"path.stage1: {missing(path)}; {_train_first(options)}")
     return path
 
 
-def _saved_step(weights: Weights, name: str) -> int | None:
-    """The step that a weights file is of, by its content or its name."""
-    number = weights.path.stem.removeprefix(f"{name}_")
-    return int(number) if weights.step is None and number.isdigit() else weights.step
+def _named_file(options: Options, name: str, path: Path, where: str) -> tuple[Path, list[str]]:
+    """The named file, or the one that the release's stage-2 files mean by it."""
+    if path.is_file():
+        return path, []
+    # Released behaviour: stage 2 looks in experiments/debug_train_…, where stage 1 never writes,
+    # and for step 300000, before which it ends.
+    mended = Path(str(path).replace("debug_train_", "train_", 1))
+    for other in (mended, *(p.with_name(f"{name}_latest.pth") for p in (path, mended))):
+        named = other.name == path.name or path.name == f"{name}_300000.pth"
+        if named and other.is_file():
+            return other, [f"{path} does not exist; {other} is taken"]
+    if path.is_dir():
+        return path, []  # The reader says so.
+    advice = _train_first(options) if "S1" in str(path) else "download it, or mend the path"
+    raise UserError(f"{where}: {missing(path)}; {advice}")
 
 
 def _require_complete(weights: Weights) -> None:
@@ -86,24 +113,6 @@ def changed_since_start(started_from: Mapping[str, Mapping[str, Any]]) -> list[s
     ]
 
 
-def _existing(options: Options, name: str, path: Path) -> tuple[Path, list[str]]:
-    """The named file, or the one that the release's stage-2 files mean by it."""
-    if path.is_file():
-        return path, []
-    # Released behaviour: stage 2 looks in experiments/debug_train_…, where stage 1 never writes,
-    # and for step 300000, before which it ends.
-    mended = Path(str(path).replace("debug_train_", "train_", 1))
-    for other in (mended, *(p.with_name(f"{name}_latest.pth") for p in (path, mended))):
-        named = other.name == path.name or path.name == f"{name}_300000.pth"
-        if named and other.is_file():
-            return other, [f"{path} does not exist; {other} is taken"]
-    if path.is_dir():
-        return path, []  # The reader says so.
-    where = f"path.pretrain_network_{name.removeprefix('net_')}"
-    advice = _train_first(options, name) if "S1" in str(path) else "download it, or mend the path"
-    raise UserError(f"{where}: {missing(path)}; {advice}")
-
-
 def _read_together(read: Callable[[], dict[str, Weights]]) -> dict[str, Weights]:
     """Weights of one step, also while a training saves others in the same place.
 
@@ -125,8 +134,9 @@ def load_pretrained(
 ) -> tuple[list[str], dict[str, dict[str, Any]]]:
     """Load the weights that the `path` section names.
 
-    Where it names none, stage 2's training takes those of stage 1 for the networks that stage 1
-    trains; testing needs a file for every network.
+    For each network these places are asked in turn: `path.weights`, the network's own option, and
+    stage 1, for what training takes from it, and testing where stage 2 did not train it. Testing
+    needs a file for every network.
 
     Returns:
         Notices, and of each network its `file`, the `step` of that where it is known, and the
@@ -139,26 +149,37 @@ def load_pretrained(
     """
     notices, origins = [], {}
     files: dict[str, tuple[Path, str, str | None]] = {}
+    source = options.path.weights
     for name in model.networks():
-        file, param_key, _ = options.path.of(name)
+        given, param_key, _ = options.path.of(name)
         where = f"path.pretrain_network_{name.removeprefix('net_')}"
-        if file is not None:
-            path, found = _existing(options, name, file)
+        from_stage1 = name in model.from_stage1 and (training or name in model.frozen)
+        if source is not None and (path := weights_in(source, name)).is_file():
+            where = "path.weights"
+        elif given is not None:
+            path, found = _named_file(options, name, given, where)
             notices += found
+        elif from_stage1:
+            path, where = _stage1_file(options, name), "path.stage1"
+        elif source is not None:
+            raise UserError(f"path.weights: {missing(path)}; name a training, or a folder with it")
         elif not training:
-            raise UserError(f"{where}: testing needs a weights file for {name}; name it here")
-        elif name in model.from_stage1:
-            path = stage1_weights(options, name)
+            raise UserError(
+                f"{where}: testing needs a weights file for {name}; name it here, or your training "
+                "with --weights NAME"
+            )
         else:
             continue
         files[name] = (path, where, param_key)
     read = _read_together(lambda: {name: load_weights(*file) for name, file in files.items()})
     for name, weights in read.items():
-        if training and name in model.from_stage1 and not options.path.allow_incomplete_stage1:
+        incomplete_is_fine = options.path.allow_incomplete_stage1 or weights.where == "path.weights"
+        if training and name in model.from_stage1 and not incomplete_is_fine:
             _require_complete(weights)
         strict = options.path.of(name)[2]
         notices += load_network(model.networks()[name], weights, strict=strict)
-        step = _saved_step(weights, name)
+        number = weights.path.stem.removeprefix(f"{name}_")
+        step = int(number) if weights.step is None and number.isdigit() else weights.step
         origins[name] = {"file": str(weights.path), "step": step, "sha256": weights.sha256}
         saved = "" if step is None else f", saved after step {step}"
         notices.append(f"{name}: weights from {weights.path}{saved}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hidiff.errors import UserError
-from hidiff.torch_file import load_torch_file
+from hidiff.files import load_torch_file
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,9 @@ def load_weights(path: str | Path, where: str, param_key: str | None = "params")
         state_dict = content["params"]
         notices = (f"{where}: {path} has no entry '{param_key}'; 'params' is taken",)
     else:
-        key_option = where.replace("pretrain_network", "param_key")
         raise UserError(
             f"{where}: {path} has no entry '{param_key}', only {', '.join(map(str, content))}; "
-            f"set {key_option} to one of them"
+            "set path.param_key_* to one of them"
         )
     if not isinstance(state_dict, Mapping) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state_dict.items()

@@ -13,6 +13,7 @@ from torch import nn
 from hidiff import UserError
 from hidiff.engine import checkpoint
 from hidiff.weights.pretrained import _read_together
+from hidiff.weights.read import load_network, load_weights
 
 WHERE = "path.pretrain_network_g"
 
@@ -30,8 +31,8 @@ def other(network):
 
 
 def load(network, path, param_key="params", strict=True):
-    weights = checkpoint.load_weights(path, WHERE, param_key)
-    return checkpoint.load_network(network, weights, strict=strict)
+    weights = load_weights(path, WHERE, param_key)
+    return load_network(network, weights, strict=strict)
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -53,7 +54,7 @@ def test_saved_files_have_the_released_names_and_layout(tmp_path, network):
         content = torch.load(tmp_path / name, weights_only=True)
         assert list(content) == ["params", "step"]
         assert list(content["params"]) == list(network.state_dict())
-        assert checkpoint.load_weights(tmp_path / name, WHERE).step == 40
+        assert load_weights(tmp_path / name, WHERE).step == 40
 
 
 NETWORKS = {"net_g": nn.Linear(2, 2), "net_d": nn.Linear(2, 2)}
@@ -62,7 +63,7 @@ NETWORKS = {"net_g": nn.Linear(2, 2), "net_d": nn.Linear(2, 2)}
 def latest(folder):
     """The steps that the `…_latest.pth` files are of."""
     paths = [folder / f"{name}_latest.pth" for name in NETWORKS]
-    return [checkpoint.load_weights(p, WHERE).step if p.exists() else None for p in paths]
+    return [load_weights(p, WHERE).step if p.exists() else None for p in paths]
 
 
 def no_links(monkeypatch, number=errno.EPERM):
@@ -131,7 +132,7 @@ def test_latest_files_of_several_steps_are_refused(tmp_path, monkeypatch):
     no_links(monkeypatch)
     checkpoint.save_networks({"net_d": NETWORKS["net_d"]}, tmp_path, 2)
     names = ("net_g_latest", "net_d_latest", "net_d_1")
-    loaded = {n: checkpoint.load_weights(tmp_path / f"{n}.pth", WHERE) for n in names}
+    loaded = {n: load_weights(tmp_path / f"{n}.pth", WHERE) for n in names}
     message = r"net_g_latest\.pth of step 1, net_d_latest\.pth of step 2"
     with pytest.raises(UserError, match=message):
         checkpoint.require_one_step(loaded.values())
@@ -144,7 +145,7 @@ def test_weights_beside_a_training_that_saves_are_read_again(tmp_path):
         def read():
             loaded = {}
             for name in NETWORKS:
-                loaded[name] = checkpoint.load_weights(tmp_path / f"{name}_latest.pth", WHERE)
+                loaded[name] = load_weights(tmp_path / f"{name}_latest.pth", WHERE)
                 if saves:
                     checkpoint.save_networks(NETWORKS, tmp_path, saves.pop(0))
             return loaded

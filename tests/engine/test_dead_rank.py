@@ -31,7 +31,7 @@ update = Trainer._update
 
 def fail_once(self):
     flag = Path("failed_once")
-    if os.environ["RANK"] == "1" and self.step == 3 and not flag.exists():
+    if os.environ["RANK"] == "1" and self.state.step == 3 and not flag.exists():
         flag.touch()
         raise ZeroDivisionError("planted")
     update(self)
@@ -186,7 +186,7 @@ def test_auto_resume_starts_again_where_nothing_was_saved(folder):
     alone = Processes(0, 1, torch.device("cpu"))
     Trainer(parse_options(copy.deepcopy(options)), alone)
     again = Trainer(parse_options(copy.deepcopy(options)), alone, auto_resume=True)
-    assert again.step == 0
+    assert again.state.step == 0
     assert "had no training state to resume" in again.log_file.read_text()
     archived = list(Path("experiments").glob("tiny_S1_archived_*"))
     assert len(archived) == 1

@@ -6,8 +6,7 @@ import torch
 from golden_values import fill, image, load_json, normal
 
 from hidiff import build_model
-from hidiff.engine.lr_schedule import build_lr_schedule
-from hidiff.engine.optim import build_optimizer, clip_gradients, set_lr
+from hidiff.engine.optim import build_lr_schedule, build_optimizer, clip_gradients, set_lr
 
 SECTIONS = {
     "net_g": "network_g",
@@ -57,8 +56,8 @@ def test_five_steps_are_the_released_ones(name):
     lq, gt = image(11, (2, 3, 32, 32)), image(12, (2, 3, 32, 32))
     for step in range(5):
         set_lr(optimizer, lr(step + 1))
-        noise = normal(100 + step, (2, 16, 32)) if name.endswith("s2") else None
-        losses = model(lq, gt, noise=noise)
+        draws = {"noise": normal(100 + step, (2, 16, 32))} if name.endswith("s2") else {}
+        losses = model(lq, gt, **draws)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         norm = clip_gradients(model, 0.01)

@@ -14,9 +14,9 @@ from small_data import make_pairs, test_options, train_options, write_yaml
 from small_training import ALONE
 
 from hidiff import UserError
-from hidiff.console import console_failure, keep_console
 from hidiff.engine.logger import MetricsWriter, start_logging
 from hidiff.engine.trainer import Trainer
+from hidiff.errors import console_failure, keep_console
 from hidiff.models import Stage2
 from hidiff.options import parse_options
 from hidiff.scoring import evaluator
@@ -197,7 +197,11 @@ def test_a_training_without_memory_names_its_patches(data, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     run = Trainer(parse_options(train_options(data, 1)), ALONE)
     clean = run.model.forward
-    run.model.forward = lambda lq, gt, **kw: no_memory() if run.step == 2 else clean(lq, gt, **kw)
+
+    def forward(lq, gt, **kwargs):
+        return no_memory() if run.state.step == 2 else clean(lq, gt, **kwargs)
+
+    run.model.forward = forward
     with pytest.raises(UserError, match=r"phase 2.*step 2.*32².*datasets\.train\.mini_batch_sizes"):
         run.run()
     assert "mini_batch_sizes" in run.log_file.read_text()

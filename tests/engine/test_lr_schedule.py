@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hidiff import UserError
-from hidiff.engine.lr_schedule import build_lr_schedule
+from hidiff.engine.optim import build_lr_schedule
 
 
 def rates(total_iter=12, **section):

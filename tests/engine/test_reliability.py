@@ -17,15 +17,15 @@ import pytest
 import torch
 from small_data import make_pairs, train_options
 
-from hidiff import UserError, lock
+from hidiff import UserError, files
 from hidiff.data import BatchPlan, PhaseBatchSampler, build_dataset, training_batches
 from hidiff.data.loader import STOP_SIGNALS
 from hidiff.engine import checkpoint
+from hidiff.engine.checkpoint import compare_options
 from hidiff.engine.distributed import Processes
-from hidiff.engine.resume import compare_options, options_hash
 from hidiff.engine.trainer import Trainer
 from hidiff.errors import EXIT_INTERRUPTED, Interrupted
-from hidiff.lock import hold
+from hidiff.files import hold
 from hidiff.options import parse_options
 
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -83,7 +83,7 @@ def poison(run, steps, how=nan_gradient):
 
     def forward(lq, gt, **kwargs):
         losses = clean(lq, gt, **kwargs)
-        bad = run.step + 1 in steps
+        bad = run.state.step + 1 in steps
         return {name: how(loss) if bad else loss for name, loss in losses.items()}
 
     run.model.forward = forward
@@ -107,7 +107,7 @@ def test_one_bad_step_does_no_harm(data):
     run = trainer(train_options(data, 1))
     poison(run, {2})
     run.run()
-    assert run.bad_steps == 0
+    assert run.state.bad_steps == 0
     assert all(torch.isfinite(v).all() for v in run.model.state_dict().values())
 
 
@@ -126,7 +126,7 @@ def test_a_full_disk_does_not_stop_the_run(data, monkeypatch):
     write = checkpoint.torch.save
 
     def full(content, file):
-        if run.step == 2:
+        if run.state.step == 2:
             raise OSError(28, "No space left on device")
         write(content, file)
 
@@ -164,7 +164,7 @@ def test_a_state_cut_off_anywhere_is_noticed(data):
         assert "4.state (" in notices[0]
     (states / ".4.state.0123.part").touch()
     resumed = trainer(train_options(data, 1), auto_resume=True)
-    assert resumed.step == 2
+    assert resumed.state.step == 2
     assert not (states / ".4.state.0123.part").exists()
     resumed.run()
     assert all(torch.equal(v, run.model.state_dict()[k]) for k, v in weights(resumed).items())
@@ -175,7 +175,7 @@ def interrupt(run, call, after, numbers=(signal.SIGTERM,)):
     method = getattr(run, call)
 
     def interrupted(*args, **kwargs):
-        if run.step == after:
+        if run.state.step == after:
             for number in numbers:
                 os.kill(os.getpid(), number)
         return method(*args, **kwargs)
@@ -194,11 +194,11 @@ def test_a_signal_ends_the_step_saves_and_leaves(data, number):
     interrupt(run, "_update", 3, [number])
     with pytest.raises(Interrupted):
         run.run()
-    assert run.step == 3
+    assert run.state.step == 3
     assert "stopped after step 3: resumable with --auto_resume" in logged()
     assert signal.getsignal(number) == before
     resumed = trainer(train_options(data, 1, total_iter=5), auto_resume=True)
-    assert resumed.step == 3
+    assert resumed.state.step == 3
     resumed.run()
     assert all(torch.equal(v, expected[k]) for k, v in weights(resumed).items())
 
@@ -210,7 +210,7 @@ def test_a_second_ctrl_c_ends_at_once_and_an_ignored_signal_does_nothing(data):
     interrupt(run, "_report", 3, [signal.SIGINT, signal.SIGINT])
     with pytest.raises(KeyboardInterrupt):
         run.run()
-    assert run.step == 3
+    assert run.state.step == 3
 
 
 def test_a_stop_ends_a_validation_between_two_images_and_loses_nothing(data):
@@ -225,7 +225,7 @@ def test_a_stop_ends_a_validation_between_two_images_and_loses_nothing(data):
         restored = []
 
         def restore(*args, run=run, step=step, due=due, restored=restored, **kwargs):
-            if run.step == step:
+            if run.state.step == step:
                 # What the checkpoint's step calls for is on the disk before validation begins.
                 assert Path(f"experiments/tiny_S1/training_states/{step}.state").exists() == due
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -235,16 +235,16 @@ def test_a_stop_ends_a_validation_between_two_images_and_loses_nothing(data):
         run.model.restore = restore
         with pytest.raises(Interrupted):
             run.run()
-        assert (run.step, restored) == (step, [1])
+        assert (run.state.step, restored) == (step, [1])
         state = checkpoint.newest_state(run.experiment.states)[0].content
         assert (state["step"], state["validated"]) == (step, False)
     resumed = trainer(options, auto_resume=True)
     resumed.run()
-    assert resumed.validator.best == whole.validator.best
+    assert resumed.state.best == whole.state.best
     assert "step 3: val" in resumed.log_file.read_text()
     assert all(torch.equal(v, weights(whole)[k]) for k, v in weights(resumed).items())
     state = checkpoint.newest_state(run.experiment.states)[0].content
-    assert (state["validated"], state["best"]) == (True, whole.validator.best)
+    assert (state["validated"], state["best"]) == (True, whole.state.best)
 
 
 def test_a_rank_without_its_torchrun_saves_and_stops(data):
@@ -259,7 +259,7 @@ def test_a_folder_is_held_against_other_processes(data):
     script = (
         "import sys; from pathlib import Path\n"
         f"sys.path[:0] = [{str(HERE.parent.parent)!r}]\n"
-        "from hidiff.lock import _hold\n"
+        "from hidiff.files import _hold\n"
         "_hold(Path('experiments/tiny_S1'), 0.0)\n"
         "print('held', flush=True); sys.stdin.read()\n"
     )
@@ -273,14 +273,14 @@ def test_a_folder_is_held_against_other_processes(data):
         hold(Path("experiments/tiny_S2"), ALONE, patience=0.0)
         other.kill()
         other.wait()
-        assert trainer(train_options(data, 1), auto_resume=True).step == 0
+        assert trainer(train_options(data, 1), auto_resume=True).state.step == 0
 
 
 def test_a_file_system_without_locks_is_a_notice(monkeypatch):
     def none(*args):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(lock.fcntl, "lockf", none)
+    monkeypatch.setattr(files.fcntl, "lockf", none)
     assert len(hold(Path("experiments/a"), ALONE, patience=0.0)) == 1
 
 
@@ -303,16 +303,16 @@ def test_stage_2_starts_from_a_complete_stage_1(data):
     with pytest.raises(Interrupted):
         stage1.run()
     options = train_options(data, 2)
-    with pytest.raises(UserError, match=r"path\.pretrain_network_g: .*step 2 of 4"):
+    with pytest.raises(UserError, match=r"^path\.stage1: "):
         trainer(options)
     options["path"] = {"allow_incomplete_stage1": True}
-    assert trainer(options).started_from["net_g"]["step"] == 2
+    assert trainer(options).state.started_from["net_g"]["step"] == 2
     trainer(train_options(data, 1), auto_resume=True).run()
     run = trainer(train_options(data, 2))
     run.run()
-    assert run.started_from["net_g"]["step"] == 4
+    assert run.state.started_from["net_g"]["step"] == 4
     assert "has changed" not in (again := trainer(options, auto_resume=True)).log_file.read_text()
-    assert again.started_from == run.started_from
+    assert again.state.started_from == run.state.started_from
     weights_file = Path("experiments/tiny_S1/models/net_g_latest.pth")
     other = torch.load(weights_file, weights_only=True)
     other["params"]["patch_embed.proj.weight"] += 1
@@ -336,10 +336,10 @@ def test_the_average_of_the_weights_follows_its_formula_and_resumes(data):
     for step in (4, 5):
         Path(f"experiments/tiny_S1/training_states/{step}.state").unlink()
     resumed = trainer(options, auto_resume=True)
-    assert resumed.step == 3
+    assert resumed.state.step == 3
     resumed.run()
-    for key, value in resumed.average.model.net_g.state_dict().items():
-        assert torch.equal(value, run.average.model.net_g.state_dict()[key])
+    for key, value in resumed.state.average.net_g.state_dict().items():
+        assert torch.equal(value, run.state.average.net_g.state_dict()[key])
 
 
 def test_validation_takes_the_average_by_option(data):
@@ -348,7 +348,7 @@ def test_validation_takes_the_average_by_option(data):
         options["val"]["use_ema"] = use_ema
         options["name"] = f"ema_{use_ema}"
         run = trainer(options)
-        assert (run._to_validate is run.average.model) == use_ema
+        assert (run._to_validate is run.state.average) == use_ema
         assert run._to_validate.net_g.training != use_ema
 
 
@@ -402,7 +402,6 @@ def test_changed_options_are_listed_or_refused(data):
         "changed since the run was started: datasets.train.num_worker_per_gpu: 0 → 2",
         "changed since the run was started: logger.print_freq: 1 → 7",
     ]
-    assert options_hash(before) == options_hash(now)
     # What is said and what is left out may be the same.
     now["train"] |= {"precision": "tf32", "compile": False, "activation_checkpointing": []}
     assert len(compare_options(before, now, "it")) == 3
@@ -414,7 +413,6 @@ def test_changed_options_are_listed_or_refused(data):
     now["train"]["warmup_iter"] = 3
     with pytest.raises(UserError, match=r"lr: 0\.001 → 1\.0; train\.warmup_iter: absent → 3"):
         compare_options(before, now, "it")
-    assert options_hash(before) != options_hash(now)
 
 
 def test_resuming_with_another_global_batch_is_refused(data):
@@ -488,8 +486,8 @@ def test_auto_resume_prefers_the_runs_own_state(data):
     trainer(train_options(data, 1)).run()
     options = train_options(data, 1)
     options["path"] = {"resume_state": "experiments/tiny_S1/training_states/2.state"}
-    assert trainer(options, auto_resume=True).step == 4
-    assert trainer(options).step == 2
+    assert trainer(options, auto_resume=True).state.step == 4
+    assert trainer(options).state.step == 2
     states = sorted(p.name for p in Path("experiments/tiny_S1/training_states").iterdir())
     assert states == ["2.state", "4.state.superseded"]
 
@@ -534,13 +532,13 @@ def test_a_signal_ends_a_wait_for_data_and_saves(data, monkeypatch):
         run.run()
     assert time.monotonic() - started < 10
     state, _ = checkpoint.newest_state(Path("experiments/tiny_S1/training_states"))
-    assert state.content["step"] == run.step <= 2
+    assert state.content["step"] == run.state.step <= 2
 
 
 def test_a_signal_ends_a_process_that_waits_for_another():
     script = (
         f"import sys, threading; sys.path[:0] = [{str(HERE.parent.parent)!r}]\n"
-        "from hidiff.engine.signals import StopRequest\n"
+        "from hidiff.engine.distributed import StopRequest\n"
         "with StopRequest(grace=0.5):\n"
         "    print('ready', flush=True); threading.Event().wait()\n"
     )

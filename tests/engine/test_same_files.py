@@ -34,7 +34,7 @@ def machine(tmp_path_factory, options):
         patch.chdir(folder)
         run = Trainer(parse_options(copy.deepcopy(options)), ALONE)
         for step in (2, 4):
-            run.step = step
+            run.state.step = step
             run._save()
     return folder
 
@@ -45,7 +45,8 @@ def resume(options, folders, prepare=lambda rank: None):
     def work(processes):
         os.chdir(folders[processes.rank])
         prepare(processes.rank)
-        return Trainer(parse_options(copy.deepcopy(options)), processes, auto_resume=True).step
+        run = Trainer(parse_options(copy.deepcopy(options)), processes, auto_resume=True)
+        return run.state.step
 
     return in_two_processes(work, folders[0])
 

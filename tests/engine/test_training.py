@@ -105,7 +105,7 @@ def test_a_cache_of_the_frames_changes_no_weight(trained, data, monkeypatch):
 def test_auto_resume_of_nothing_starts_anew(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trainer = train(train_options(data, 1, total_iter=1), auto_resume=True)
-    assert trainer.step == 1
+    assert trainer.state.step == 1
 
 
 class Given(list):
@@ -151,7 +151,7 @@ def test_stage_two_without_stage_one_says_what_to_do(data, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     write_yaml(tmp_path / "T_S1.yml", train_options(data, 1))
     path = write_yaml(tmp_path / "T_S2.yml", train_options(data, 2))
-    message = r"path\.pretrain_network_g: experiments/tiny_S1/models/net_g_latest\.pth does not "
+    message = r"path\.stage1: experiments/tiny_S1/models/net_g_latest\.pth does not "
     with pytest.raises(UserError, match=message + r"exist.*; train stage 1 first: .* -opt .*T_S1"):
         Trainer(load_options(path), ALONE)
     assert not Experiment("tiny_S2").folder.exists()
@@ -207,10 +207,10 @@ def test_every_option_of_speed_arrives(data, tmp_path, monkeypatch):
     run = Trainer(parse_options({**options, "kernels": "triton"}), ALONE)
     net = run.model.net_g
     assert len(compiled_blocks(run.model)) > 10
-    assert not compiled_blocks(run.average.model)
+    assert not compiled_blocks(run.state.average)
     recomputed = {name for name, part in net.named_children() if getattr(part, "recompute", False)}
     assert recomputed == {"encoder_level2", "decoder_level2", "latent"}
-    for network in (net, run.average.model.net_g):
+    for network in (net, run.state.average.net_g):
         modes = {m.kernels for m in network.modules() if isinstance(m, DepthwiseConv2d)}
         assert modes == {"triton"}
     during = []

@@ -14,7 +14,7 @@ from small_data import make_pairs, train_options, write_yaml
 
 from hidiff import UserError, build_model
 from hidiff.cli.ablation import DEFAULT_FILES, main
-from hidiff.engine.lr_schedule import build_lr_schedule
+from hidiff.engine.optim import build_lr_schedule
 from hidiff.paper import ablation
 from hidiff.paper.ablation import Changes, plan, set_steps
 from hidiff.paper.ablation_table import draw

@@ -230,7 +230,7 @@ def test_split_training_resumes_and_is_tested_with_the_transformer_of_stage_one(
     cut.run()
     resumed = Trainer(parse_options(copy.deepcopy(options)), ALONE, auto_resume=True)
     resumed.run()
-    assert resumed.step == 4
+    assert resumed.state.step == 4
     for key, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[key], value), key
 
