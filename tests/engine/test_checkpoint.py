@@ -47,7 +47,7 @@ def test_every_layout_of_a_released_file_loads(tmp_path, network, prefix, key):
 
 
 def test_saved_files_have_the_released_names_and_layout(tmp_path, network):
-    checkpoint.save_networks({"net_g": network}, tmp_path, 40)
+    checkpoint.save_networks({"net_g": network}, tmp_path, 40, 100)
     visible = sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith("."))
     assert visible == ["net_g_40.pth", "net_g_latest.pth"]
     for name in visible:
@@ -82,7 +82,7 @@ def test_the_latest_files_of_all_networks_change_together(tmp_path, monkeypatch,
             if before == "copies":
                 no_links(patch)
             for step in (1, 2):
-                checkpoint.save_networks(NETWORKS, tmp_path, step)
+                checkpoint.save_networks(NETWORKS, tmp_path, step, 100)
         assert (tmp_path / "net_g_latest.pth").is_symlink() == (before == "links")
     old = None if before == "nothing" else 2
     seen = []
@@ -100,7 +100,7 @@ def test_the_latest_files_of_all_networks_change_together(tmp_path, monkeypatch,
     with monkeypatch.context() as patch:
         for name in ("link", "symlink", "replace", "rename", "unlink", "mkdir", "rmdir"):
             patch.setattr(os, name, watched(getattr(os, name)))
-        checkpoint.save_networks(NETWORKS, tmp_path, 4)
+        checkpoint.save_networks(NETWORKS, tmp_path, 4, 100)
     assert len(seen) > 10
     assert all(len({step for step in steps if step is not None}) <= 1 for steps in seen)
     if old is not None:
@@ -114,23 +114,23 @@ def test_the_latest_files_of_all_networks_change_together(tmp_path, monkeypatch,
 
 def test_of_replaced_latest_files_only_one_is_kept(tmp_path):
     for step in range(5):
-        checkpoint.save_networks(NETWORKS, tmp_path, step)
+        checkpoint.save_networks(NETWORKS, tmp_path, step, 100)
     assert len(list(tmp_path.glob(".newest-*"))) == 2
 
 
 def test_a_full_disk_makes_no_copies(tmp_path, monkeypatch):
-    checkpoint.save_networks(NETWORKS, tmp_path, 1)
+    checkpoint.save_networks(NETWORKS, tmp_path, 1, 100)
     with monkeypatch.context() as patch:
         no_links(patch, errno.ENOSPC)
         with pytest.raises(OSError, match="No space"):
-            checkpoint.save_networks(NETWORKS, tmp_path, 2)
+            checkpoint.save_networks(NETWORKS, tmp_path, 2, 100)
     assert latest(tmp_path) == [1, 1]
 
 
 def test_latest_files_of_several_steps_are_refused(tmp_path, monkeypatch):
-    checkpoint.save_networks(NETWORKS, tmp_path, 1)
+    checkpoint.save_networks(NETWORKS, tmp_path, 1, 100)
     no_links(monkeypatch)
-    checkpoint.save_networks({"net_d": NETWORKS["net_d"]}, tmp_path, 2)
+    checkpoint.save_networks({"net_d": NETWORKS["net_d"]}, tmp_path, 2, 100)
     names = ("net_g_latest", "net_d_latest", "net_d_1")
     loaded = {n: load_weights(tmp_path / f"{n}.pth", WHERE) for n in names}
     message = r"net_g_latest\.pth of step 1, net_d_latest\.pth of step 2"
@@ -147,12 +147,12 @@ def test_weights_beside_a_training_that_saves_are_read_again(tmp_path):
             for name in NETWORKS:
                 loaded[name] = load_weights(tmp_path / f"{name}_latest.pth", WHERE)
                 if saves:
-                    checkpoint.save_networks(NETWORKS, tmp_path, saves.pop(0))
+                    checkpoint.save_networks(NETWORKS, tmp_path, saves.pop(0), 100)
             return loaded
 
         return read
 
-    checkpoint.save_networks(NETWORKS, tmp_path, 0)
+    checkpoint.save_networks(NETWORKS, tmp_path, 0, 100)
     read = _read_together(reader([1, 2]))
     assert [weights.step for weights in read.values()] == [2, 2]
     with pytest.raises(UserError, match=r"_latest\.pth of step"):
@@ -279,7 +279,7 @@ def test_no_states_is_no_error(tmp_path):
 
 
 def test_weights_are_no_training_state(tmp_path, network):
-    checkpoint.save_networks({"net_g": network}, tmp_path, 1)
+    checkpoint.save_networks({"net_g": network}, tmp_path, 1, 100)
     with pytest.raises(UserError, match="no training state"):
         checkpoint.load_state(tmp_path / "net_g_1.pth", "path.resume_state")
 
