@@ -13,7 +13,7 @@ from torch import nn
 from hidiff import UserError
 from hidiff.engine import checkpoint
 from hidiff.weights.pretrained import _read_together
-from hidiff.weights.read import load_network, load_weights
+from hidiff.weights.read import load_network, load_weights, require_one_step
 
 WHERE = "path.pretrain_network_g"
 
@@ -52,7 +52,7 @@ def test_saved_files_have_the_released_names_and_layout(tmp_path, network):
     assert visible == ["net_g_40.pth", "net_g_latest.pth"]
     for name in visible:
         content = torch.load(tmp_path / name, weights_only=True)
-        assert list(content) == ["params", "step"]
+        assert list(content) == ["params", "step", "total_iter"]
         assert list(content["params"]) == list(network.state_dict())
         assert load_weights(tmp_path / name, WHERE).step == 40
 
@@ -135,9 +135,9 @@ def test_latest_files_of_several_steps_are_refused(tmp_path, monkeypatch):
     loaded = {n: load_weights(tmp_path / f"{n}.pth", WHERE) for n in names}
     message = r"net_g_latest\.pth of step 1, net_d_latest\.pth of step 2"
     with pytest.raises(UserError, match=message):
-        checkpoint.require_one_step(loaded.values())
+        require_one_step(loaded.values())
     del loaded["net_d_latest"]
-    checkpoint.require_one_step(loaded.values())
+    require_one_step(loaded.values())
 
 
 def test_weights_beside_a_training_that_saves_are_read_again(tmp_path):
