@@ -1,8 +1,7 @@
-"""Option files: YAML → checked, typed options.
+"""Option files: YAML → checked, typed options with all defaults filled in.
 
-Every section has a frozen dataclass here; a section that names a registered class (`type: X`) is
-kept as a mapping and checked against X's signature when X is built. Every error names its place in
-the file and the way out.
+Every section has a frozen dataclass here; a section that names a registered class (`type: X`) is a
+mapping, checked against X's signature. Every error names its place in the file and the way out.
 """
 
 from __future__ import annotations
@@ -11,14 +10,15 @@ import dataclasses
 import itertools
 import math
 import re
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from hidiff.diffusion import LatentDDPM
 from hidiff.errors import UserError
-from hidiff.typecheck import coerce, expanded, suggestion
+from hidiff.registry import ARCHS, DATASETS, LOSSES, METRICS, OPTIMIZERS, SCHEDULERS, Registry
+from hidiff.typecheck import check_call, expanded, plain, suggestion
 from hidiff.yaml_file import apply_overrides, merged, read_layers, read_yaml
 
 Section = Mapping[str, Any]
@@ -293,11 +293,8 @@ class ValOptions:
         if self.suffix:
             _require_file_name(self.suffix, "val.suffix")
         for name, section in self.metrics.items():
-            coerce(
-                section.get("better", "higher"),
-                Literal["higher", "lower"],
-                f"val.metrics.{name}.better",
-            )
+            if (better := section.get("better", "higher")) not in ("higher", "lower"):
+                raise _error(f"val.metrics.{name}.better", f"'{better}' is not 'higher' or 'lower'")
 
     def is_better(self, metric: str, value: float, than: float) -> bool:
         """Whether a value of a metric is better than another one."""
@@ -341,7 +338,8 @@ class Options:
     """A whole option file.
 
     `kernels` chooses the depthwise convolutions on GPUs, see `hidiff.kernels`.
-    `sections` is the checked content as parsed, what `hidiff.build_model` takes.
+    `sections` is all of it as plain data, defaults filled in: what `hidiff.build_model` takes and
+    training states keep.
     """
 
     name: str
@@ -399,8 +397,24 @@ class Options:
         return self.train, self.datasets["train"]
 
 
-_LOADER_FIELDS = {f.name for f in dataclasses.fields(DatasetOptions)} - {"source", "where"}
+_LOADER_FIELDS = [
+    f.name for f in dataclasses.fields(DatasetOptions) if f.name not in ("source", "where")
+]
 _INTERNAL_FIELDS = {"sections", "notices", "overrides", "file"}
+_LOSS_OPTIONS = ("pixel_opt", "pixel_diff_opt", "perceptual_opt")
+_TYPES: dict[str, tuple[Registry, tuple[str, ...]]] = {
+    "network_g": (ARCHS, ()),
+    "network_le": (ARCHS, ()),
+    "network_le_dm": (ARCHS, ()),
+    "network_d": (ARCHS, ()),
+    "train.optim_total": (OPTIMIZERS, ("params",)),
+    "train.scheduler": (SCHEDULERS, ("base_lr", "total_iter")),
+    "train.pixel_opt": (LOSSES, ()),
+    "train.pixel_diff_opt": (LOSSES, ()),
+    "train.perceptual_opt": (LOSSES, ()),
+}
+"""Sections that name a class by `type`: where they stand, and what the program adds itself."""
+
 _SECTION_CLASSES = {
     "path": PathOptions,
     "train": TrainOptions,
@@ -410,48 +424,28 @@ _SECTION_CLASSES = {
 }
 
 
-def _typed(cls: type, content: Any, where: str) -> Any:
-    """Build a section's dataclass from its content, checking names and types."""
+def _checked(cls: type, content: Any, where: str, supplied: Sequence[str] = ()) -> dict[str, Any]:
+    """The arguments of a section's dataclass, with their defaults."""
     if not isinstance(content, Mapping):
         raise _error(where, f"expected a section, got {content!r}")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in _INTERNAL_FIELDS}
-    prefix = f"{where}." if where else ""
-    for key in content:
-        if key not in fields:
-            raise _error(f"{prefix}{key}", f"there is no such option{suggestion(key, fields)}")
-    values = {}
-    for key, f in fields.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if key in content:
-            # `key: ~` asks for the default where nothing is no value of the option.
-            if content[key] is None and not required and type(None) not in _members(hints[key]):
-                continue
-            values[key] = coerce(content[key], hints[key], f"{prefix}{key}")
-        elif required:
-            raise _error(f"{prefix}{key}", "this option is missing")
-    return cls(**values)
-
-
-def _members(annotation: Any) -> tuple[Any, ...]:
-    return typing.get_args(annotation) or (annotation,)
+    return check_call(cls, content, where, supplied=supplied)
 
 
 def _dataset(key: str, content: Any) -> DatasetOptions:
     where = f"datasets.{key}"
     if not isinstance(content, Mapping):
         raise _error(where, f"expected a section, got {content!r}")
-    hints = typing.get_type_hints(DatasetOptions)
-    loader = {
-        k: coerce(v, hints[k], f"{where}.{k}") for k, v in content.items() if k in _LOADER_FIELDS
-    }
+    loader = {"name": key, **{k: v for k, v in content.items() if k in _LOADER_FIELDS}}
     source = {
         k: expanded(v) if isinstance(v, str) and re.fullmatch(PATH_OPTIONS, k) else v
         for k, v in content.items()
         if k not in _LOADER_FIELDS
     }
-    loader.setdefault("name", key)
-    return DatasetOptions(source=source, where=where, **loader)
+    return DatasetOptions(
+        **_checked(DatasetOptions, loader, where, ("source", "where")),
+        source=source,
+        where=where,
+    )
 
 
 def _drop_dead_options(content: dict[str, Any], where: str = "") -> list[str]:
@@ -498,8 +492,31 @@ def load_datasets(path: str | Path) -> dict[str, DatasetOptions]:
     return _datasets(content)
 
 
+def _resolve_types(sections: dict[str, Any]) -> None:
+    """Check the sections that a class is built from, and fill in its defaults, in place."""
+    for place, (registry, supplied) in _TYPES.items():
+        outer, _, key = place.rpartition(".")
+        section = sections.get(outer, {}) if outer else sections
+        if section.get(key) is not None:
+            section[key] = registry.resolved(section[key], place, supplied=supplied)
+    val = sections["val"]
+    val["metrics"] = {
+        name: METRICS.resolved(
+            {key: value for key, value in section.items() if key != "better"},
+            f"val.metrics.{name}",
+            supplied=("restored", "target"),
+        )
+        | {"better": section.get("better", "higher")}
+        for name, section in val["metrics"].items()
+    }
+    if sections["diffusion_schedule"] is not None:
+        sections["diffusion_schedule"] = check_call(
+            LatentDDPM, sections["diffusion_schedule"], "diffusion_schedule", label="the schedule"
+        )
+
+
 def parse_options(content: dict[str, Any], *, file: Path = Path()) -> Options:
-    """Check the content of an option file.
+    """Check the content of an option file, and fill in what it leaves out.
 
     Args:
         content: sections as parsed from YAML; the release's dead options are removed from it.
@@ -509,15 +526,43 @@ def parse_options(content: dict[str, Any], *, file: Path = Path()) -> Options:
         UserError: an option is unknown, missing, of a wrong type or at odds with another.
     """
     notices = _drop_dead_options(content)
-    converted = dict(content)
-    converted["datasets"] = _datasets(content)
+    known = {f.name for f in dataclasses.fields(Options)} - _INTERNAL_FIELDS
+    for key in content:
+        if key not in known:
+            raise _error(str(key), f"there is no such option{suggestion(str(key), known)}")
+    datasets = {
+        key: dataclasses.replace(
+            section,
+            source=DATASETS.resolved(section.source, section.where, supplied=("where",)),
+        )
+        for key, section in _datasets(content).items()
+    }
+    apart = {*_SECTION_CLASSES, "datasets"}
+    rest = {key: value for key, value in content.items() if key not in apart}
+    sections = check_call(Options, rest, "", supplied=apart | _INTERNAL_FIELDS)
     for key, cls in _SECTION_CLASSES.items():
-        if content.get(key) is not None:
-            converted[key] = _typed(cls, content[key], key)
-    options = _typed(Options, converted, "")
-    if options.train is not None and "train" in options.datasets:
-        notices += options.datasets["train"].phase_notices(options.train.total_iter)
-    return dataclasses.replace(options, sections=content, notices=tuple(notices), file=file)
+        section = content.get(key)
+        if section is not None or key != "train":
+            sections[key] = _checked(cls, {} if section is None else section, key)
+    _resolve_types(sections)
+    built = {key: cls(**sections[key]) for key, cls in _SECTION_CLASSES.items() if key in sections}
+    options = Options(**{**sections, **built}, datasets=datasets)
+    for key in _LOSS_OPTIONS:
+        # Which losses a model has without these options is the model's to say.
+        if options.train is not None and key not in content["train"]:
+            del sections["train"][key]
+    sections["datasets"] = {
+        key: {**{name: getattr(section, name) for name in _LOADER_FIELDS}, **section.source}
+        for key, section in datasets.items()
+    }
+    if options.train is not None and "train" in datasets:
+        notices += datasets["train"].phase_notices(options.train.total_iter)
+    return dataclasses.replace(
+        options,
+        sections=plain({key: value for key, value in sections.items() if value is not None}),
+        notices=tuple(notices),
+        file=file,
+    )
 
 
 def load_options(path: str | Path, overrides: Sequence[str] = ()) -> Options:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -16,10 +17,12 @@ class Registry:
 
     Args:
         kind: what is registered, in the singular, for messages ("network", "loss", …).
+        room: the module that registers it when imported, which happens when it is first asked for.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, room: str) -> None:
         self.kind = kind
+        self.room = room
         self._entries: dict[str, Callable[..., Any]] = {}
 
     def register(self, name: str | None = None) -> Callable[[T], T]:
@@ -34,10 +37,11 @@ class Registry:
         return decorate
 
     def __iter__(self) -> Iterator[str]:
+        importlib.import_module(self.room)
         return iter(sorted(self._entries))
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return name in list(self)
 
     def get(self, name: Any, where: str) -> Callable[..., Any]:
         """The entry of that name.
@@ -45,7 +49,7 @@ class Registry:
         Raises:
             UserError: there is none; `where` is the YAML path to name.
         """
-        if not isinstance(name, str) or name not in self._entries:
+        if not isinstance(name, str) or name not in self:
             raise UserError(
                 f"{where}: there is no {self.kind} '{name}'{suggestion(str(name), self)}"
             )
@@ -68,6 +72,17 @@ class Registry:
         checked = check_call(entry, kwargs, where, label=section["type"], supplied=supplied)
         return entry, checked
 
+    def resolved(
+        self, section: Any, where: str, *, supplied: tuple[str, ...] = ()
+    ) -> dict[str, Any]:
+        """The section with the defaults of what it does not say.
+
+        Raises:
+            UserError: see `check`.
+        """
+        _, kwargs = self.check(section, where, supplied=supplied)
+        return {"type": section["type"], **kwargs}
+
     def build(self, section: Mapping[str, Any], where: str, /, **supplied: Any) -> Any:
         """Build the object that a `{type: X, **kwargs}` section describes.
 
@@ -80,8 +95,10 @@ class Registry:
         return entry(**kwargs, **supplied)
 
 
-ARCHS = Registry("network")
-MODELS = Registry("model")
-DATASETS = Registry("dataset")
-LOSSES = Registry("loss")
-METRICS = Registry("metric")
+ARCHS = Registry("network", "hidiff.archs")
+MODELS = Registry("model", "hidiff.models")
+DATASETS = Registry("dataset", "hidiff.data")
+LOSSES = Registry("loss", "hidiff.losses")
+METRICS = Registry("metric", "hidiff.metrics")
+OPTIMIZERS = Registry("optimiser", "hidiff.engine.optim")
+SCHEDULERS = Registry("learning rate schedule", "hidiff.engine.optim")

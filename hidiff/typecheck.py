@@ -1,72 +1,52 @@
-"""Check and convert values read from YAML against Python type annotations.
+"""Check and convert values read from YAML against the annotations of what takes them.
 
-Both the option dataclasses and the registries use these functions, so a wrong option is reported
-in the same words wherever it stands.
+pydantic checks; the words, the YAML paths and the suggestions are ours, the same wherever a wrong
+option stands.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import functools
 import inspect
+import json
 import math
 import os
-import re
-import sys
-import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, NotRequired, get_args
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # what pydantic wants before Python 3.12
 
 from hidiff.errors import UserError
 
-NAMES = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "a text",
-    Path: "a path",
-    dict: "a section (key: value lines)",
-    list: "a list",
-    tuple: "a list",
-    type(None): "nothing (~)",
+WANTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "path_type": "a path",
+    "dict_type": "a section (key: value lines)",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "missing": "more entries",
+    "too_long": "fewer entries",
 }
-
-
-def describe(value: Any) -> str:
-    """Say in words what was found in the option file."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return f"{str(value).lower()}"
-    if isinstance(value, str):
-        return f"the text '{value}'"
-    if isinstance(value, Mapping):
-        return "a section"
-    if isinstance(value, (list, tuple)):
-        return f"the list {list(value)}"
-    return f"the number {value}" if isinstance(value, (int, float)) else repr(value)
+"""Pydantic's kinds of mistakes, in words of option files; other kinds have pydantic's words."""
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """'; did you mean …?' for a misspelled name, or the list of the known ones."""
     known = sorted(known)
-    return _close(name, known) or (f"; known: {', '.join(known)}" if known else "")
-
-
-def _close(name: str, known: list[str]) -> str:
-    """The known name that differs least, above all not by more than its capitals."""
     by_lower = {other.lower(): other for other in reversed(known)}
     close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
-    return f"; did you mean '{by_lower[close[0]]}'?" if close else ""
-
-
-def _unquoted(text: str) -> str:
-    """How to write a number that stands in quotes."""
-    try:
-        return f"; write {float(text):g} without quotes"
-    except ValueError:
-        return ""
+    if close:
+        return f"; did you mean '{by_lower[close[0]]}'?"
+    return f"; known: {', '.join(known)}" if known else ""
 
 
 def expanded(path: str) -> str:
@@ -75,95 +55,46 @@ def expanded(path: str) -> str:
     return os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111
 
 
-def coerce(value: Any, annotation: Any, where: str) -> Any:
-    """Return `value` as `annotation` wants it, or say why it cannot be.
-
-    Whole floats become int (the released files write `4e3`), ints become float, and so does what
-    YAML 1.1 takes for text (`2e-4`); lists become tuples where a tuple is annotated, and texts
-    paths, with `~` and `$HOME` replaced. Nothing (`~`) becomes 'none' where that is a choice.
-    Nothing else is converted.
-
-    Raises:
-        UserError: the value is of another type or not finite; the message starts with `where`, the
-            YAML path.
-    """
-    if annotation is Any or annotation is inspect.Parameter.empty:
-        return value
-    origin, args = get_origin(annotation), get_args(annotation)
-    if origin in (Union, types.UnionType):
-        return _coerce_union(value, args, where)
-    if origin is Literal:
-        if value is None and "none" in args:
-            return "none"
-        if value in args:
-            return value
-        choices = list(map(str, args))
-        hint = _close(value, choices) if isinstance(value, str) else ""
-        raise UserError(f"{where}: {describe(value)} is not one of {', '.join(choices)}{hint}")
-    base = origin or annotation
-    if base in (list, tuple, Sequence):
-        return _coerce_sequence(value, base, args, where)
-    if base in (dict, Mapping):
-        if not isinstance(value, Mapping):
-            raise UserError(f"{where}: expected {NAMES[dict]}, got {describe(value)}")
-        if not args:
-            return dict(value)
-        return {
-            coerce(key, args[0], where): coerce(item, args[1], f"{where}.{key}")
-            for key, item in value.items()
-        }
-    return _coerce_scalar(value, base, where)
-
-
-def _coerce_scalar(value: Any, kind: type, where: str) -> Any:
-    if kind in (int, float):
-        if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value):
-            value = float(value)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{where}: {value} is not finite; give a number")
-    if kind is int and isinstance(value, float) and value.is_integer():
+def plain(value: Any) -> Any:
+    """The value as YAML and JSON know it; numbers without a fraction are whole (`4e3`)."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
         return int(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        if abs(value) > sys.float_info.max:
-            raise UserError(f"{where}: the number is too large")
-        return float(value)
-    if kind is Path and isinstance(value, str):
-        return Path(expanded(value))
-    # bool is a subclass of int, but `dim: true` is a mistake.
-    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-        return value
-    hint = _unquoted(value) if isinstance(value, str) and kind in (int, float) else ""
-    wanted = NAMES.get(kind, f"a {getattr(kind, '__name__', kind)}")
-    raise UserError(f"{where}: expected {wanted}, got {describe(value)}{hint}")
+    return str(value) if isinstance(value, Path) else value
 
 
-def _coerce_sequence(value: Any, base: type, args: tuple, where: str) -> Any:
-    if not isinstance(value, (list, tuple)):
-        raise UserError(f"{where}: expected a list, got {describe(value)}")
-    if base is tuple and args and args[-1] is not Ellipsis:
-        if len(args) != len(value):
-            raise UserError(f"{where}: expected {len(args)} entries, got {len(value)}")
-        kinds: Sequence[Any] = args
-    else:
-        kinds = [args[0] if args else Any] * len(value)
-    pairs = zip(value, kinds, strict=True)
-    items = [coerce(v, k, f"{where}[{i}]") for i, (v, k) in enumerate(pairs)]
-    return items if base is list else tuple(items)
-
-
-def _coerce_union(value: Any, members: tuple, where: str) -> Any:
-    if value is None and type(None) in members:
-        return None
-    candidates = [member for member in members if member is not type(None)]
-    if len(candidates) == 1:
-        return coerce(value, candidates[0], where)
-    for member in candidates:
-        try:
-            return coerce(value, member, where)
-        except UserError:
-            continue
-    wanted = " or ".join(NAMES.get(get_origin(m) or m, str(m)) for m in candidates)
-    raise UserError(f"{where}: expected {wanted}, got {describe(value)}")
+@functools.cache
+def _signature(
+    function: Callable[..., Any], supplied: frozenset[str]
+) -> tuple[TypeAdapter[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """What checks the arguments, the annotations and the defaults, but for those `supplied`."""
+    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in supplied
+    }
+    annotations = {name: hints.get(name, Any) for name in parameters}
+    defaults = {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    if dataclasses.is_dataclass(function):
+        factories = {f.name: f.default_factory for f in dataclasses.fields(function)}
+        defaults |= {n: factories[n]() for n in defaults if callable(factories[n])}
+    kind = TypedDict(
+        "Arguments",
+        {name: NotRequired[a] if name in defaults else a for name, a in annotations.items()},
+    )
+    # Strict JSON: lists are tuples, texts are paths, but true is no number and '48' neither.
+    kind.__pydantic_config__ = ConfigDict(
+        strict=True, allow_inf_nan=False, extra="forbid", arbitrary_types_allowed=True
+    )
+    return TypeAdapter(kind), annotations, defaults
 
 
 def check_call(
@@ -176,33 +107,81 @@ def check_call(
 ) -> dict[str, Any]:
     """Check keyword arguments from an option section against a signature.
 
-    `supplied` names the parameters that the program gives itself and that the section therefore
-    neither needs nor may set.
+    Numbers without a fraction are whole numbers where those are wanted, lists become tuples, texts
+    paths with `~` and `$HOME` replaced. `key: ~` asks for the default, or for 'none' where that is
+    a choice, unless nothing is a value of the option.
+
+    Args:
+        where: YAML path of the section, '' for the whole file.
+        label: what has these options, for messages.
+        supplied: parameters that the program gives itself; the section may not set them.
 
     Returns:
-        The keyword arguments, converted to the annotated types.
+        All keyword arguments, converted to the annotated types, with their defaults.
 
     Raises:
-        UserError: an argument is unknown, missing or of a wrong type.
+        UserError: an argument is unknown, missing, not finite or of a wrong type.
     """
-    label = label or getattr(function, "__name__", str(function))
-    supplied = set(supplied)
-    target = function.__init__ if inspect.isclass(function) else function
-    hints = typing.get_type_hints(target)
-    parameters = {
-        name: parameter
-        for name, parameter in inspect.signature(function).parameters.items()
-        if name not in supplied
-    }
-    for name in kwargs:
-        if name not in parameters:
-            raise UserError(
-                f"{where}.{name}: {label} has no option '{name}'{suggestion(name, parameters)}"
-            )
-    for name, parameter in parameters.items():
-        if parameter.default is inspect.Parameter.empty and name not in kwargs:
-            raise UserError(f"{where}: {label} needs the option '{name}', which is missing")
+    adapter, annotations, defaults = _signature(function, frozenset(supplied))
+    given = {str(key): plain(value) for key, value in kwargs.items()}
+    for key in [key for key, value in given.items() if value is None]:
+        members = get_args(annotations.get(key)) or (annotations.get(key),)
+        if "none" in members:
+            given[key] = "none"
+        elif key in defaults and not {type(None), Any} & set(members):
+            del given[key]
+    try:
+        checked = adapter.validate_json(json.dumps(given))
+    except ValidationError as error:
+        raise UserError(_explanation(error, given, where, label, annotations)) from None
     return {
-        name: coerce(value, hints.get(name, Any), f"{where}.{name}")
-        for name, value in kwargs.items()
+        key: Path(expanded(str(value))) if isinstance(value, Path) else value
+        for key, value in {**defaults, **checked}.items()
     }
+
+
+def _explanation(
+    error: ValidationError,
+    given: Mapping[str, Any],
+    where: str,
+    label: str | None,
+    known: Iterable[str],
+) -> str:
+    first, *others = error.errors(include_url=False)
+    key, *inner = first["loc"]
+    place = f"{where}.{key}" if where else str(key)
+    if first["type"] == "extra_forbidden":
+        unknown = f"{label} has no option '{key}'" if label else "there is no such option"
+        return f"{place}: {unknown}{suggestion(str(key), known)}"
+    if key not in given:
+        return f"{place}: this option is missing{f', {label} needs it' if label else ''}"
+    value = given[key]
+    # What pydantic names beyond the value is the branch of a union, or an entry that is absent.
+    for step in inner:
+        try:
+            value = value[step]
+        except (KeyError, IndexError, TypeError):
+            break
+        place += f"[{step}]" if isinstance(step, int) else f".{step}"
+    same = [first, *(e for e in others if e["loc"][0] == key and e["input"] == first["input"])]
+    wanted = " or ".join(dict.fromkeys(map(_wanted, same)))
+    hint = ""
+    if isinstance(value, str):
+        choices = [c for e in same for c in e.get("ctx", {}).get("expected", "").split("'")[1::2]]
+        hint = suggestion(value, choices) if choices else _unquoted(value)
+    return f"{place}: expected {wanted}, got {json.dumps(value, ensure_ascii=False)}{hint}"
+
+
+def _wanted(problem: Mapping[str, Any]) -> str:
+    if problem["type"] == "literal_error":
+        return problem["ctx"]["expected"]
+    return WANTED.get(problem["type"], problem["msg"])
+
+
+def _unquoted(text: str) -> str:
+    """How to write a number that stands in quotes."""
+    try:
+        number = float(text)
+    except ValueError:
+        return ""
+    return f"; write {number:g} without quotes" if math.isfinite(number) else ""

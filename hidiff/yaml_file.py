@@ -93,6 +93,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+# YAML 1.1 takes 2e-4 for text; everybody means the number.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
 def _parse(text: str) -> tuple[Any, list[tuple[str, Any, Any, int]]]:
     """The content, and (key, earlier value, later value, line) of each key that stands twice.
 

@@ -3,7 +3,6 @@ and taken over from a state. A file under its final name is always complete."""
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 import re
@@ -21,7 +20,7 @@ from hidiff.engine.distributed import Processes
 from hidiff.errors import UserError
 from hidiff.files import load_torch_file, partial_files, replace_link, replacing, sync_folder
 from hidiff.models import DeblurModel
-from hidiff.options import TrainOptions, flatten
+from hidiff.options import flatten
 from hidiff.weights.experiment import Experiment
 from hidiff.weights.read import require_finite
 
@@ -60,11 +59,6 @@ WITHOUT_INFLUENCE = (
     r"train\.reference_world_size",
 )
 """Options that do not change the weights that a run ends with."""
-
-_DEFAULTS = {
-    f"train.{field.name}": list(field.default) if field.default == () else field.default
-    for field in dataclasses.fields(TrainOptions)
-}
 
 
 @dataclass
@@ -378,7 +372,7 @@ def compare_options(before: Mapping[str, Any], now: Mapping[str, Any], where: st
     """Notices about options that have changed without changing the result.
 
     Args:
-        before: the sections that the state was saved with.
+        before: `Options.sections` that the state was saved with.
         now: those of this run.
         where: the state's origin, for messages.
 
@@ -389,8 +383,7 @@ def compare_options(before: Mapping[str, Any], now: Mapping[str, Any], where: st
     changed = {
         path: f"{path}: {old.get(path, 'absent')} → {new.get(path, 'absent')}"
         for path in sorted({*old, *new})
-        # An option that is left out is the same as one that says what it is by default.
-        if old.get(path, _DEFAULTS.get(path)) != new.get(path, _DEFAULTS.get(path))
+        if old.get(path) != new.get(path)
     }
     deciding = [line for path, line in changed.items() if not _is_neutral(path)]
     if deciding:

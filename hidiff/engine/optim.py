@@ -14,10 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hidiff.errors import UserError
-from hidiff.registry import Registry
-
-OPTIMIZERS = Registry("optimiser")
-SCHEDULERS = Registry("learning rate schedule")
+from hidiff.registry import OPTIMIZERS, SCHEDULERS
 
 LRSchedule = Callable[[int], float]
 """The learning rate of a step, 1-based. It is the release's: its scheduler's after step − 1."""
@@ -42,10 +39,16 @@ def _register_optimizer(name: str, optimizer: type[torch.optim.Optimizer]) -> No
     """Make one of torch's optimisers a `type` of `train.optim_total`, with torch's options."""
 
     def build(**options: Any) -> torch.optim.Optimizer:
-        fused = {"fused": True} if name in FUSED else {}
-        return optimizer(**{**DEFAULTS.get(name, {}), **fused, **options})
+        return optimizer(**options)
 
-    build.__signature__ = inspect.signature(optimizer)
+    defaults = {**DEFAULTS.get(name, {}), **({"fused": True} if name in FUSED else {})}
+    signature = inspect.signature(optimizer)
+    build.__signature__ = signature.replace(
+        parameters=[
+            parameter.replace(default=defaults.get(key, parameter.default))
+            for key, parameter in signature.parameters.items()
+        ]
+    )
     hints = typing.get_type_hints(optimizer.__init__)
     build.__annotations__ = {key: _NUMBERS.get(hint, hint) for key, hint in hints.items()}
     OPTIMIZERS.register(name)(build)

@@ -18,6 +18,7 @@ import torch
 from small_data import make_pairs, train_options
 
 from hidiff import UserError, files
+from hidiff.archs import Transformer
 from hidiff.data import BatchPlan, PhaseBatchSampler, build_dataset, training_batches
 from hidiff.data.loader import STOP_SIGNALS
 from hidiff.engine import checkpoint
@@ -26,7 +27,9 @@ from hidiff.engine.distributed import Processes
 from hidiff.engine.trainer import Trainer
 from hidiff.errors import EXIT_INTERRUPTED, Interrupted
 from hidiff.files import hold
+from hidiff.losses import L1Loss
 from hidiff.options import parse_options
+from hidiff.typecheck import _signature
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 HERE = Path(__file__).resolve().parent
@@ -392,26 +395,49 @@ def test_without_any_usable_image_skipping_ends_too(tmp_path):
 
 
 def test_changed_options_are_listed_or_refused(data):
-    before = train_options(data, 1)
-    now = copy.deepcopy(before)
-    now["logger"]["print_freq"] = 7
-    now["datasets"]["train"]["num_worker_per_gpu"] = 2
-    now["datasets"]["train"]["cache"] = "folder"
-    assert compare_options(before, now, "it") == [
-        "changed since the run was started: datasets.train.cache: absent → folder",
+    content = train_options(data, 1)
+
+    def sections():
+        return parse_options(copy.deepcopy(content)).sections
+
+    before = sections()
+    content["logger"]["print_freq"] = 7
+    content["datasets"]["train"]["num_worker_per_gpu"] = 2
+    content["datasets"]["train"]["cache"] = "folder"
+    assert compare_options(before, sections(), "it") == [
+        "changed since the run was started: datasets.train.cache: None → folder",
         "changed since the run was started: datasets.train.num_worker_per_gpu: 0 → 2",
         "changed since the run was started: logger.print_freq: 1 → 7",
     ]
     # What is said and what is left out may be the same.
-    now["train"] |= {"precision": "tf32", "compile": False, "activation_checkpointing": []}
-    assert len(compare_options(before, now, "it")) == 3
-    now["train"]["precision"] = "bf16"
-    with pytest.raises(UserError, match=r"train\.precision: absent → bf16"):
-        compare_options(before, now, "it")
-    del now["train"]["precision"]
-    now["train"]["optim_total"]["lr"] = 1.0
-    now["train"]["warmup_iter"] = 3
-    with pytest.raises(UserError, match=r"lr: 0\.001 → 1\.0; train\.warmup_iter: absent → 3"):
+    content["train"] |= {"precision": "tf32", "compile": False, "activation_checkpointing": []}
+    assert len(compare_options(before, sections(), "it")) == 3
+    content["train"] |= {"precision": "bf16", "warmup_iter": 3}
+    content["train"]["optim_total"]["lr"] = 1.0
+    with pytest.raises(UserError) as refused:
+        compare_options(before, sections(), "it")
+    for path in ("train.precision: ", "train.warmup_iter: ", "train.optim_total.lr: "):
+        assert path in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("class_", "option", "path"),
+    [(Transformer, "num_refinement_blocks", "network_g"), (L1Loss, "reduction", "train.pixel_opt")],
+)
+def test_a_changed_default_is_noticed(data, monkeypatch, class_, option, path):
+    content = train_options(data, 1)
+    content["train"]["pixel_opt"] = {"type": "L1Loss"}
+    content["network_g"].pop(option, None)
+    before = parse_options(copy.deepcopy(content)).sections
+    other = {"num_refinement_blocks": 3, "reduction": "sum"}[option]
+    defaults = {**class_.__init__.__kwdefaults__, option: other}
+    monkeypatch.setattr(class_.__init__, "__kwdefaults__", defaults)
+    _signature.cache_clear()
+    try:
+        now = parse_options(copy.deepcopy(content)).sections
+    finally:
+        _signature.cache_clear()
+    with pytest.raises(UserError, match=re.escape(f"{path}.{option}: ")):
         compare_options(before, now, "it")
 
 
@@ -500,14 +526,14 @@ def test_the_options_in_force_stand_in_the_experiments_folder(data):
 
     write_yaml(Path("base.yml"), train_options(data, 1))
     path = write_yaml(Path("a.yml"), {"base": "base.yml", "logger": {"print_freq": 7}})
-    Trainer(load_options(path, ["name=other", "train:total_iter=3"]), ALONE)
+    run = Trainer(load_options(path, ["name=other", "train:total_iter=3"]), ALONE)
     folder = Path("experiments/other")
     text = next(folder.glob("*_a.yml")).read_text()
     assert "# --force_yml name=other\n# --force_yml train:total_iter=3\n" in text
     effective = yaml.safe_load(text)
     assert effective["train"]["total_iter"] == 3
     assert effective["logger"]["print_freq"] == 7
-    assert effective["network_g"] == train_options(data, 1)["network_g"]
+    assert parse_options(effective).sections == run.options.sections
     assert "set on the command line: name=other" in next(folder.glob("*.log")).read_text()
 
 
