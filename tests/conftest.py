@@ -4,6 +4,9 @@ import os
 import sys
 from pathlib import Path
 
+# One thread a process: more are slower for networks and images as small as the tests'.
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+
 import pytest
 import torch
 

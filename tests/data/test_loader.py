@@ -5,14 +5,13 @@ import multiprocessing
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from small_programs import start
 from torch.utils.data import Dataset
 
 from hidiff import UserError
@@ -21,7 +20,7 @@ from hidiff.data.loader import training_batches
 from hidiff.data.transfer import DeviceBatches
 from hidiff.options import Phase
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+TESTS = Path(__file__).resolve().parent.parent
 
 
 class Faulty(Dataset):
@@ -123,13 +122,13 @@ def test_closing_ends_the_workers():
 
 PROGRAM = """
 import os, sys
-sys.path[:0] = sys.argv[1:3]
+sys.path.append(sys.argv[1])
 from contextlib import closing
 from data.test_loader import batches, hang
 with closing(batches(hang)) as loaded:
     next(loaded)
     print("ready", flush=True)
-    if sys.argv[3] == "killed":
+    if sys.argv[2] == "killed":
         os.kill(os.getpid(), 9)
     raise ZeroDivisionError("planted")
 """
@@ -138,15 +137,10 @@ with closing(batches(hang)) as loaded:
 @pytest.mark.parametrize("end", ["killed", "exception"])
 def test_a_process_that_ends_takes_its_workers_along(end):
     """Where it fails with a traceback, and where it can do nothing any more."""
-    program = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(ROOT), str(ROOT / "tests"), end],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert program.stdout.readline() == "ready\n"
-    started = time.monotonic()
-    _, message = program.communicate(timeout=60)  # each worker holds the pipes open
-    assert time.monotonic() - started < 10
-    assert program.returncode == (-9 if end == "killed" else 1)
+    with start(TESTS, "-c", PROGRAM, TESTS, end) as program:
+        assert program.output.readline() == "ready\n"
+        started = time.monotonic()
+        message = program.output.read()  # each worker holds the pipe open
+        assert time.monotonic() - started < 10
+        assert program.wait() == (-9 if end == "killed" else 1)
     assert ("ZeroDivisionError: planted" in message) == (end == "exception")

@@ -6,13 +6,13 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from small_data import make_pairs, train_options, write_yaml
+from small_programs import run, start
 
 from hidiff.engine.distributed import Processes
 from hidiff.engine.trainer import Trainer
@@ -20,10 +20,10 @@ from hidiff.errors import UserError
 from hidiff.options import parse_options
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 FAILING = """
-import os, sys
+import os
 from pathlib import Path
-sys.path[:0] = [sys.argv.pop(1)]
 from hidiff.cli import run
 from hidiff.engine.trainer import Trainer
 
@@ -56,14 +56,9 @@ def test_a_rank_that_fails(folder, restarts):
     content["datasets"]["train"]["num_worker_per_gpu"] = 1
     options = write_yaml(folder / "tiny.yml", content)
     started = time.monotonic()
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-         f"--max-restarts={restarts}", "failing.py", str(ROOT),
-         "-opt", str(options), "--launcher", "pytorch", "--auto_resume"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=200,
+    result = run(
+        folder, *TORCHRUN, f"--max-restarts={restarts}", "failing.py", "-opt", options,
+        "--launcher", "pytorch", "--auto_resume",
     )  # fmt: skip
     logs = sorted((folder / "experiments/tiny_S1").glob("*.log"))
     first = logs[0].read_text()
@@ -92,30 +87,12 @@ def test_a_stop_is_no_failure_to_start_again_after(folder):
     content = train_options(folder, 1, total_iter=10**6, max_bad_steps=10)
     content["datasets"]["train"] |= {"iters": [2, 10**6 - 2]}
     options = write_yaml(folder / "tiny.yml", content)
-    with subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node=2",
-            "--max-restarts=3",
-            str(ROOT / "train.py"),
-            "-opt",
-            str(options),
-            "--auto_resume",
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as launcher:
-        for line in launcher.stdout:
-            if line.startswith("step 2/"):
-                ranks = subprocess.check_output(["pgrep", "-P", str(launcher.pid)], text=True)
-                os.kill(int(ranks.split()[-1]), signal.SIGUSR1)
-                break
-        output = launcher.stdout.read()
+    program = (ROOT / "train.py", "-opt", options, "--auto_resume")
+    with start(folder, *TORCHRUN, "--max-restarts=3", *program) as launcher:
+        assert any(line.startswith("step 2/") for line in launcher.output)
+        ranks = subprocess.check_output(["pgrep", "-P", str(launcher.pid)], text=True)
+        os.kill(int(ranks.split()[-1]), signal.SIGUSR1)
+        output = launcher.output.read()
         assert launcher.wait() == 1
     assert "resumable with --auto_resume" in output
     assert "resumed after step" not in output
@@ -123,8 +100,7 @@ def test_a_stop_is_no_failure_to_start_again_after(folder):
 
 
 STOPPING = """
-import os, signal, sys
-sys.path[:0] = [sys.argv.pop(1)]
+import os, signal
 from hidiff.cli import run
 from hidiff.engine.trainer import Trainer
 
@@ -150,24 +126,16 @@ def test_a_rank_that_is_stopped_ends_the_others(folder):
         port = str(free.getsockname()[1])
     launch = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
     ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", STOPPING, str(ROOT), "-opt", str(options),
-             "--launcher", "pytorch"],
-            env={**os.environ, **launch, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        start(folder, "-c", STOPPING, "-opt", options, "--launcher", "pytorch",
+              **launch, RANK=rank, LOCAL_RANK=rank)
         for rank in ("0", "1")
     ]  # fmt: skip
-    try:
-        _, message = ranks[0].communicate(timeout=100)
-        assert ranks[0].returncode == 2
-        assert "dist_params.timeout" in message
+    with ranks[0], ranks[1]:
+        assert ranks[0].wait() == 2
+        assert "dist_params.timeout" in ranks[0].output.read()
         assert "dist_params.timeout" in next(folder.glob("experiments/*/*.log")).read_text()
         assert ranks[1].poll() is None
-    finally:
         ranks[1].send_signal(signal.SIGKILL)
-        ranks[1].communicate()
 
 
 def test_the_log_tells_why_a_run_alone_failed(folder):

@@ -1,9 +1,6 @@
 """The comparison of two precisions, on a training of a few steps."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from small_data import make_pairs, train_options, write_yaml
@@ -11,46 +8,40 @@ from small_data import make_pairs, train_options, write_yaml
 from hidiff.errors import UserError
 from scripts.compare_precision import main
 
-SCRIPT = Path(__file__).resolve().parent.parent.parent / "scripts/compare_precision.py"
-
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     make_pairs(tmp_path / "train", 3)
     make_pairs(tmp_path / "test", 1)
     options = write_yaml(tmp_path / "S1.yml", train_options(tmp_path, 1))
 
     def start(*precisions, more=()):
-        result = subprocess.run(
-            [sys.executable, str(SCRIPT), "-opt", str(options), "--steps", "3",
-             "--output", "out/result.json", "--precisions", *precisions, *more],
-            cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        main(
+            ["-opt", str(options), "--steps", "3", "--output", "out/result.json",
+             "--precisions", *precisions, *more]
         )  # fmt: skip
-        return result, tmp_path / "out/result.json"
+        return json.loads((tmp_path / "out/result.json").read_text())
 
     return start
 
 
-def test_bf16_differs_a_little_from_fp32(run, tmp_path):
-    result, file = run("fp32", "bf16")
-    assert result.returncode == 0, result.stderr
-    report = json.loads(file.read_text())
+def test_bf16_differs_a_little_from_fp32(run, tmp_path, capsys):
+    report = run("fp32", "bf16")
     assert report["steps"] == 3
     (a,), (b,) = report["loss_windows"].values()
     (difference,) = report["loss_differences"]["bf16"]
     assert difference == pytest.approx((b - a) / a)
     assert 0 < abs(difference) < 0.01
     assert 0 < abs(report["score_differences"]["bf16"]["ValSet/psnr"]) < 0.5
-    assert f"at most {abs(difference):.3%}" in result.stdout
+    assert f"at most {abs(difference):.3%}" in capsys.readouterr().out
     for precision in ("fp32", "bf16"):
         assert (tmp_path / f"experiments/tiny_S1_{precision}/models/net_g_latest.pth").exists()
 
 
 def test_the_same_on_a_cpu_and_the_control(run):
     """TF32 is nothing on a CPU; the control differs, but hardly."""
-    result, file = run("fp32", "tf32", more=["--control"])
-    assert result.returncode == 0, result.stderr
-    report = json.loads(file.read_text())
+    report = run("fp32", "tf32", more=["--control"])
     assert report["loss_differences"]["tf32"] == [0]
     assert report["score_differences"]["tf32"]["ValSet/psnr"] == 0
     assert 0 < abs(report["loss_differences"]["control"][0]) < 1e-4

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +40,11 @@ def test_its_option_files_train_and_test(tmp_path, monkeypatch):
     assert len(scores.scored) == 2
     assert set(scores.mean("blurry")) == set(scores.mean()) == {"psnr", "ssim"}
 
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "scripts/compare.py"), "--rows", "2", "--output", "sheet.png",
-         "--input", "datasets/quickstart/test/input", "--target", "datasets/quickstart/test/target",
-         "--restored", "results/quickstart/visualization/photographs"],
-        capture_output=True, text=True, timeout=120,
+    compare(
+        ["--rows", "2", "--output", "sheet.png", "--input", "datasets/quickstart/test/input",
+         "--target", "datasets/quickstart/test/target",
+         "--restored", "results/quickstart/visualization/photographs"]
     )  # fmt: skip
-    assert result.returncode == 0, result.stderr
     assert read_image("sheet.png").shape[1] > 3 * 50
 
 
