@@ -15,7 +15,7 @@ from hidiff.benchmark.table import write_table
 from hidiff.benchmark.timing import Timing, alternate, bytes_for_backward, comparison
 from hidiff.cli import main
 from hidiff.errors import UserError
-from hidiff.options import load_options
+from hidiff.options import load_options, parse_options
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -182,18 +182,16 @@ def test_rooflines_are_those_computed_by_hand():
     assert roofline["bound"] == max(roofline["arithmetic"], roofline["traffic"])
 
 
-def test_a_training_step_is_three_forward_passes():
-    options = load_options(ROOT / "options/train/GoPro_S1.yml").sections
+def test_a_training_step_is_three_forward_passes(tmp_path):
+    options = parse_options(train_options(tmp_path, 1)).sections
     one, step = restoring(options, 128, 128), training_step(options, 16, 128)
     assert step.macs == 3 * 16 * one.macs
     assert step.elements == 3 * 16 * one.elements
     # In stage 2 the encoder of stage 1 is frozen and only runs forward.
-    options = load_options(ROOT / "options/train/GoPro_S2.yml").sections
+    le = model_complexity(options, (3, 128, 128)).networks["net_le"]
+    options = parse_options(train_options(tmp_path, 2)).sections
     frozen = training_step(options, 1, 128).macs - 3 * restoring(options, 128, 128).macs
-    le = model_complexity(
-        load_options(ROOT / "options/train/GoPro_S1.yml").sections, (3, 128, 128)
-    ).networks["net_le"]
-    assert frozen == le.macs
+    assert frozen == le.macs > 0
 
 
 def test_a_stage_that_trains_no_transformer_has_no_such_roofline():

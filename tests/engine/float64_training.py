@@ -1,4 +1,4 @@
-"""Train stage 2 for five steps in float64; run by test_reliability.py, alone or by torchrun.
+"""Train stage 2 for five steps in float64; run by test_two_nodes.py, alone or by torchrun.
 
 float64_training.py DATA OUTPUT_NAME REFERENCE_WORLD_SIZE
 """
@@ -7,15 +7,14 @@ import os
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+import torch
 
-import torch  # noqa: E402
-from small_data import train_options  # noqa: E402
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+from small_data import train_options
 
-from hidiff.engine.distributed import start_processes  # noqa: E402
-from hidiff.engine.trainer import Trainer  # noqa: E402
-from hidiff.options import parse_options  # noqa: E402
+from hidiff.engine.distributed import start_processes
+from hidiff.engine.trainer import Trainer
+from hidiff.options import parse_options
 
 
 def main() -> None:

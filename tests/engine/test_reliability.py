@@ -7,8 +7,6 @@ import os
 import re
 import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from small_data import make_pairs, train_options
+from small_programs import start
 
 from hidiff import UserError, files
 from hidiff.archs import Transformer
@@ -32,7 +31,6 @@ from hidiff.options import parse_options
 from hidiff.typecheck import _signature
 
 ALONE = Processes(0, 1, torch.device("cpu"))
-HERE = Path(__file__).resolve().parent
 
 
 @pytest.fixture(scope="module")
@@ -260,21 +258,18 @@ def test_a_rank_without_its_torchrun_saves_and_stops(data):
 
 def test_a_folder_is_held_against_other_processes(data):
     script = (
-        "import sys; from pathlib import Path\n"
-        f"sys.path[:0] = [{str(HERE.parent.parent)!r}]\n"
+        "import time; from pathlib import Path\n"
         "from hidiff.files import _hold\n"
         "_hold(Path('experiments/tiny_S1'), 0.0)\n"
-        "print('held', flush=True); sys.stdin.read()\n"
+        "print('held', flush=True); time.sleep(600)\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout.readline() == "held\n"
+    with start(Path.cwd(), "-c", script) as other:
+        assert other.output.readline() == "held\n"
         with pytest.raises(UserError, match=rf"experiments/tiny_S1 .*process {other.pid} on "):
             hold(Path("experiments/tiny_S1"), ALONE, patience=0.0)
         assert not Path("experiments/tiny_S1").exists()
         hold(Path("experiments/tiny_S2"), ALONE, patience=0.0)
-        other.kill()
+        other.send_signal(signal.SIGKILL)
         other.wait()
         assert trainer(train_options(data, 1), auto_resume=True).state.step == 0
 
@@ -447,40 +442,6 @@ def test_resuming_with_another_global_batch_is_refused(data):
         trainer(train_options(data, 1, reference_world_size=2), auto_resume=True)
 
 
-@pytest.mark.parametrize("reference", [2, 4])
-def test_two_processes_are_one_that_accumulates(data, reference):
-    """Five steps in float64 give the same weights to 1e-10, and read the same images.
-
-    For the batch of 4 the two processes accumulate as well.
-    """
-    outputs = []
-    for name, launch in (
-        ("one", []),
-        ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]),
-    ):
-        result = subprocess.run(
-            [
-                sys.executable,
-                *launch,
-                str(HERE / "float64_training.py"),
-                str(data),
-                name,
-                str(reference),
-            ],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert result.returncode == 0, result.stderr
-        outputs.append(torch.load(f"{name}.pth", weights_only=True))
-    one, two = outputs
-    assert one["images"] == two["images"]
-    assert len(one["weights"]) > 50
-    for key, value in one["weights"].items():
-        torch.testing.assert_close(value, two["weights"][key], rtol=1e-10, atol=1e-12)
-
-
 def test_a_last_checkpoint_that_cannot_be_written_is_no_success(data, monkeypatch):
     run = trainer(train_options(data, 1))
 
@@ -563,12 +524,12 @@ def test_a_signal_ends_a_wait_for_data_and_saves(data, monkeypatch):
 
 def test_a_signal_ends_a_process_that_waits_for_another():
     script = (
-        f"import sys, threading; sys.path[:0] = [{str(HERE.parent.parent)!r}]\n"
+        "import threading\n"
         "from hidiff.engine.distributed import StopRequest\n"
         "with StopRequest(grace=0.5):\n"
         "    print('ready', flush=True); threading.Event().wait()\n"
     )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as waiting:
-        waiting.stdout.readline()
+    with start(Path.cwd(), "-c", script) as waiting:
+        assert waiting.output.readline() == "ready\n"
         waiting.send_signal(signal.SIGTERM)
         assert waiting.wait(timeout=20) == EXIT_INTERRUPTED

@@ -1,69 +1,69 @@
-"""Two torchrun agents that meet by c10d rendezvous train as one agent with two processes."""
+"""The same training by one process, by two of one torchrun, and by two torchruns with one each.
 
-import os
-import signal
+The torchruns meet by c10d rendezvous.
+"""
+
 import socket
-import subprocess
-import sys
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
 import torch
 from small_data import make_pairs
+from small_programs import start
 
-HERE = Path(__file__).resolve().parent
-
-
-def launch(folder, *arguments):
-    """Start torchrun on float64_training.py, without waiting for it."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *arguments],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+PROGRAM = Path(__file__).resolve().parent / "float64_training.py"
+TORCHRUN = ("-m", "torch.distributed.run")
 
 
-def finish(*agents):
-    """Wait for them; on a failure none is left behind."""
-    try:
-        for agent in agents:
-            output, _ = agent.communicate(timeout=120)
-            assert agent.returncode == 0, output
-    finally:
-        for agent in agents:
-            if agent.poll() is None:
-                # torchrun ends its processes when it is asked to end.
-                agent.send_signal(signal.SIGTERM)
-                with suppress(subprocess.TimeoutExpired):
-                    agent.wait(40)
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+    """A function that trains with the global batch of 2 or 4 processes; what the run has saved."""
+    folder = tmp_path_factory.mktemp("nodes")
+    make_pairs(folder / "train", 3)
+    results = {}
+
+    def train(name, reference, *launches):
+        key = f"{name}_{reference}"
+        if key not in results:
+            program = (PROGRAM, folder, key, reference)
+            with ExitStack() as running:
+                started = [
+                    running.enter_context(start(folder, *launch, *program)) for launch in launches
+                ]
+                for one in started:
+                    output = one.output.read()
+                    assert one.wait() == 0, output
+            saved = torch.load(folder / f"{key}.pth", weights_only=True)
+            first = torch.load(folder / f"{key}_g.pth", weights_only=True)["params"]
+            results[key] = (*saved.values(), {f"net_g.{k}": v for k, v in first.items()})
+        return results[key]
+
+    return train
 
 
-def test_two_nodes_are_one(tmp_path):
-    make_pairs(tmp_path / "train", 3)
-    training = (str(HERE / "float64_training.py"), str(tmp_path))
-    finish(launch(tmp_path, "--standalone", "--nproc_per_node=2", *training, "one_node", "2"))
+def two_nodes():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     meeting = ("--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=two_nodes",
                "--nnodes=2", "--nproc_per_node=1", "--local_addr=127.0.0.1")  # fmt: skip
-    finish(*(launch(tmp_path, *meeting, *training, "two_nodes", "2") for _ in range(2)))
+    return [(*TORCHRUN, *meeting)] * 2
 
-    one, two = (
-        torch.load(tmp_path / f"{name}.pth", weights_only=True)
-        for name in ("one_node", "two_nodes")
-    )
-    assert one["images"] == two["images"]
-    assert len(one["images"]) == 5
-    assert len(one["weights"]) > 50
-    start = torch.load(tmp_path / "one_node_g.pth", weights_only=True)["params"]
-    moved = 0
-    for key, value in one["weights"].items():
+
+@pytest.mark.parametrize(("nodes", "reference"), [(1, 2), (1, 4), (2, 2)])
+def test_two_processes_are_one_that_accumulates(train, nodes, reference):
+    """Five steps in float64 give the same weights to 1e-10, and read the same images.
+
+    For the batch of 4 the two processes accumulate as well.
+    """
+    launches = [(*TORCHRUN, "--standalone", "--nproc_per_node=2")] if nodes == 1 else two_nodes()
+    images, weights, first = train("alone", reference, ())
+    other_images, other_weights, _ = train(f"{nodes}_nodes", reference, *launches)
+    assert images == other_images
+    assert len(images) == 5
+    assert len(weights) > 50
+    for key, value in weights.items():
         assert value.dtype == torch.float64
-        torch.testing.assert_close(value, two["weights"][key], rtol=1e-10, atol=1e-12)
-        name = key.removeprefix("net_g.")
-        moved += name in start and not torch.equal(value, start[name])
-    assert moved > 30
+        torch.testing.assert_close(value, other_weights[key], rtol=1e-10, atol=1e-12)
+    assert sum(not torch.equal(value, weights[key]) for key, value in first.items()) > 30
