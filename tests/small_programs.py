@@ -25,6 +25,7 @@ SERVER.set_forkserver_preload(
 
 def _be(arguments, folder, environment, outputs=()):
     """Be the program `python ARGUMENTS`."""
+    multiprocessing.set_start_method(None, force=True)  # its own processes start as anywhere
     for number, output in enumerate(outputs, start=1):
         os.dup2(output.fileno(), number)
     os.environ.clear()

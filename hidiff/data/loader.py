@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -79,14 +78,14 @@ def _stack(patches: list[Tensor]) -> Tensor:
     return default_collate(patches)
 
 
-def _start_worker(parent: int, worker: int) -> None:
+def _start_worker(worker: int) -> None:
     """What a loader process does first: leave signals to the trainer, and end with it."""
     del worker
     # Schedulers and terminals signal the whole process group; a worker that died would take the
     # run along.
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
 def _end_with_parent(parent: int) -> None:
@@ -228,8 +227,7 @@ def training_batches(
         prefetch_factor=prefetch if num_workers else None,
         collate_fn=_collate,
         pin_memory=pin_memory,
-        # Not asked for by the worker: its parent may have ended before it gets there.
-        worker_init_fn=partial(_start_worker, os.getpid()),
+        worker_init_fn=_start_worker,
         timeout=LOOK if num_workers else 0,
     )
     with _iterating(loader) as following:

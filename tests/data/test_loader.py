@@ -138,7 +138,8 @@ with closing(batches(hang)) as loaded:
 def test_a_process_that_ends_takes_its_workers_along(end):
     """Where it fails with a traceback, and where it can do nothing any more."""
     with start(TESTS, "-c", PROGRAM, TESTS, end) as program:
-        assert program.output.readline() == "ready\n"
+        line = program.output.readline()
+        assert line == "ready\n", program.output.read()
         started = time.monotonic()
         message = program.output.read()  # each worker holds the pipe open
         assert time.monotonic() - started < 10

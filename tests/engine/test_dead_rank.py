@@ -22,7 +22,7 @@ from hidiff.options import parse_options
 ROOT = Path(__file__).resolve().parent.parent.parent
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 FAILING = """
-import os
+import os, time
 from pathlib import Path
 from hidiff.cli import run
 from hidiff.engine.trainer import Trainer
@@ -37,7 +37,11 @@ def fail_once(self):
     update(self)
 
 Trainer._update = fail_once
-run("train")
+try:
+    run("train")
+finally:
+    if os.environ["RANK"] == "0":
+        time.sleep(1)  # torchrun looks for the first failure ten times a second
 """
 
 
@@ -140,7 +144,7 @@ def test_a_rank_that_is_stopped_ends_the_others(folder):
 
 def test_the_log_tells_why_a_run_alone_failed(folder):
     run = Trainer(parse_options(train_options(folder, 1)), Processes(0, 1, torch.device("cpu")))
-    run._report = None
+    run._accumulate = None
     with pytest.raises(TypeError):
         run.run()
     log = run.log_file.read_text()
