@@ -294,7 +294,8 @@ def start_processes(options: Options, launcher: Launcher) -> Iterator[Processes]
     if launcher == "none":
         yield Processes(0, 1, _device(options, 0))
         return
-    missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name not in os.environ]
+    needed = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in needed if name not in os.environ]
     if missing:
         raise UserError(
             f"--launcher pytorch: {', '.join(missing)} not set; start the program with "
