@@ -133,7 +133,8 @@ def score_lines(scores: Sequence[SetScores]) -> list[str]:
         means = {side: data.mean(side) for side in ("blurry", "restored")}
         values = [means[side].get(name) for name, side in columns]
         cells = ["-" if value is None else f"{value:.4f}" for value in values]
-        rows.append([data.dataset, data.protocol, str(len(data.scored)), *cells])
+        done = sum(image.error is None for image in data.first)
+        rows.append([data.dataset, data.protocol, str(done), *cells])
         for table, published in hi_diff_scores(data.dataset).items():
             found = {"psnr": f"{published.psnr:.2f}", "ssim": f"{published.ssim:.3f}"}
             cells = [found.get(name, "") if side == "restored" else "" for name, side in columns]
