@@ -25,8 +25,8 @@ from hidiff.models import DeblurModel, build_model
 from hidiff.options import Options, parse_options
 from hidiff.scoring.files import JSON
 from hidiff.scoring.test_run import run_test
-from hidiff.weights.experiment import EXPERIMENTS, RESULTS, Experiment
-from hidiff.weights.pretrained import stage1_name
+from hidiff.weights.experiment import RESULTS, Experiment
+from hidiff.weights.pretrained import stage1_name, weights_in
 from hidiff.yaml_file import apply_overrides, read_yaml
 
 TINY_NETWORKS: Mapping[str, Mapping[str, Any]] = {
@@ -215,24 +215,20 @@ def _set_stage1(content: dict[str, Any], file: Path, names: Sequence[str], seed:
         names: of the option files of stage 1 in the list.
     """
     paths = content["path"]
-    for network in ("g", "le"):
-        key = f"pretrain_network_{network}"
-        parts = Path(paths.get(key) or "").parts
-        if not parts:
-            experiment = stage1_name(content["name"])
-        else:
-            experiment = parts[1] if parts[0] == str(EXPERIMENTS) and len(parts) > 2 else None
-        if experiment in names:
-            models = Experiment(f"{experiment}_seed{seed}").models
-            paths[key] = str(models / f"net_{network}_latest.pth")
-        elif parts and Path(paths[key]).is_file():
-            paths[key] = str(Path(paths[key]).absolute())
-        else:
-            wanted = f"the experiment '{experiment}'" if experiment else paths.get(key) or "stage 1"
-            raise UserError(
-                f"{file}: path.{key}: it starts from {wanted}; add the option file of that stage 1 "
-                "to the list"
-            )
+    keys = [key for key in ("pretrain_network_g", "pretrain_network_le") if paths.get(key)]
+    stage1 = paths.get("stage1") or stage1_name(content["name"]) or "stage 1"
+    found = weights_in(Path(stage1), "net_g")
+    if keys and all(Path(paths[key]).is_file() for key in keys):
+        paths |= {key: str(Path(paths[key]).absolute()) for key in keys}
+    elif stage1 in names:
+        paths["stage1"] = f"{stage1}_seed{seed}"
+    elif found.is_file():
+        paths["stage1"] = str(found.parent.absolute())
+    else:
+        raise UserError(
+            f"{file}: path.stage1: it starts from '{stage1}'; add the option file of that stage 1 "
+            "to the list"
+        )
 
 
 def plan(files: Sequence[Path], seeds: Sequence[int], changes: Changes) -> list[Run]:

@@ -208,7 +208,7 @@ def test_a_second_ctrl_c_ends_at_once_and_an_ignored_signal_does_nothing(data):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     run = trainer(train_options(data, 1))
     interrupt(run, "_update", 1, [signal.SIGHUP])
-    interrupt(run, "_report", 3, [signal.SIGINT, signal.SIGINT])
+    interrupt(run, "_update", 3, [signal.SIGINT, signal.SIGINT])
     with pytest.raises(KeyboardInterrupt):
         run.run()
     assert run.state.step == 3

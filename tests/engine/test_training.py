@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import shutil
 
 import cv2
 import numpy as np
@@ -227,6 +228,16 @@ def test_a_second_try_of_stage_two_finds_stage_one(trained, data, monkeypatch):
     assert any("experiments/tiny_S1/models/net_g_latest.pth, saved after step 4" in notice
                for notice in trainer.notices)  # fmt: skip
     assert any("train.reference_world_size is not set" in notice for notice in trainer.notices)
+
+
+@pytest.mark.parametrize("stage1", ["tiny_S1", "experiments/tiny_S1", "experiments/tiny_S1/models"])
+def test_stage_1_is_named_by_one_option(trained, data, monkeypatch, stage1):
+    monkeypatch.chdir(trained[0])
+    options = {**train_options(data, 2), "name": "other", "path": {"stage1": stage1}}
+    origins = Trainer(parse_options(options), ALONE).state.started_from
+    files = {name: f"experiments/tiny_S1/models/{name}_latest.pth" for name in ("net_g", "net_le")}
+    assert {name: origin["file"] for name, origin in origins.items()} == files
+    shutil.rmtree("experiments/other")
 
 
 @pytest.mark.parametrize("stage", [1, 2])
