@@ -62,7 +62,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
         raise KeyError
     assert path.read_bytes() == b"old\r\n"
     assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(UserError, match=r"a\.txt/b: cannot be written"):
+    with pytest.raises(UserError, match=r"a\.txt/b: "):
         write_text(path / "b", "text")
 
 

