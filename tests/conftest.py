@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 # One thread a process: more are slower for networks and images as small as the tests'.
-os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TORCHINDUCTOR_COMPILE_THREADS="1")
 
 import pytest
 import torch

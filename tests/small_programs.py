@@ -43,6 +43,7 @@ def _be(arguments, folder, environment, outputs=()):
         exec(arguments[1], {"__name__": "__main__"})
     else:
         sys.argv = list(arguments)
+        sys.path.insert(0, str(Path(arguments[0]).parent))
         runpy.run_path(arguments[0], run_name="__main__")
 
 

@@ -24,7 +24,7 @@ to the nearest; this is the most that either changes a value."""
 FLOAT32 = 1e-5
 
 # Ragged: several tiles in every direction, none of them full; one row; two channels.
-TILES, ROW, THIN = (2, 26, 5, 37), (1, 254, 1, 5), (1, 2, 35, 3)
+TILES, ROW, THIN = (1, 26, 5, 37), (1, 254, 1, 5), (1, 2, 17, 3)
 
 
 def reference(gated, x, weight, bias, grad):
@@ -50,9 +50,8 @@ def reference(gated, x, weight, bias, grad):
     ("dtype", "shape", "bias", "tall"),
     [
         (torch.float32, TILES, True, False),
-        (torch.float32, ROW, False, False),
         (torch.float32, THIN, True, True),
-        (torch.bfloat16, (1, 26, 5, 18), False, False),
+        (torch.bfloat16, (2, 26, 3, 18), False, False),
         (torch.bfloat16, ROW, True, False),
     ],
     ids=str,
@@ -87,7 +86,7 @@ def test_result_and_gradients(name, dtype, shape, bias, tall, monkeypatch):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_gradients_are_repeatable_and_independent_of_layout(name):
-    x, weight, bias = torch.randn(1, 4, 5, 3), torch.randn(4, 1, 3, 3), torch.randn(4)
+    x, weight, bias = torch.randn(1, 4, 3, 2), torch.randn(4, 1, 3, 3), torch.randn(4)
     grads = []
     for layout in (torch.channels_last, torch.channels_last, torch.contiguous_format):
         inputs = [t.detach().requires_grad_() for t in (x.contiguous(memory_format=layout),

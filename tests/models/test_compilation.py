@@ -2,17 +2,16 @@
 
 import copy
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 from small_data import make_pairs, train_options, write_yaml
+from small_programs import run
 from torch._dynamo.utils import counters
 from torch._inductor.utils import run_and_get_code
 
 from hidiff import build_model
-from hidiff.archs.restormer import TransformerBlock
+from hidiff.archs.restormer import FeedForward
 from hidiff.errors import UserError
 from hidiff.models import compilation
 from hidiff.models.compilation import INDUCTOR_OPTIONS, check_compiler, compile_blocks, uncompiled
@@ -26,11 +25,16 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
+FEW_BLOCKS = {"num_blocks": [1, 0, 0, 1], "num_refinement_blocks": 0}
+
+
 @pytest.fixture
 def models(tmp_path):
     """A model of stage 2 and the same one compiled."""
     torch.manual_seed(0)
-    plain = build_model(train_options(tmp_path, 2)).train()
+    options = train_options(tmp_path, 2)
+    options["network_g"] |= FEW_BLOCKS
+    plain = build_model(options).train()
     compiled = copy.deepcopy(plain)
     compile_blocks(compiled, "train.compile", backend="aot_eager")
     return plain, compiled
@@ -53,7 +57,7 @@ def compiled_graphs():
 def test_a_phase_that_returns_is_not_compiled_again(models):
     plain, compiled = models
     counts = []
-    for size in (16, 24, 32, 16, 24, 32):
+    for size in (16, 24, 16, 24):
         expected, reference = step(plain, size)
         losses, gradients = step(compiled, size)
         counts.append(compiled_graphs())
@@ -61,11 +65,10 @@ def test_a_phase_that_returns_is_not_compiled_again(models):
             torch.testing.assert_close(losses[name], value, rtol=1e-6, atol=0)
         for ours, theirs in zip(gradients, reference, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
-    # Blocks at four levels, two of them also with wider features, and HIM at five widths or sizes.
-    assert counts[0] > 5
+    # Blocks at two levels, one of them also with wider features, and HIM.
+    assert counts[0] > 3
     assert counts[1] == 2 * counts[0]
-    assert counts[2] == 3 * counts[0]
-    assert counts[3:] == [counts[2]] * 3
+    assert counts[2:] == [counts[1]] * 2
     assert not counters["graph_break"]
 
 
@@ -89,7 +92,7 @@ def test_checkpointed_blocks_are_compiled_too(models):
     compiled.net_g.recompute_levels((1, 2, 3, 4))
     expected, reference = step(plain, 16)
     losses, gradients = step(compiled, 16)
-    assert compiled_graphs() > 5
+    assert compiled_graphs() > 3
     torch.testing.assert_close(losses, expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(gradients, reference, rtol=1e-4, atol=1e-6)
 
@@ -116,7 +119,7 @@ def test_features_stay_channels_last_forward_and_backward(options):
     """With Inductor's default they do not in the backward graph: the check can fail."""
     if not has_compiler():
         pytest.skip("Inductor finds no C++ compiler here")
-    block = TransformerBlock(8, 2, 2)
+    block = FeedForward(8, 2)
     compiled = torch.compile(block, dynamic=False, options=options)
     x = torch.rand(2, 8, 12, 12).contiguous(memory_format=torch.channels_last).requires_grad_()
 
@@ -124,9 +127,9 @@ def test_features_stay_channels_last_forward_and_backward(options):
         compiled(x).square().sum().backward()
 
     _, (forward, backward) = run_and_get_code(forward_and_backward)
-    assert len(convolution_layouts(forward)) == 6
+    assert len(convolution_layouts(forward)) == 3
     assert all(convolution_layouts(forward))
-    assert len(convolution_layouts(backward)) == 6
+    assert len(convolution_layouts(backward)) == 3
     assert all(convolution_layouts(backward)) == bool(options)
     gradient = x.grad.clone()
     x.grad = None
@@ -154,23 +157,22 @@ def test_a_missing_compiler_is_told_at_once(monkeypatch):
         check_compiler(torch.device("cpu"), "train.compile")
 
 
-def test_training_with_the_option(tmp_path):
+def test_training_with_the_option(root, tmp_path):
     """From the option file, through the program."""
     if not has_compiler():
         pytest.skip("Inductor finds no C++ compiler here")
     make_pairs(tmp_path / "train", 2)
     make_pairs(tmp_path / "test", 1)
     options = train_options(tmp_path, 1, total_iter=1, compile=True)
-    options["network_g"]["num_blocks"] = [0, 0, 0, 1]
-    options["network_g"]["num_refinement_blocks"] = 0
+    # One block: each form of a block takes the C++ compiler half a minute.
+    options["model_type"] = "Restormer"
+    options["network_g"] |= {"guidance": "none", "num_blocks": [0, 0, 0, 1]}
+    options["network_g"] |= {"num_refinement_blocks": 0}
+    del options["network_le"]
     path = write_yaml(tmp_path / "S1.yml", options)
-    root = compilation.__file__.rsplit("/hidiff/", 1)[0]
-    result = subprocess.run(
-        [sys.executable, f"{root}/train.py", "-opt", str(path)],
-        cwd=tmp_path, capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
+    result = run(tmp_path, root / "train.py", "-opt", path, timeout=280)
     assert result.returncode == 0, result.stderr
-    assert "training is complete" in result.stdout + result.stderr
+    assert "training is complete" in result.stdout
 
 
 def test_data_parallel_training_does_not_cut_the_blocks(tmp_path):
@@ -180,7 +182,7 @@ def test_data_parallel_training_does_not_cut_the_blocks(tmp_path):
     )
     try:
         options = train_options(tmp_path, 1)
-        options["network_g"] |= {"dim": 24, "heads": [1, 1, 1, 1]}
+        options["network_g"] |= {"dim": 24, "heads": [1, 1, 1, 1], **FEW_BLOCKS}
         model = build_model(options).train()
         block = model.net_g.latent.blocks[0]
         assert sum(p.numel() for p in block.parameters()) > 2**20 / 4
@@ -197,6 +199,6 @@ def test_data_parallel_training_does_not_cut_the_blocks(tmp_path):
     counters.clear()
     compile_blocks(alone, "train.compile", backend="aot_eager")
     sum(alone(lq, gt).values()).backward()
-    assert pieces == counters["aot_autograd"]["total"] > 5
+    assert pieces == counters["aot_autograd"]["total"] > 3
     for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
