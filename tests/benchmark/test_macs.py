@@ -19,8 +19,6 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 RESTORMER = {"model_type": "Restormer", "network_g": {"type": "Transformer", "guidance": "none"}}
 
 
-
-
 def sections(file):
     return load_options(ROOT / "options" / file).sections
 
