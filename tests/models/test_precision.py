@@ -150,8 +150,8 @@ def test_checkpointing_keeps_less_and_changes_nothing(model):
 @pytest.mark.parametrize(
     ("section", "option", "value", "message"),
     [
-        ("train", "precision", "fp16", "train.precision: the text 'fp16' is not one of fp32"),
-        ("val", "precision", "half", "val.precision: the text 'half' is not one of fp32"),
+        ("train", "precision", "fp16", "^train.precision: "),
+        ("val", "precision", "half", "^val.precision: "),
         ("train", "activation_checkpointing", [5], "there is no level 5, only 1, 2, 3, 4"),
         ("train", "compile", "yes please", "train.compile"),
     ],
