@@ -25,7 +25,9 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-FEW_BLOCKS = {"num_blocks": [1, 0, 0, 1], "num_refinement_blocks": 0}
+FEW_BLOCKS = {
+    "num_blocks": [1, 0, 0, 1], "num_refinement_blocks": 0, "guidance": "single_scale",
+}  # fmt: skip
 
 
 @pytest.fixture
