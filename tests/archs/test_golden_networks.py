@@ -21,6 +21,7 @@ def test_parameter_names_and_shapes_are_the_released_ones(preset, key):
     assert sum(p.numel() for p in network.parameters()) == reference["parameters"]
 
 
+@pytest.mark.slow("networks of full size; PyTorch convolves float64 slowly, channel by channel")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("key", NETWORKS)
 @pytest.mark.parametrize("preset", PRESETS)

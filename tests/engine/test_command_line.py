@@ -66,6 +66,7 @@ def trained(folder):
     return folder
 
 
+@pytest.mark.slow("two trainings and a test of two processes under torchrun")
 def test_two_processes_train_and_test(trained):
     """On CPUs with gloo; the test is shared out over both."""
     options = write_yaml(trained / "test.yml", test_options(trained))
@@ -81,6 +82,7 @@ def test_two_processes_train_and_test(trained):
     assert shared == alone
 
 
+@pytest.mark.slow("needs the trained weights of the test above")
 def test_a_damaged_image_makes_exit_code_1(trained):
     make_pairs(trained / "damaged" / "test", 2)
     (trained / "damaged" / "test" / "input" / "scene-000.png").write_bytes(b"\x89PNG")

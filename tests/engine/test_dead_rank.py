@@ -53,6 +53,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow("a training of two processes under torchrun, and once again")
 @pytest.mark.parametrize("restarts", [0, 1])
 def test_a_rank_that_fails(folder, restarts):
     (folder / "failing.py").write_text(FAILING)

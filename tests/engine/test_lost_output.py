@@ -165,6 +165,7 @@ def test_a_test_survives_a_lost_console(trained, data, monkeypatch):
     assert Path("results/lost_console/scores.json").exists()
 
 
+@pytest.mark.slow("a process that imports PyTorch, as a user's does")
 def test_train_py_without_a_console_ends_with_success(tmp_path):
     make_pairs(tmp_path / "train", 3)
     make_pairs(tmp_path / "test", 1, height=32, width=32)

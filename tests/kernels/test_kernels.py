@@ -254,6 +254,7 @@ def test_kernels_without_triton(monkeypatch):
     torch.testing.assert_close(out, expected)
 
 
+@pytest.mark.slow("Triton's interpreter takes a millisecond for each operation of each program")
 @needs_triton
 def test_the_kernels_values_in_tritons_interpreter(root):
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
@@ -265,6 +266,7 @@ def test_the_kernels_values_in_tritons_interpreter(root):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+@pytest.mark.slow("compiles four kernels to machine code")
 @needs_triton
 @pytest.mark.parametrize(
     ("capability", "dtype", "channels"), [(80, torch.bfloat16, 254), (90, torch.float32, 256)]

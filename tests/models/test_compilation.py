@@ -25,20 +25,19 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-FEW_BLOCKS = {
-    "num_blocks": [1, 0, 0, 1], "num_refinement_blocks": 0, "guidance": "single_scale",
-}  # fmt: skip
+FEW_BLOCKS = {"num_blocks": [1, 0, 0, 1], "num_refinement_blocks": 0}
 
 
-@pytest.fixture
-def models(tmp_path):
+# What Dynamo traces, and when again, does not depend on the backend; "eager" is the fastest one.
+@pytest.fixture(params=["eager"])
+def models(request, tmp_path):
     """A model of stage 2 and the same one compiled."""
     torch.manual_seed(0)
     options = train_options(tmp_path, 2)
     options["network_g"] |= FEW_BLOCKS
     plain = build_model(options).train()
     compiled = copy.deepcopy(plain)
-    compile_blocks(compiled, "train.compile", backend="aot_eager")
+    compile_blocks(compiled, "train.compile", backend=request.param)
     return plain, compiled
 
 
@@ -56,6 +55,7 @@ def compiled_graphs():
     return counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.slow("traces every form of a block at two sizes")
 def test_a_phase_that_returns_is_not_compiled_again(models):
     plain, compiled = models
     counts = []
@@ -89,6 +89,7 @@ def test_restoring_in_between_costs_training_nothing(models):
     assert compiled_graphs() == restoring
 
 
+@pytest.mark.parametrize("models", ["aot_eager"], indirect=True)
 def test_checkpointed_blocks_are_compiled_too(models):
     plain, compiled = models
     compiled.net_g.recompute_levels((1, 2, 3, 4))
@@ -116,6 +117,7 @@ def convolution_layouts(code):
     return found
 
 
+@pytest.mark.slow("compiles C++")
 @pytest.mark.parametrize("options", [INDUCTOR_OPTIONS, {}], ids=["ours", "default"])
 def test_features_stay_channels_last_forward_and_backward(options):
     """With Inductor's default they do not in the backward graph: the check can fail."""
@@ -159,6 +161,7 @@ def test_a_missing_compiler_is_told_at_once(monkeypatch):
         check_compiler(torch.device("cpu"), "train.compile")
 
 
+@pytest.mark.slow("compiles C++")
 def test_training_with_the_option(root, tmp_path):
     """From the option file, through the program."""
     if not has_compiler():
@@ -177,6 +180,7 @@ def test_training_with_the_option(root, tmp_path):
     assert "training is complete" in result.stdout
 
 
+@pytest.mark.slow("traces every form of a block with and without data-parallel training")
 def test_data_parallel_training_does_not_cut_the_blocks(tmp_path):
     """Dynamo would, from 1 MiB of parameters on, and Inductor then fails for a batch of one."""
     torch.distributed.init_process_group(

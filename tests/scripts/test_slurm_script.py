@@ -119,6 +119,7 @@ def test_it_is_a_shell_script_with_what_slurm_needs():
     assert "#SBATCH --ntasks-per-node=1" in directives
 
 
+@pytest.mark.slow("a real torchrun, which imports PyTorch")
 @pytest.mark.parametrize(
     ("options", "signalled"), [("long.yml", "task"), ("long.yml", "all"), ("ends.yml", "task")]
 )
@@ -148,6 +149,7 @@ def test_before_the_end_it_saves_and_is_queued_again(submit, tmp_path, options, 
         assert wanted in arguments
 
 
+@pytest.mark.slow("a real torchrun, which imports PyTorch")
 @pytest.mark.parametrize(("options", "fails"), [("short.yml", False), ("fail.yml", True)])
 def test_a_job_that_ends_by_itself_is_not_queued_again(submit, tmp_path, options, fails):
     process = submit(options)
