@@ -1,6 +1,7 @@
 """Settings that every test shares."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # The suite tests this checkout, installed or not; tests/ itself holds shared helpers.
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ["PYTHONPATH"] = str(ROOT)  # programs that tests start
+# A suite that a script starts in the background inherits these ignored, and so would its programs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
