@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import multiprocessing
 import os
 import signal
@@ -78,14 +79,20 @@ def _stack(patches: list[Tensor]) -> Tensor:
     return default_collate(patches)
 
 
-def _start_worker(worker: int) -> None:
-    """What a loader process does first: leave signals to the trainer, and end with it."""
+def _start_worker(parent: int | None, worker: int) -> None:
+    """What a loader process does first: leave signals to the trainer, and end with it.
+
+    Args:
+        parent: process id of the trainer; None where a fork server is the parent.
+    """
     del worker
     # Schedulers and terminals signal the whole process group; a worker that died would take the
     # run along.
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    # The trainer may be gone already, so its own word counts.
+    parent = os.getppid() if parent is None else parent
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
 
 
 def _end_with_parent(parent: int) -> None:
@@ -227,7 +234,10 @@ def training_batches(
         prefetch_factor=prefetch if num_workers else None,
         collate_fn=_collate,
         pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
+        worker_init_fn=functools.partial(
+            _start_worker,
+            None if multiprocessing.get_start_method() == "forkserver" else os.getpid(),
+        ),
         timeout=LOOK if num_workers else 0,
     )
     with _iterating(loader) as following:
