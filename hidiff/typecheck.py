@@ -34,6 +34,9 @@ WANTED = {
     "list_type": "a list",
     "tuple_type": "a list",
     "missing": "more entries",
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "more than {gt}",
+    "less_than": "less than {lt}",
     "too_long": "fewer entries",
 }
 """Pydantic's kinds of mistakes, in words of option files; other kinds have pydantic's words."""
@@ -71,7 +74,8 @@ def _signature(
     function: Callable[..., Any], supplied: frozenset[str]
 ) -> tuple[TypeAdapter[dict[str, Any]], dict[str, Any], dict[str, Any]]:
     """What checks the arguments, the annotations and the defaults, but for those `supplied`."""
-    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    called = function.__init__ if inspect.isclass(function) else function
+    hints = typing.get_type_hints(called, include_extras=True)
     parameters = {
         name: parameter
         for name, parameter in inspect.signature(function).parameters.items()
@@ -175,7 +179,8 @@ def _explanation(
 def _wanted(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "literal_error":
         return problem["ctx"]["expected"]
-    return WANTED.get(problem["type"], problem["msg"])
+    wanted = WANTED.get(problem["type"])
+    return wanted.format(**problem.get("ctx", {})) if wanted else problem["msg"]
 
 
 def _unquoted(text: str) -> str:

@@ -13,7 +13,7 @@ from hidiff import UserError, build_model, build_network
 from hidiff.archs import Denoiser
 from hidiff.cli.arguments import option_parser
 from hidiff.options import Phase, load_options, parse_options
-from hidiff.yaml_file import apply_overrides, read_yaml
+from hidiff.options.yaml_file import apply_overrides, read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTION_FILES = sorted((ROOT / "options").rglob("*.yml"))
@@ -142,12 +142,12 @@ def with_value(content, path, value):
         ("train.total_iters", 5, r"train\.total_iters: .*did you mean 'total_iter'"),
         ("train.total_iter", 0.5, r"train\.total_iter: "),
         ("model_type", "HI_Diff_S3", r"model_type: there is no model 'HI_Diff_S3'"),
-        ("scale", 4, r"scale: 4"),
+        ("scale", 4, r"scale: "),
         ("name", "../elsewhere", r"name: '../elsewhere'"),
         ("val.val_freqs", 1, r"val\.val_freqs: .*'val_freq'"),
-        ("val.num_workers", -1, r"val\.num_workers: -1"),
+        ("val.num_workers", -1, r"val\.num_workers: "),
         ("val.num_workers", "all", r"val\.num_workers: .*auto"),
-        ("logger.print_freq", 0, r"logger\.print_freq: 0"),
+        ("logger.print_freq", 0, r"logger\.print_freq: "),
         ("path.pretrain_network", "x", r"path\.pretrain_network: .*did you mean"),
         ("datasets.training", {}, r"datasets\.training: "),
         ("num_gpu", "all", r"num_gpu: .*auto"),
@@ -173,7 +173,7 @@ def test_mistakes_name_their_place_and_the_way_out(content, path, value, message
         ("mini_batch_sizes", [32, 10, 8, 4, 2, 2], "32 exceeds batch_size_per_gpu 16"),
         ("iters", None, "progressive training also needs iters"),
         ("gt_sizes", [100, 160, 192, 256, 320, 384], "patch size 100 must be a multiple of 8"),
-        ("iters", [20000, 0, 1, 1, 1, 1], "phase 2 has a number below 1"),
+        ("iters", [20000, 0, 1, 1, 1, 1], r"datasets\.train\.iters\[1\]: "),
     ],
 )
 def test_phase_lists_must_fit(content, key, value, message):
@@ -432,16 +432,16 @@ def test_an_override_cannot_run_code(content):
         ("network_d.out_channel", 8, r"network_d\.out_channel: 8 must equal in_channel 256"),
         ("network_d.group", 8, r"network_d\.group: 8 differs from network_g\.group 4"),
         ("network_le_dm.block_num", -3, r"network_le_dm: block_num -3 must be at least 0"),
-        ("manual_seed", -1, r"manual_seed: -1 must be between 0"),
+        ("manual_seed", -1, r"manual_seed: "),
         ("train.optim_total.lr", -1.0, r"train\.optim_total: Invalid learning rate"),
         ("train.optim_total.betas", [0.9, 1.5], r"train\.optim_total: Invalid beta"),
         ("train.optim_total.betas", [0.9], r"train\.optim_total\.betas: "),
         ("train.scheduler.periods", [0, 5], r"train\.scheduler\.periods: \[0, 5\]"),
-        ("train.ema_decay", 1.0, r"train\.ema_decay: 1\.0"),
+        ("train.ema_decay", 1.0, r"train\.ema_decay: "),
         ("val.metrics.psnr.better", "highest", r"val\.metrics\.psnr\.better: .*'higher'"),
-        ("datasets.train.std", [1, 0, 1], r"datasets\.train\.std: "),
+        ("datasets.train.std", [1, 0, 1], r"datasets\.train\.std\[1\]: "),
         ("datasets.train.mean", [0.5], r"datasets\.train\.mean: "),
-        ("datasets.train.num_prefetch_queue", 0, r"datasets\.train\.num_prefetch_queue: 0"),
+        ("datasets.train.num_prefetch_queue", 0, r"datasets\.train\.num_prefetch_queue: "),
         ("name", "a" * 300, r"name: 300 bytes"),
         ("name", "a" + "ä" * 100, r"name: 201 bytes"),
         ("datasets.train.name", "a" * 300, r"datasets\.train\.name: 300 bytes"),

@@ -11,7 +11,7 @@ LAYERS = [
     ("tables",),
     ("errors",),
     ("parallel",),
-    ("files", "typecheck", "yaml_file"),
+    ("files", "typecheck"),
     ("registry",),
     ("diffusion", "losses", "metrics", "kernels"),
     ("options",),

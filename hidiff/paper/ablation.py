@@ -23,11 +23,11 @@ from hidiff.errors import UserError
 from hidiff.files import write_text
 from hidiff.models import DeblurModel, build_model
 from hidiff.options import Options, parse_options
+from hidiff.options.yaml_file import apply_overrides, read_yaml
 from hidiff.scoring.files import JSON
 from hidiff.scoring.test_run import run_test
 from hidiff.weights.experiment import RESULTS, Experiment
 from hidiff.weights.pretrained import stage1_name, weights_in
-from hidiff.yaml_file import apply_overrides, read_yaml
 
 TINY_NETWORKS: Mapping[str, Mapping[str, Any]] = {
     "Transformer": {

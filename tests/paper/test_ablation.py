@@ -15,10 +15,10 @@ from small_data import make_pairs, train_options, write_yaml
 from hidiff import UserError, build_model
 from hidiff.cli.ablation import DEFAULT_FILES, main
 from hidiff.engine.optim import build_lr_schedule
+from hidiff.options.yaml_file import read_yaml
 from hidiff.paper import ablation
 from hidiff.paper.ablation import Changes, plan, set_steps
 from hidiff.paper.ablation_table import draw
-from hidiff.yaml_file import read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OPTIONS = ROOT / "options" / "ablation"

@@ -1,0 +1,26 @@
+"""Option files and what is in them."""
+
+from hidiff.options.parsing import flatten, load_datasets, load_options, parse_options
+from hidiff.options.sections import (
+    DatasetOptions,
+    DistOptions,
+    Options,
+    Phase,
+    Precision,
+    Section,
+    ValOptions,
+)
+
+__all__ = [
+    "DatasetOptions",
+    "DistOptions",
+    "Options",
+    "Phase",
+    "Precision",
+    "Section",
+    "ValOptions",
+    "flatten",
+    "load_datasets",
+    "load_options",
+    "parse_options",
+]

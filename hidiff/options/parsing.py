@@ -1,0 +1,263 @@
+"""Option files: YAML → checked, typed options with all defaults filled in.
+
+A section that names a registered class (`type: X`) is checked against X's signature. Every error
+names its place in the file and the way out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hidiff.diffusion import LatentDDPM
+from hidiff.errors import UserError
+from hidiff.options.sections import (
+    DatasetOptions,
+    DistOptions,
+    LoggerOptions,
+    Options,
+    PathOptions,
+    Section,
+    TrainOptions,
+    ValOptions,
+    error,
+)
+from hidiff.options.yaml_file import apply_overrides, merged, read_layers, read_yaml
+from hidiff.registry import ARCHS, DATASETS, LOSSES, METRICS, OPTIMIZERS, SCHEDULERS, Registry
+from hidiff.typecheck import check_call, expanded, plain, suggestion
+
+DEAD_OPTIONS = {
+    r"datasets\.\w+\.use_shuffle": "training data is always shuffled, validation data never",
+    r"datasets\.\w+\.prefetch_mode": "batches are always prefetched by the loader's workers",
+    r"datasets\.\w+\.persistent_workers": "the loader's workers always live as long as the run",
+    r"train\.mixing_augs": "the released training never mixes images",
+    r"logger\.wandb": "metrics go to TensorBoard",
+    r"val\.metrics\.\w+\.input_order": "pictures are always height × width × channels",
+    r"path\.ignore_resume_networks": "a training state holds all networks and resumes them all",
+    r"find_unused_parameters": "every parameter takes part in every step",
+}
+"""Options that the release accepts and that have no effect here, and why."""
+
+PATH_OPTIONS = r"dataroot_\w+|meta_info_file|cache"
+"""Options of a data set's `source` that are paths."""
+
+_LOADER_FIELDS = [
+    f.name for f in dataclasses.fields(DatasetOptions) if f.name not in ("source", "where")
+]
+_INTERNAL_FIELDS = {"sections", "notices", "overrides", "file"}
+_LOSS_OPTIONS = ("pixel_opt", "pixel_diff_opt", "perceptual_opt")
+_TYPES: dict[str, tuple[Registry, tuple[str, ...]]] = {
+    "network_g": (ARCHS, ()),
+    "network_le": (ARCHS, ()),
+    "network_le_dm": (ARCHS, ()),
+    "network_d": (ARCHS, ()),
+    "train.optim_total": (OPTIMIZERS, ("params",)),
+    "train.scheduler": (SCHEDULERS, ("base_lr", "total_iter")),
+    "train.pixel_opt": (LOSSES, ()),
+    "train.pixel_diff_opt": (LOSSES, ()),
+    "train.perceptual_opt": (LOSSES, ()),
+}
+"""Sections that name a class by `type`: where they stand, and what the program adds itself."""
+
+_SECTION_CLASSES = {
+    "path": PathOptions,
+    "train": TrainOptions,
+    "val": ValOptions,
+    "logger": LoggerOptions,
+    "dist_params": DistOptions,
+}
+
+
+def _checked(cls: type, content: Any, where: str, supplied: Sequence[str] = ()) -> dict[str, Any]:
+    """The arguments of a section's dataclass, with their defaults."""
+    if not isinstance(content, Mapping):
+        raise error(where, f"expected a section, got {content!r}")
+    return check_call(cls, content, where, supplied=supplied)
+
+
+def _dataset(key: str, content: Any) -> DatasetOptions:
+    where = f"datasets.{key}"
+    if not isinstance(content, Mapping):
+        raise error(where, f"expected a section, got {content!r}")
+    loader = {"name": key, **{k: v for k, v in content.items() if k in _LOADER_FIELDS}}
+    source = {
+        k: expanded(v) if isinstance(v, str) and re.fullmatch(PATH_OPTIONS, k) else v
+        for k, v in content.items()
+        if k not in _LOADER_FIELDS
+    }
+    return DatasetOptions(
+        **_checked(DatasetOptions, loader, where, ("source", "where")),
+        source=source,
+        where=where,
+    )
+
+
+def _drop_dead_options(content: dict[str, Any], where: str = "") -> list[str]:
+    """Remove the release's dead options, in place; a notice for each."""
+    notices = []
+    for key in list(content):
+        place = f"{where}{key}"
+        reason = next((r for p, r in DEAD_OPTIONS.items() if re.fullmatch(p, place)), None)
+        if reason is not None:
+            del content[key]
+            notices.append(f"{place} has no effect: {reason}")
+        elif isinstance(content[key], dict):
+            notices += _drop_dead_options(content[key], f"{place}.")
+    return notices
+
+
+def _datasets(content: Mapping[str, Any]) -> dict[str, DatasetOptions]:
+    datasets = content.get("datasets") or {}
+    if not isinstance(datasets, Mapping):
+        raise error("datasets", f"expected sections train, val or test_1, got {datasets!r}")
+    for key in datasets:
+        if not re.fullmatch(r"train|val\w*|test\w*", str(key)):
+            raise error(f"datasets.{key}", "a data set is called train, val or test_1, test_2, …")
+    checked = {key: _dataset(key, value) for key, value in datasets.items() if value is not None}
+    for kind in ("val", "test"):
+        names: dict[str, str] = {}
+        for key, section in checked.items():
+            if key.startswith(kind) and (other := names.setdefault(section.name, key)) != key:
+                raise error(
+                    f"datasets.{key}.name",
+                    f"'{section.name}' is the name of datasets.{other} too; results go by it",
+                )
+    return checked
+
+
+def load_datasets(path: str | Path) -> dict[str, DatasetOptions]:
+    """The `datasets` sections of an option file, whatever else is in it.
+
+    Raises:
+        UserError: the file is no YAML, or one of these sections is wrong.
+    """
+    content, _ = read_yaml(path)
+    _drop_dead_options(content)
+    return _datasets(content)
+
+
+def _resolve_types(sections: dict[str, Any]) -> None:
+    """Check the sections that a class is built from, and fill in its defaults, in place."""
+    for place, (registry, supplied) in _TYPES.items():
+        outer, _, key = place.rpartition(".")
+        section = sections.get(outer, {}) if outer else sections
+        if section.get(key) is not None:
+            section[key] = registry.resolved(section[key], place, supplied=supplied)
+    val = sections["val"]
+    val["metrics"] = {
+        name: METRICS.resolved(
+            {key: value for key, value in section.items() if key != "better"},
+            f"val.metrics.{name}",
+            supplied=("restored", "target"),
+        )
+        | {"better": section.get("better", "higher")}
+        for name, section in val["metrics"].items()
+    }
+    if sections["diffusion_schedule"] is not None:
+        sections["diffusion_schedule"] = check_call(
+            LatentDDPM, sections["diffusion_schedule"], "diffusion_schedule", label="the schedule"
+        )
+
+
+def parse_options(content: dict[str, Any], *, file: Path = Path()) -> Options:
+    """Check the content of an option file, and fill in what it leaves out.
+
+    Args:
+        content: sections as parsed from YAML; the release's dead options are removed from it.
+        file: where it came from.
+
+    Raises:
+        UserError: an option is unknown, missing, of a wrong type or at odds with another.
+    """
+    notices = _drop_dead_options(content)
+    known = {f.name for f in dataclasses.fields(Options)} - _INTERNAL_FIELDS
+    for key in content:
+        if key not in known:
+            raise error(str(key), f"there is no such option{suggestion(str(key), known)}")
+    datasets = {
+        key: dataclasses.replace(
+            section,
+            source=DATASETS.resolved(section.source, section.where, supplied=("where",)),
+        )
+        for key, section in _datasets(content).items()
+    }
+    apart = {*_SECTION_CLASSES, "datasets"}
+    rest = {key: value for key, value in content.items() if key not in apart}
+    sections = check_call(Options, rest, "", supplied=apart | _INTERNAL_FIELDS)
+    for key, cls in _SECTION_CLASSES.items():
+        section = content.get(key)
+        if section is not None or key != "train":
+            sections[key] = _checked(cls, {} if section is None else section, key)
+    _resolve_types(sections)
+    built = {key: cls(**sections[key]) for key, cls in _SECTION_CLASSES.items() if key in sections}
+    options = Options(**{**sections, **built}, datasets=datasets)
+    for key in _LOSS_OPTIONS:
+        # Which losses a model has without these options is the model's to say.
+        if options.train is not None and key not in content["train"]:
+            del sections["train"][key]
+    sections["datasets"] = {
+        key: {**{name: getattr(section, name) for name in _LOADER_FIELDS}, **section.source}
+        for key, section in datasets.items()
+    }
+    if options.train is not None and "train" in datasets:
+        notices += datasets["train"].phase_notices(options.train.total_iter)
+    return dataclasses.replace(
+        options,
+        sections=plain({key: value for key, value in sections.items() if value is not None}),
+        notices=tuple(notices),
+        file=file,
+    )
+
+
+def load_options(path: str | Path, overrides: Sequence[str] = ()) -> Options:
+    """Read and check an option file.
+
+    Args:
+        path: the YAML file.
+        overrides: `section:option=value` texts of `--force_yml`.
+
+    Raises:
+        UserError: see `parse_options` and `read_yaml`; the message begins with the file that the
+            wrong option stands in.
+    """
+    layers, notices = read_layers(path)
+    content = merged(layers)
+    apply_overrides(content, overrides)
+    try:
+        options = parse_options(content, file=Path(path))
+    except UserError as error:
+        chosen: dict[str, Any] = {}
+        apply_overrides(chosen, overrides)
+        raise UserError(
+            f"{_origin(str(error), {'--force_yml': chosen, **layers})}{error}"
+        ) from None
+    notices += [f"set on the command line: {override}" for override in overrides]
+    return dataclasses.replace(
+        options, notices=(*notices, *options.notices), overrides=tuple(overrides)
+    )
+
+
+def _origin(message: str, layers: Mapping[Any, Section]) -> str:
+    """The layer, and ': ', that the option at the beginning of a message stands in; '' if none."""
+    place = message.partition(":")[0].partition("[")[0].split(".")
+    for file, content in layers.items():
+        found: Any = content
+        for key in place:
+            found = found.get(key, layers) if isinstance(found, Mapping) else layers
+        if found is not layers:
+            return f"{file}: "
+    return ""
+
+
+def flatten(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'train': {'total_iter': 5}} → {'train.total_iter': 5}."""
+    flat = {}
+    for key, value in sections.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
