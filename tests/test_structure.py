@@ -20,6 +20,7 @@ LAYERS = [
     ("prepare",),
     ("models",),
     ("weights",),
+    ("restore",),
     ("scoring",),
     ("engine",),
     ("benchmark",),

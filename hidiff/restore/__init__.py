@@ -1,0 +1,1 @@
+"""Photographs of one's own: restoring them, and looking at the result."""

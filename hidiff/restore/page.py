@@ -1,0 +1,204 @@
+"""A page of pictures before and after: one HTML file, which loads nothing from a network.
+
+`page.html` beside this module is the page without its pictures.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from urllib.parse import quote
+
+import cv2
+from PIL import Image
+
+from hidiff.data.image import read_header, read_image, to_uint8
+from hidiff.errors import UserError
+from hidiff.files import write_bytes
+
+MARK = '<meta name="generator" content="hidiff comparison">'
+"""Stands in every page, by which an earlier one is known."""
+
+SHOWN = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "BMP": "image/bmp"}
+"""The formats that every browser shows, as Pillow calls them, and their media types."""
+
+THUMBNAIL = (96, 144)
+"""Largest height and width in pixels of the small pictures in the list."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A picture in two or three versions of one size.
+
+    Args:
+        name: any text.
+        before, after: files of the blurry and the restored picture.
+        sharp: that of the sharp one, where it is known.
+        scores: what is said of the picture, such as {'PSNR': '28.10 → 33.40 dB'}.
+    """
+
+    name: str
+    before: Path
+    after: Path
+    sharp: Path | None = None
+    scores: Mapping[str, str] = field(default_factory=dict)
+
+
+def check_replaceable(page: Path) -> None:
+    """Make sure that writing a page loses nothing but an earlier page.
+
+    Raises:
+        UserError: a file is there that this module has not written, or the name is no .html.
+    """
+    if page.suffix != ".html":
+        raise UserError(f"{page}: expected a name that ends in .html")
+    try:
+        with page.open("rb") as file:
+            ours = MARK.encode() in file.read(1000)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{page}: cannot be read ({error.strerror or error})") from None
+    if not ours:
+        raise UserError(f"{page} exists and is no comparison page; move it or choose another name")
+
+
+def write_page(
+    path: str | os.PathLike[str], entries: Sequence[Comparison], *, title: str, embed: bool
+) -> dict[str, str]:
+    """Write a page on which pictures are compared, or replace an earlier one.
+
+    The page names the pictures by their path from its folder. What browsers do not show (TIFF,
+    16 bits, CMYK) is converted to PNG of 8 bits, in a folder `{page}_files` beside the page.
+
+    Args:
+        path: the page, a name that ends in .html.
+        entries: the pictures, in the order of the list.
+        title: heading, any text.
+        embed: put the pictures into the page, which can then be moved and sent alone.
+
+    Returns:
+        Why pictures were left out, by name: a file is missing or damaged, the versions differ in
+        size.
+
+    Raises:
+        UserError: no picture is left; the page cannot be written, or would replace another file.
+    """
+    page = Path(path)
+    check_replaceable(page)
+    items, left_out = [], {}
+    for entry in entries:
+        try:
+            items.append(_item(entry, page, embed))
+        except UserError as error:
+            left_out[entry.name] = str(error)
+    if not items:
+        reason = next((f": {reason}" for reason in left_out.values()), "")
+        raise UserError(f"{page}: there is nothing to compare{reason}")
+    template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    parts = {
+        "policy": _policy(template, embed),
+        "mark": MARK,
+        "title": html.escape(title),
+        "items": "\n".join(items),
+    }
+    text = re.sub(r"\{\{(\w+)\}\}", lambda name: parts[name[1]], template)
+    # File names that are no UTF-8 are written with question marks.
+    write_bytes(page, text.encode("utf-8", "replace"))
+    return left_out
+
+
+def _policy(template: str, embed: bool) -> str:
+    """What the browser may load and run: the page's own script and style, and pictures beside it.
+
+    Escaping keeps names from becoming markup; this is the second wall.
+    """
+    digests = {
+        tag: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        for tag, text in re.findall(r"<(style|script)>(.*?)</\1>", template, re.DOTALL)
+    }
+    pictures = "data:" if embed else "data: 'self' file:"
+    return (
+        f"default-src 'none'; img-src {pictures}; style-src 'sha256-{digests['style']}'; "
+        f"script-src 'sha256-{digests['script']}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _item(entry: Comparison, page: Path, embed: bool) -> str:
+    """A comparison as an entry of the list, with all that the script needs to know."""
+    versions = {"before": entry.before, "after": entry.after, "sharp": entry.sharp}
+    versions = {version: path for version, path in versions.items() if path is not None}
+    headers = {path: read_header(path, str(path)) for path in versions.values()}
+    sizes = {(header.width, header.height) for header in headers.values()}
+    if len(sizes) > 1:
+        found = ", ".join(f"{width}×{height}" for width, height in sorted(sizes))
+        raise UserError(f"the versions of {entry.name} differ in size ({found})")
+    ((width, height),) = sizes
+    data = {"width": width, "height": height}
+    data |= {version: _url(path, page, embed) for version, path in versions.items()}
+    attributes = "".join(
+        f' data-{name}="{html.escape(str(value))}"' for name, value in data.items()
+    )
+    scores = "".join(
+        f"<span><b>{html.escape(name)}</b> {html.escape(value)}</span> "
+        for name, value in entry.scores.items()
+    )
+    return (
+        f'<li><button type="button"{attributes}>{_thumbnail(entry.after)}'
+        f'<span class="name"><bdi>{html.escape(entry.name)}</bdi></span> '
+        f'<span class="scores">{scores}</span></button></li>'
+    )
+
+
+def _url(path: Path, page: Path, embed: bool) -> str:
+    """Where the page finds a picture, which is converted if browsers do not show it."""
+    kind = _kind(path)
+    if embed:
+        content = _converted(path) if kind is None else path.read_bytes()
+        return _data_url(content, kind or "image/png")
+    if kind is None:
+        content = _converted(path)
+        # Named by its content, so that nothing but the same picture is ever replaced.
+        digest = hashlib.sha256(content).hexdigest()[:16]
+        path = page.with_name(f"{page.stem}_files") / f"{digest}.png"
+        write_bytes(path, content, sync=False)
+    return quote(os.fsencode(os.path.relpath(path, page.parent)))
+
+
+def _kind(path: Path) -> str | None:
+    """The media type of a picture; None for one that is to be converted."""
+    with Image.open(path) as image:
+        plain = image.mode != "CMYK" and not read_header(path, str(path)).bits16
+        return SHOWN.get(image.format) if plain else None
+
+
+def _converted(path: Path) -> bytes:
+    """A picture as PNG of 8 bits, in its own colour space."""
+    with Image.open(path) as image:
+        profile = None if image.mode == "CMYK" else image.info.get("icc_profile")
+    content = io.BytesIO()
+    pixels = Image.fromarray(to_uint8(read_image(path)))
+    pixels.save(content, "PNG", icc_profile=profile, compress_level=1)
+    return content.getvalue()
+
+
+def _thumbnail(path: Path) -> str:
+    image = to_uint8(read_image(path))
+    height, width = image.shape[:2]
+    scale = min(1.0, THUMBNAIL[0] / height, THUMBNAIL[1] / width)
+    size = max(round(width * scale), 1), max(round(height * scale), 1)
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR))[1].tobytes()
+    return f'<img alt="" loading="lazy" src="{_data_url(data, "image/jpeg")}">'
+
+
+def _data_url(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
