@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 
@@ -41,7 +43,9 @@ def check_compiler(device: torch.device, where: str) -> None:
         ) from None
 
 
-def compile_blocks(model: DeblurModel, where: str, *, backend: str = "inductor") -> None:
+def compile_blocks(
+    model: DeblurModel, where: str, *, backend: str | Callable[..., Any] = "inductor"
+) -> None:
     """Compile the Transformer's blocks in place, when each is first called with new shapes.
 
     Blocks of the same widths share their code. What was compiled for a batch and image size is

@@ -1,11 +1,10 @@
 """What the data check notices, and its exit codes."""
 
-import subprocess
-import sys
 
 import cv2
 import numpy as np
 import pytest
+import small_programs
 
 from hidiff.cli.check import main
 from hidiff.data.image import read_header, write_image
@@ -263,8 +262,7 @@ def test_half_a_data_set_is_a_problem(tmp_path, capsys):
 
 def test_exit_codes_of_the_program(root, source, tmp_path):
     def run(*arguments):
-        program = [sys.executable, str(root / "scripts" / "check_data.py"), *arguments]
-        return subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+        return small_programs.run(tmp_path, root / "scripts/check_data.py", *arguments)
 
     good = run("--input", "in", "--target", "gt")
     assert good.returncode == 0, good.stderr

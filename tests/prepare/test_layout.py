@@ -2,11 +2,10 @@
 
 import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import small_programs
 
 from hidiff.cli.prepare import main
 from hidiff.errors import UserError
@@ -340,14 +339,8 @@ def test_realblur_without_lists(realblur, data):
 
 def test_as_a_program(root, hide, tmp_path):
     def call(source):
-        program = [sys.executable, str(root / "scripts" / "prepare_data.py"), "hide"]
-        return subprocess.run(
-            [*program, "--source", source],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
+        program = (root / "scripts/prepare_data.py", "hide", "--source", source)
+        return small_programs.run(tmp_path, *program)
 
     done = call("HIDE_dataset")
     assert done.returncode == 0, done.stderr

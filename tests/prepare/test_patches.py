@@ -1,11 +1,10 @@
 """Where patches lie, and what cutting GoPro writes, keeps and reports."""
 
 import dataclasses
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+import small_programs
 
 from hidiff.cli.prepare import main
 from hidiff.data.image import read_image, write_image
@@ -200,8 +199,8 @@ def test_impossible_options(gopro, wrong):
 def test_as_a_program_in_several_processes(root, gopro):
     crops = gopro / "crop/train"
     write_image(crops / "input_crops/S-1-1.png", picture(0)[:12, :12])
-    call = [sys.executable, str(root / "generate_patches_gopro.py"), "--jobs", "2", *SMALL]
-    done = subprocess.run([*call, "--root", str(gopro)], capture_output=True, text=True, timeout=60)
+    call = (root / "generate_patches_gopro.py", "--jobs", "2", *SMALL, "--root", gopro)
+    done = small_programs.run(gopro.parent, *call)
     assert done.returncode == 0, done.stderr
     for side in ("input_crops", "target_crops"):
         assert len(names(crops / side)) == 12

@@ -1,14 +1,12 @@
 """Scoring folders of pictures: pairing, failures, workers, and the command `hidiff score`."""
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import small_programs
 from golden_values import load_arrays, load_json
 from small_data import picture, write_rgb
 
@@ -201,10 +199,7 @@ def expected(protocol: str, count: int = 3) -> dict[str, float]:
 )
 def test_the_released_command_lines(folder, script, arguments, found):
     """In another folder than the checkout, with workers."""
-    result = subprocess.run(
-        [sys.executable, str(ROOT / script), "--dir", "mine", *arguments],
-        capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    result = small_programs.run(folder, ROOT / script, "--dir", "mine", *arguments)
     assert result.returncode == 0, result.stderr
     scores = read_scores(folder / "mine")
     assert [data.dataset for data in scores] == found

@@ -18,22 +18,22 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.slow("starts seven trainings by torchrun, each of which imports PyTorch three times")
+@pytest.mark.slow("starts six trainings by torchrun, each of which imports PyTorch three times")
 @pytest.mark.timeout(600)
-def test_three_kills_lose_nothing(tmp_path):
-    program = (ROOT / "scripts/chaos_test.py", "--kills=3", "--steps=20", "--output=chaos")
+def test_two_kills_lose_nothing(tmp_path):
+    program = (ROOT / "scripts/chaos_test.py", "--kills=2", "--steps=16", "--output=chaos")
     result = run(tmp_path, *program, timeout=500)
     assert result.returncode == 0, result.stdout + result.stderr
     report = (tmp_path / "chaos/report.md").read_text()
     rows = re.findall(r"^\| \d+ \| \d \| ([^|]+) \|.*\| ok \|$", report, re.MULTILINE)
-    assert sorted(rows) == sorted([chaos_test.BETWEEN, *chaos_test.KINDS[:2]])
+    assert sorted(rows) == sorted([chaos_test.BETWEEN, chaos_test.KINDS[0]])
     assert "bit for bit" in report
     # The states that were compared are complete: the killed run has every one of its steps.
     states = tmp_path / "chaos/killed/experiments/chaos_S2/training_states"
-    state = torch.load(states / "10.state", weights_only=True)
-    assert (state["step"], state["validated"]) == (10, True)
+    state = torch.load(states / "8.state", weights_only=True)
+    assert (state["step"], state["validated"]) == (8, True)
     assert {"networks", "average", "optimizer", "best"} <= set(state)
-    assert state["started_from"]["net_g"]["step"] == 10
+    assert state["started_from"]["net_g"]["step"] == 8
 
 
 def test_a_difference_in_one_bit_or_line_is_seen(tmp_path):
