@@ -43,7 +43,7 @@ Image.MAX_IMAGE_PIXELS = None
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 _JPEG, _PNG, _TIFF = b"\xff\xd8\xff", b"\x89PNG", (b"II*\0", b"MM\0*")
-_ORIENTATION = 0x0112
+_ORIENTATION, _BITS = 0x0112, 0x0102
 
 
 @dataclass(frozen=True)
@@ -72,20 +72,21 @@ def read_header(source: Path | bytes, where: str) -> Header:
             file.seek(0)
             with Image.open(file, formats=_FORMATS) as image:
                 (width, height), mode = image.size, image.mode
+                bits = image.tag_v2.get(_BITS, ()) if image.format == "TIFF" else ()
                 # Pillow turns TIFF files itself; it would decode a PNG to look for an EXIF block.
                 if "exif" in image.info and image.getexif().get(_ORIENTATION, 1) > 4:
                     width, height = height, width
     except (OSError, ValueError, SyntaxError) as error:
         reason = getattr(error, "strerror", None) or "not an image, or a damaged one"
         raise UserError(f"{where}: {reason}; copy or download it again") from None
-    # Pillow shows a 16-bit colour PNG as an 8-bit one: byte 24 is the bit depth, 25 the type.
+    # Pillow shows 16-bit colours as 8-bit ones. Byte 24 of a PNG is the bit depth, 25 the type.
     png = start.startswith(_PNG)
     return Header(
         height,
         width,
         grey=mode in ("1", "L", "LA", "I", "F") or mode.startswith("I;"),
         alpha=mode in ("LA", "PA", "RGBA") or (png and start[25] in (4, 6)),
-        bits16=mode.startswith("I;16") or (png and start[24] == 16),
+        bits16=mode.startswith("I;16") or (png and start[24] == 16) or 16 in bits,
     )
 
 
@@ -100,15 +101,15 @@ def _max_megapixels() -> float:
     return limit
 
 
-def _check_size(data: bytes, where: str) -> None:
-    """Refuse an image with too many pixels; one whose header is not understood passes."""
-    try:
-        header = read_header(data, where)
-    except UserError:
-        return  # OpenCV may know better, and has a limit of 2^30 pixels itself.
-    if header.width * header.height > _max_megapixels() * 1e6:
+def check_size(width: int, height: int, where: str) -> None:
+    """Refuse an image with too many pixels.
+
+    Raises:
+        UserError: the message has the size and the way out.
+    """
+    if width * height > _max_megapixels() * 1e6:
         raise UserError(
-            f"{where}: {header.width}×{header.height} pixels (width×height) are more than "
+            f"{where}: {width}×{height} pixels (width×height) are more than "
             f"{_max_megapixels():g} megapixels; cut or shrink the image, or set the environment "
             "variable HIDIFF_MAX_MEGAPIXELS to a larger number"
         )
@@ -146,6 +147,35 @@ def _damage(data: bytes) -> str | None:
     return None
 
 
+def checked(data: bytes, where: str) -> bytes:
+    """The bytes of an image file to decode, looked over before anything large is allocated.
+
+    A file whose header is not understood passes: a decoder may know better.
+
+    Args:
+        data: the file's bytes.
+        where: the path (or database key) to name in an error.
+
+    Raises:
+        UserError: the image is truncated or damaged, as far as known, or has too many pixels.
+    """
+    try:
+        header = read_header(data, where)
+    except UserError:
+        header = None
+    if header is not None:
+        check_size(header.width, header.height, where)
+    if data.startswith(_JPEG):
+        # Some cameras and programs leave out the end marker. A second one is never read.
+        data += b"\xff\xd9"
+    if (damage := _damage(data)) is not None:
+        raise UserError(
+            f"{where}: the image file is truncated or damaged ({len(data)} bytes; {damage}); "
+            "copy or download it again, or take it out of the folder"
+        )
+    return data
+
+
 def decode_image(data: bytes, where: str) -> np.ndarray:
     """Decode an image file's content.
 
@@ -159,16 +189,7 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
     Raises:
         UserError: the content is no image, truncated or damaged, or has too many pixels.
     """
-    _check_size(data, where)
-    size = f"{len(data)} bytes"
-    if data.startswith(_JPEG):
-        # Some cameras and programs leave out the end marker. A second one is never read.
-        data += b"\xff\xd9"
-    if (damage := _damage(data)) is not None:
-        raise UserError(
-            f"{where}: the image file is truncated or damaged ({size}; {damage}); "
-            "copy or download it again, or take it out of the folder"
-        )
+    data = checked(data, where)
     image = None
     if data:
         buffer = np.frombuffer(data, np.uint8)
@@ -179,7 +200,7 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
     if image is None:
         raise UserError(
             f"{where}: not an image, a damaged one, or of a kind that is not read "
-            f"({size}); copy or download it again, convert it to PNG of 8 or 16 bits, "
+            f"({len(data)} bytes); copy or download it again, convert it to PNG of 8 or 16 bits, "
             "or take it out of the folder"
         )
     if image.dtype not in (np.uint8, np.uint16):

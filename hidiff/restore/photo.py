@@ -1,0 +1,444 @@
+"""Photographs: pixels and everything else that their files hold, read and written."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, ImageCms, PngImagePlugin, features
+from torch import Tensor
+
+from hidiff.data.image import (
+    EXTENSIONS,
+    check_size,
+    checked,
+    read_header,
+    to_uint8,
+)
+from hidiff.errors import UserError, is_out_of_memory
+from hidiff.files import write_bytes
+from hidiff.restore.tags import (
+    BYTE,
+    LAYOUT,
+    LONG,
+    ORIENTATION,
+    RATIONAL,
+    SHORT,
+    UNDEFINED,
+    numbers,
+    read_tags,
+    upright,
+    write_tags,
+)
+
+with suppress(ImportError):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
+Image.init()
+_MORE = [".avif"] if features.check("avif") else []
+_MORE += [".heic", ".heif"] if "HEIF" in Image.OPEN else []
+ENDINGS = (*EXTENSIONS, *_MORE)
+"""File name endings (lower case) of the photographs that can be read here."""
+
+_READ = [f for f in ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "AVIF", "HEIF") if f in Image.OPEN]
+
+FORMATS = {
+    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF",
+    ".webp": "WEBP", ".bmp": "BMP",
+}  # fmt: skip
+"""Formats that are written, by the ending of the file's name."""
+
+_LIMITS = {"JPEG": 65500, "WEBP": 16383}
+"""The longest side of an image, in pixels."""
+
+_SEGMENT = 65000
+"""Bytes of EXIF, XMP or a comment that a JPEG file can hold."""
+
+_XMP, _RAW_EXIF = "XML:com.adobe.xmp", "Raw profile type exif"
+"""Among the texts of a PNG file: XMP, and EXIF as ImageMagick wrote it."""
+
+_COLOUR = (b"gAMA", b"cHRM", b"sRGB", b"cICP")
+"""Chunks of a PNG file that say what its numbers mean, beside or in place of a profile."""
+
+_EXTRA_SAMPLES = 0x0152
+_PNG_MARK = b"\x89PNG\r\n\x1a\n"
+
+_STRIP = 64
+"""Rows of a TIFF file that are compressed together."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photograph as it is looked at: turned as its orientation says.
+
+    Args:
+        pixels: (H, W, 3) RGB, uint8 or uint16.
+        alpha: (H, W) of the same type, None where there is none.
+        grey: whether the file holds one channel, which `pixels` repeats.
+        icc: the colour profile of what is written; of CMYK images it is sRGB.
+        exif: EXIF block without its mark; the orientation in it is 1, the thumbnail is not found.
+        xmp, iptc: other blocks of metadata.
+        text: by keyword, as in PNG files; the comment of a JPEG file is `Comment`.
+        dpi: pixels per inch in x and y.
+        colour: the chunks `_COLOUR` of a PNG file.
+        notices: what a person should know of the reading.
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None = None
+    grey: bool = False
+    icc: bytes | None = None
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    iptc: bytes | None = None
+    text: dict[str, str] = field(default_factory=dict)
+    dpi: tuple[float, float] | None = None
+    colour: tuple[tuple[bytes, bytes], ...] = ()
+    notices: tuple[str, ...] = ()
+
+
+def read_photo(data: bytes, where: str) -> Photo:
+    """Decode the content of a photograph's file.
+
+    Args:
+        data: the file's bytes.
+        where: the path (or database key) to name in an error.
+
+    Raises:
+        UserError: the content is no image, damaged, has too many pixels, or is of a kind that
+            cannot be kept: animated, with pages, of floating point or more than 16 bits.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_READ) as image:
+            check_size(*image.size, where)
+            # Beside the photograph a camera's JPEG file may hold previews, depth and gain maps.
+            several = getattr(image, "n_frames", 1) > 1
+            if several and image.format != "MPO":
+                raise UserError(
+                    f"{where}: {image.n_frames} pictures in one file (an animation, or pages), and "
+                    "one is wanted; save them as files of their own"
+                )
+            photo = _decode(image, checked(data, where), where)
+    except UserError:
+        raise
+    except Exception as error:
+        # Whatever the decoder stumbles over, the file is the reason.
+        if is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"{where}: not an image, a damaged one, or of a kind that is not read ({len(data)} "
+            f"bytes; {error}); copy or download it again, or convert it to PNG"
+        ) from None
+    if several:
+        more = "the further pictures in the file (previews, depth, stereo) are left out"
+        photo = replace(photo, notices=(*photo.notices, more))
+    return photo
+
+
+def _decode(image: Image.Image, data: bytes, where: str) -> Photo:
+    notices = []
+    png, tiff, mode = image.format == "PNG", image.format == "TIFF", image.mode
+    deep = (png or tiff) and read_header(data, where).bits16
+    premultiplied = tiff and image.tag_v2.get(_EXTRA_SAMPLES) == (1,)
+    if mode in ("I", "F", "LAB", "HSV") or (deep and (mode == "CMYK" or premultiplied)):
+        raise UserError(
+            f"{where}: {'16-bit ' * deep}{'premultiplied ' * premultiplied}pixels of the kind "
+            f"{mode} are not read; convert the image to RGB of 8 or 16 bits"
+        )
+    grey = mode in ("1", "L", "LA") or mode.startswith("I;16") or (png and data[25] in (0, 4))
+    image.load()  # PNG files may have texts and EXIF after the pixels, and TIFF files turn here.
+    info, icc, alpha = image.info, image.info.get("icc_profile"), None
+    if deep:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if pixels is None or pixels.dtype != np.uint16:
+            raise ValueError("its 16-bit pixels are not understood")
+        pixels = np.atleast_3d(pixels)
+        if pixels.shape[2] > 1:
+            pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+    elif mode == "CMYK":
+        pixels, icc, notices = _from_cmyk(image, icc)
+    elif mode[-1] in "Aa" or "transparency" in info:
+        pixels = np.asarray(image.convert("RGBA"))
+    else:
+        pixels = np.asarray(image if mode == "RGBX" else image.convert("RGB"))
+    pixels = _turned(pixels, turn := _orientation(image))
+    if pixels.shape[2] == 4:
+        pixels, alpha = pixels[..., :3], pixels[..., 3]
+    exif, text = info.get("exif"), dict(image.text) if png else {}
+    try:
+        if tiff:
+            order, tags = read_tags(data)
+            tags = {tag: value for tag, value in tags.items() if tag not in LAYOUT}
+            exif = write_tags(order, tags) if tags else None
+        elif _RAW_EXIF in text:
+            exif = bytes.fromhex("".join(text.pop(_RAW_EXIF).split("\n")[3:]))
+        if exif is not None:
+            exif = upright(exif.removeprefix(b"Exif\0\0"), swap=turn > 4)
+    except (ValueError, struct.error):
+        exif = None
+        notices.append("its EXIF block is damaged and left out")
+    xmp = info.get("xmp")
+    if isinstance(xmp, bytes):
+        xmp = re.sub(rb'(tiff:Orientation(?:="|>))[2-8]', rb"\g<1>1", xmp)
+    text.pop(_XMP, None)
+    if isinstance(comment := info.get("comment"), bytes):
+        text["Comment"] = comment.decode(errors="surrogateescape")
+    return Photo(
+        np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3))),
+        alpha,
+        grey,
+        icc,
+        exif,
+        xmp,
+        next((c for name, c in getattr(image, "applist", ()) if name == "APP13"), None),
+        text,
+        info.get("dpi"),
+        tuple((k, v) for k, v in _png_chunks(data) if k in _COLOUR) if png else (),
+        tuple(notices),
+    )
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8, as EXIF counts; 1 where there is none, or the pixels were turned when decoded."""
+    with suppress(Exception):  # of a damaged block, without which the photograph is one still
+        found = image.getexif().get(ORIENTATION)
+        return found if found in range(1, 9) else 1
+    return 1
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """(H, W, C) as stored → as it is looked at."""
+    if orientation > 4:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels
+
+
+def _from_cmyk(image: Image.Image, icc: bytes | None) -> tuple[np.ndarray, bytes | None, list[str]]:
+    """Pixels (H, W, 3) in sRGB, its profile, and notices."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    try:
+        if icc is None:
+            raise ImageCms.PyCMSError("there is none")
+        image = ImageCms.profileToProfile(
+            *(image, ImageCms.ImageCmsProfile(io.BytesIO(icc)), srgb),
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+            outputMode="RGB",
+        )
+    except (ImageCms.PyCMSError, OSError) as error:
+        notice = f"CMYK was converted without a colour profile ({error}); colours may be off"
+        return np.asarray(image.convert("RGB")), None, [notice]
+    return np.asarray(image), srgb.tobytes(), []
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Name and content of each chunk."""
+    at = 8
+    while at + 8 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, at)
+        yield name, data[at + 8 : at + 8 + length]
+        at += 12 + length
+
+
+def to_pixels(restored: Tensor, photo: Photo) -> np.ndarray:
+    """A restored image as pixels of its photograph's kind.
+
+    Rounded half to even, clipped, and computed on the tensor's device, so that fewer bytes leave
+    it. The three channels of a grey photograph are averaged.
+
+    Args:
+        restored: (3, H, W) float in [0, 1].
+
+    Returns:
+        (H, W, 1 or 3) uint8 or uint16.
+    """
+    if photo.grey:
+        restored = restored.double().mean(0, keepdim=True)
+    highest = np.iinfo(photo.pixels.dtype).max
+    pixels = restored.detach().permute(1, 2, 0).float().clamp(0, 1).mul(highest).round()
+    kind = torch.uint8 if highest == 255 else torch.int32
+    return pixels.to(kind).contiguous().cpu().numpy().astype(photo.pixels.dtype, copy=False)
+
+
+def require_room(path: Path, photo: Photo) -> None:
+    """Make sure that a photograph can be written under a name, before it is restored.
+
+    Raises:
+        UserError: the format, which follows the name's ending, is none that is written, has no
+            transparency, or no such size.
+    """
+    kind, size = FORMATS.get(path.suffix.lower()), photo.pixels.shape[1::-1]
+    if kind is None:
+        raise UserError(f"{path}: name a picture file, one of {', '.join(FORMATS)}")
+    if photo.alpha is not None and kind in ("JPEG", "BMP"):
+        raise UserError(f"{path}: {kind} files hold no transparency; use --format png")
+    if max(size) > _LIMITS.get(kind, max(size)):
+        raise UserError(
+            f"{path}: {kind} files cannot hold {size[0]}×{size[1]} pixels (width×height); use "
+            "--format png"
+        )
+
+
+def write_photo(path: str | os.PathLike[str], photo: Photo, pixels: np.ndarray) -> list[str]:
+    """Write restored pixels with everything else that the photograph's file held.
+
+    The format follows the name's ending: JPEG of quality 95 with full colour resolution, lossless
+    WebP, compressed TIFF. The file appears under its name when it is complete.
+
+    Args:
+        path: an existing file is replaced, missing folders are made.
+        photo: as it was read.
+        pixels: of `to_pixels`.
+
+    Returns:
+        What the format cannot hold.
+
+    Raises:
+        UserError: see `require_room`, or the file cannot be written.
+    """
+    path = Path(path)
+    require_room(path, photo)
+    kind = FORMATS[path.suffix.lower()]
+    if photo.alpha is not None:
+        pixels = np.dstack([pixels, photo.alpha])
+    held, lost = _held(photo, kind)
+    if pixels.dtype == np.uint16 and kind not in ("PNG", "TIFF"):
+        pixels = to_uint8(pixels)
+        lost.append("8 of the 16 bits")
+    encode = {"PNG": _png, "TIFF": _tiff, "JPEG": _jpeg}.get(kind)
+    data = encode(held, pixels) if encode else _encoded(
+        kind, pixels, icc_profile=held.icc, exif=held.exif, xmp=held.xmp, dpi=held.dpi,
+        lossless=True, exact=True,
+    )  # fmt: skip
+    write_bytes(path, data)
+    return lost
+
+
+def _held(photo: Photo, kind: str) -> tuple[Photo, list[str]]:
+    """The photograph without what a format cannot hold, and the names of that."""
+    blocks = {"icc": "the colour profile", "exif": "EXIF", "xmp": "XMP", "iptc": "IPTC"}
+    blocks["text"] = "texts"
+    lost = {"iptc"} if kind in ("PNG", "TIFF", "WEBP") else set()
+    if kind == "BMP":
+        lost = set(blocks)
+    elif kind == "JPEG":
+        lost = {name for name in ("exif", "xmp") if len(getattr(photo, name) or b"") > _SEGMENT}
+        if photo.text.keys() - {"Comment"}:
+            lost.add("text")
+    elif kind != "PNG":
+        lost.add("text")
+    if kind == "WEBP" and photo.grey:
+        lost.add("icc")  # WebP stores colours, and this profile is one of grey
+    names = [blocks[name] for name in blocks if name in lost and getattr(photo, name)]
+    kept = dict.fromkeys(lost - {"text"})
+    return replace(photo, **kept), names
+
+
+def _encoded(kind: str, pixels: np.ndarray, **options: Any) -> bytes:
+    """What Pillow makes of uint8 pixels (H, W, C); options that are None are left out."""
+    file = io.BytesIO()
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    image.save(file, kind, **{key: value for key, value in options.items() if value is not None})
+    return file.getvalue()
+
+
+def _jpeg(photo: Photo, pixels: np.ndarray) -> bytes:
+    comment = photo.text.get("Comment", "").encode(errors="surrogateescape")[:_SEGMENT]
+    iptc = photo.iptc and b"\xff\xed" + struct.pack(">H", len(photo.iptc) + 2) + photo.iptc
+    return _encoded(
+        *("JPEG", pixels),
+        quality=95,
+        subsampling=0,
+        icc_profile=photo.icc,
+        exif=photo.exif and b"Exif\0\0" + photo.exif,
+        xmp=photo.xmp,
+        extra=iptc,
+        comment=comment or None,
+        dpi=photo.dpi,
+    )
+
+
+def _png(photo: Photo, pixels: np.ndarray) -> bytes:
+    info = PngImagePlugin.PngInfo()
+    for name, content in photo.colour:
+        info.add(name, content)
+    for key, value in photo.text.items():
+        if not isinstance(value, PngImagePlugin.iTXt):
+            value = value.encode(errors="surrogateescape").decode(errors="replace")
+        info.add_text(key, value)
+    if photo.xmp is not None:
+        info.add_itxt(_XMP, photo.xmp.decode(errors="replace"))
+    options = {"icc_profile": photo.icc, "exif": photo.exif, "dpi": photo.dpi, "pnginfo": info}
+    if pixels.dtype == np.uint8:
+        return _encoded("PNG", pixels, **options)
+    # Pillow writes no colours of 16 bits, but what stands beside them.
+    height, width, channels = pixels.shape
+    rows = pixels.astype(">u2").view(np.uint8).reshape(height, -1)
+    step = 2 * channels
+    filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
+    filtered[:, 0] = 1  # the filter "Sub": each byte less that of the pixel before
+    filtered[:, 1 : 1 + step] = rows[:, :step]
+    np.subtract(rows[:, step:], rows[:, :-step], out=filtered[:, 1 + step :])
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    own = {b"IHDR": header, b"IDAT": zlib.compress(filtered)}
+    file = io.BytesIO(_PNG_MARK)
+    file.seek(0, io.SEEK_END)
+    for name, content in _png_chunks(
+        _encoded("PNG", np.zeros_like(pixels[:1, :1], np.uint8), **options)
+    ):
+        PngImagePlugin.putchunk(file, name, own.get(name, content))
+    return file.getvalue()
+
+
+def _tiff(photo: Photo, pixels: np.ndarray) -> bytes:
+    order, tags = read_tags(photo.exif) if photo.exif else ("<", {})
+    height, width, channels = pixels.shape
+    strips = []
+    for top in range(0, height, _STRIP):
+        rows = pixels[top : top + _STRIP]
+        rows = np.concatenate([rows[:, :1], rows[:, 1:] - rows[:, :-1]], axis=1)
+        strips.append(zlib.compress(rows.astype(rows.dtype.newbyteorder(order)).tobytes()))
+    lengths = [len(strip) for strip in strips]
+    layout = {
+        0x0100: (LONG, width),
+        0x0101: (LONG, height),
+        0x0102: (SHORT, [8 * pixels.itemsize] * channels),
+        0x0103: (SHORT, 8),  # compression: deflate
+        0x0106: (SHORT, 1 if channels < 3 else 2),  # grey or RGB
+        0x0111: (LONG, [8, *(8 + np.cumsum(lengths[:-1]))]),
+        0x0112: (SHORT, 1),
+        0x0115: (SHORT, channels),
+        0x0116: (LONG, _STRIP),
+        0x0117: (LONG, lengths),
+        0x013D: (SHORT, 2),  # each pixel less the one before
+        **({_EXTRA_SAMPLES: (SHORT, 2)} if photo.alpha is not None else {}),
+    }
+    tags = {tag: value for tag, value in tags.items() if tag not in LAYOUT}
+    tags |= {tag: numbers(order, *value) for tag, value in layout.items()}
+    if photo.icc is not None:
+        tags[0x8773] = UNDEFINED, photo.icc
+    if photo.xmp is not None:
+        tags[0x02BC] = BYTE, photo.xmp
+    if photo.dpi is not None and 0x011A not in tags:
+        for tag, value in zip((0x011A, 0x011B), photo.dpi, strict=True):
+            tags[tag] = RATIONAL, numbers(order, LONG, [round(10000 * value), 10000])[1]
+        tags[0x0128] = numbers(order, SHORT, 2)
+    return write_tags(order, tags, b"".join(strips))

@@ -1,0 +1,140 @@
+"""Directories of tags: what EXIF blocks and TIFF files say of an image (TIFF 6.0, section 2).
+
+They are copied byte by byte. Pillow decodes the values and encodes them again, which turns text
+that is not ASCII into question marks.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+Tags = dict[int, "tuple[int, bytes] | Tags"]
+"""By number: kind and bytes of a value, or the directory that the tag points to."""
+
+ORIENTATION = 0x0112
+SHORT, LONG, RATIONAL, BYTE, UNDEFINED = 3, 4, 5, 1, 7
+SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
+"""Bytes of a value, by its kind."""
+
+EXIF, GPS, INTEROPERABILITY = 0x8769, 0x8825, 0xA005
+DIRECTORIES = {EXIF: {INTEROPERABILITY: {}}, GPS: {}}
+"""Tags that point to directories, and those in them."""
+
+SIDES = ((0x0100, 0x0101), (0xA002, 0xA003))
+"""Width and height in the first directory and in EXIF's."""
+
+LAYOUT = {
+    *range(254, 269), *range(273, 282), 284, *range(288, 294), 301, 317, *range(320, 348),
+    *range(512, 533), 700, 34377, 34675, 37724,
+}  # fmt: skip
+"""Tags of a TIFF file that say how its pixels are stored, and those kept apart or not at all: XMP,
+the colour profile, and what Photoshop adds (layers and previews of the image as it was)."""
+
+
+def _order(block: bytes) -> str:
+    """The byte order, as `struct` calls it.
+
+    Raises:
+        ValueError: it is no such block.
+    """
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(block[:4]))
+    if order is None:
+        raise ValueError("no EXIF block")
+    return order
+
+
+def _fields(block: bytes, order: str, at: int) -> Iterator[tuple[int, int]]:
+    """Tag and position of each entry of a directory."""
+    (count,) = struct.unpack_from(f"{order}H", block, at)
+    for position in range(at + 2, at + 2 + 12 * count, 12):
+        yield struct.unpack_from(f"{order}H", block, position)[0], position
+
+
+def read_tags(block: bytes) -> tuple[str, Tags]:
+    """Byte order and tags of an EXIF block, or of the first image of a TIFF file.
+
+    A thumbnail and directories that EXIF does not know are left out.
+
+    Raises:
+        ValueError, struct.error: the block is damaged.
+    """
+    order = _order(block)
+
+    def read(at: int, inner: Mapping) -> Tags:
+        tags: Tags = {}
+        for tag, position in _fields(block, order, at):
+            kind, count, first = struct.unpack_from(f"{order}HII", block, position + 2)
+            if tag in inner:
+                tags[tag] = read(first, inner[tag])
+            elif kind in SIZES:
+                size = SIZES[kind] * count
+                start = position + 8 if size <= 4 else first
+                tags[tag] = kind, bytes(block[start : start + size])
+                if len(tags[tag][1]) < size:
+                    raise ValueError(f"tag {tag} is cut off")
+        return tags
+
+    return order, read(struct.unpack_from(f"{order}I", block, 4)[0], DIRECTORIES)
+
+
+def write_tags(order: str, tags: Tags, pixels: bytes = b"") -> bytes:
+    """An EXIF block; with pixels, which begin at byte 8, a TIFF file."""
+
+    def write(tags: Tags, at: int) -> bytes:
+        entries, values = b"", b""
+        begin = at + 2 + 12 * len(tags) + 4
+        for tag, value in sorted(tags.items()):
+            kind, data = (LONG, b"") if isinstance(value, dict) else value
+            count = len(data) // SIZES[kind]
+            if isinstance(value, dict) or len(data) > 4:
+                position = begin + len(values)
+                data = write(value, position) if isinstance(value, dict) else data
+                values += data + bytes(len(data) % 2)
+                data = struct.pack(f"{order}I", position)
+            entries += struct.pack(f"{order}HHI", tag, kind, max(count, 1)) + data.ljust(4, b"\0")
+        return struct.pack(f"{order}H", len(tags)) + entries + bytes(4) + values
+
+    at = 8 + len(pixels) + len(pixels) % 2
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    start = mark + struct.pack(f"{order}I", at) + pixels
+    return start.ljust(at, b"\0") + write(tags, at)
+
+
+def upright(block: bytes, *, swap: bool) -> bytes:
+    """An EXIF block of pixels that were turned as it says: its orientation is 1.
+
+    Nothing moves in it, because the notes of many cameras hold positions. The thumbnail, which
+    shows the image as it was, is no longer found.
+
+    Args:
+        block: without the `Exif` mark that precedes it in a JPEG file.
+        swap: exchange width and height.
+
+    Raises:
+        ValueError, struct.error: the block is damaged.
+    """
+    order, changed = _order(block), bytearray(block)
+    (first,) = struct.unpack_from(f"{order}I", block, 4)
+    main = dict(_fields(block, order, first))
+    inner = {}
+    if EXIF in main:
+        at = struct.unpack_from(f"{order}I", block, main[EXIF] + 8)[0]
+        inner = dict(_fields(block, order, at))
+    if ORIENTATION in main:
+        value = struct.pack(f"{order}HIHH", SHORT, 1, 1, 0)
+        changed[main[ORIENTATION] + 2 : main[ORIENTATION] + 12] = value
+    for places, (width, height) in zip((main, inner), SIDES, strict=True):
+        if swap and {width, height} <= places.keys():
+            one, other = (slice(places[tag] + 2, places[tag] + 12) for tag in (width, height))
+            changed[one], changed[other] = block[other], block[one]
+    end = first + 2 + 12 * len(main)
+    changed[end : end + 4] = bytes(4)
+    return bytes(changed)
+
+
+def numbers(order: str, kind: int, values: int | Sequence[int]) -> tuple[int, bytes]:
+    """A tag's value: whole numbers of the kind SHORT or LONG."""
+    return kind, np.atleast_1d(values).astype(f"{order}u{SIZES[kind]}").tobytes()
