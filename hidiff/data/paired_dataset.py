@@ -26,6 +26,7 @@ from hidiff.data.pairs import (
 from hidiff.data.sampler import CropRequest
 from hidiff.data.transforms import SYMMETRIES, draw_offset
 from hidiff.errors import UserError
+from hidiff.files import read_bytes
 from hidiff.registry import DATASETS
 from hidiff.typecheck import suggestion
 
@@ -141,6 +142,16 @@ class PairedImageIRDataset(Dataset):
             for side, key in keys.items()
             if key is not None
         ]
+
+    def blurry_file(self, index: int) -> tuple[bytes, str]:
+        """The content of a blurry image's file, and its place for messages.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        key = self.pairs[index].lq
+        data = self.stores["lq"].read(key) if self.stores else read_bytes(key)
+        return data, self._location("lq", key)
 
     def _cache(self, folder: str, where: str) -> FrameCache:
         sides = {"lq": [p.lq for p in self.pairs], "gt": [p.gt for p in self.pairs if self.has_gt]}

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,7 +16,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image, ImageCms, PngImagePlugin, features
 from torch import Tensor
 
@@ -28,6 +28,7 @@ from hidiff.data.image import (
 )
 from hidiff.errors import UserError, is_out_of_memory
 from hidiff.files import write_bytes
+from hidiff.restore.restoring import to_image
 from hidiff.restore.tags import (
     BYTE,
     LAYOUT,
@@ -46,6 +47,9 @@ with suppress(ImportError):
     import pillow_heif
 
     pillow_heif.register_heif_opener()
+
+# Of EXIF blocks that are damaged; `Photo.notices` says it.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 Image.init()
 _MORE = [".avif"] if features.check("avif") else []
@@ -258,23 +262,14 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def to_pixels(restored: Tensor, photo: Photo) -> np.ndarray:
-    """A restored image as pixels of its photograph's kind.
-
-    Rounded half to even, clipped, and computed on the tensor's device, so that fewer bytes leave
-    it. The three channels of a grey photograph are averaged.
-
-    Args:
-        restored: (3, H, W) float in [0, 1].
+    """A restored image (3, H, W) in [0, 1] as pixels of its photograph's kind.
 
     Returns:
-        (H, W, 1 or 3) uint8 or uint16.
+        (H, W, 3) uint8 or uint16; (H, W, 1), the mean of the three, of a grey photograph.
     """
     if photo.grey:
-        restored = restored.double().mean(0, keepdim=True)
-    highest = np.iinfo(photo.pixels.dtype).max
-    pixels = restored.detach().permute(1, 2, 0).float().clamp(0, 1).mul(highest).round()
-    kind = torch.uint8 if highest == 255 else torch.int32
-    return pixels.to(kind).contiguous().cpu().numpy().astype(photo.pixels.dtype, copy=False)
+        restored = restored.mean(0, keepdim=True)
+    return to_image(restored, photo.pixels.dtype.type)
 
 
 def require_room(path: Path, photo: Photo) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
+import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from hidiff.data.image import to_uint8, write_image
-from hidiff.data.transforms import SYMMETRIES, Normalization, symmetry, undo_symmetry
 from hidiff.errors import UserError, memory_errors
 from hidiff.metrics import evaluate_pair
 from hidiff.metrics.published import BENCHMARKS
@@ -26,7 +23,11 @@ from hidiff.models import DeblurModel
 from hidiff.options import Section, ValOptions
 from hidiff.parallel import Group, run_in_order, thread_count
 from hidiff.registry import METRICS
+from hidiff.restore.photo import Photo, read_photo, to_pixels, write_photo
+from hidiff.restore.restoring import photo_item, restore_item, to_image
 from hidiff.scoring.record import ImageScore
+
+LOG = logging.getLogger("hidiff")
 
 Scorer = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
 """From a restored and a sharp image, (H, W, 3) uint8 RGB, to metrics by name."""
@@ -65,89 +66,18 @@ def build_test_scorer(val: ValOptions, dataset: str) -> tuple[str, Scorer]:
     return protocol, functools.partial(evaluate_pair, protocol=protocol)
 
 
-def image_generator(seed: int, name: str) -> torch.Generator:
-    """A CPU generator that depends on the seed and the image's name alone.
-
-    So the output for an image does not depend on the images before it.
-    """
-    # A file's name need not be UTF-8; Python holds the other bytes as surrogates.
-    digest = hashlib.sha256(f"{seed}/{name}".encode(errors="surrogateescape")).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def to_image(tensor: Tensor) -> np.ndarray:
-    """(1, 3, H, W) or (3, H, W) float in [0, 1] → (H, W, 3) uint8, rounded half to even.
-
-    What lies outside is clipped. Computed on the tensor's device, so that a quarter of the bytes
-    leaves it.
-    """
-    pixels = tensor.detach().reshape(tensor.shape[-3:]).permute(1, 2, 0).float()
-    pixels = pixels.clamp(0, 1).mul(255).round()
-    return pixels.to(torch.uint8).contiguous().cpu().numpy()
-
-
-def restore_item(
-    model: DeblurModel,
-    item: Mapping[str, Any],
-    *,
-    seed: int,
-    device: torch.device,
-    self_ensemble: bool = False,
-    normalization: Normalization | None = None,
-) -> Tensor:
-    """Restore one item of a data set.
-
-    Args:
-        model: in evaluation mode, on `device`.
-        item: `lq` (3, H, W), `name`, and `gt` where there is one.
-        seed: the experiment's; the noise depends on it and the name.
-        self_ensemble: average the restorations of the 8 symmetries of the image.
-        normalization: what the model was trained with; it is undone in the result.
-
-    Returns:
-        (3, H, W) float32 on `device`.
-
-    Raises:
-        UserError: the image is too small, or too large for the memory; what the network makes of
-            it is not finite.
-    """
-    sides = ("lq", "gt") if model.restores_from_gt and "gt" in item else ("lq",)
-    size = "×".join(str(side) for side in item["lq"].shape[:0:-1])
-    kind = "GPU" if device.type == "cuda" else "computer"
-    way_out = "use a larger GPU or the CPU (--force_yml num_gpu=0)"
-    if kind != "GPU":
-        way_out = "use one with more memory, or cut the image up"
-    total = None
-    with memory_errors(
-        f"{item['name']}: {size} pixels do not fit into the {kind}'s memory", way_out
-    ):
-        images = [item[side].to(device)[None] for side in sides]
-        if normalization is not None:
-            images = [normalization.apply(image) for image in images]
-        for index in range(SYMMETRIES if self_ensemble else 1):
-            restored = model.restore(
-                *(symmetry(image, index).contiguous() for image in images),
-                generator=image_generator(seed, item["name"]),
-            )
-            restored = undo_symmetry(restored[0].float(), index)
-            if normalization is not None:
-                restored = normalization.undo(restored)
-            total = restored if total is None else total + restored
-        if not torch.isfinite(total).all():
-            raise UserError(
-                f"{item['name']}: the restored image has values that are not finite (NaN or "
-                "infinity); are the weights whole and trained? With val.precision bf16 try fp32"
-            )
-        return total / SYMMETRIES if self_ensemble else total
-
-
 @dataclass
 class _Job:
-    """An image on its way: the item until it is restored, uint8 pictures as they come."""
+    """An image on its way: the item until it is restored, uint8 pictures as they come.
+
+    Of a data set without sharp images also the photograph, and its restored pixels.
+    """
 
     index: int
     score: ImageScore
     item: Mapping[str, Any] | None = None
+    photo: Photo | None = None
+    pixels: np.ndarray | None = None
     blurry: np.ndarray | None = None
     sharp: np.ndarray | None = None
     restored: np.ndarray | None = None
@@ -160,10 +90,14 @@ class _Job:
 
 
 def _read(dataset: Dataset, seed: int, index: int) -> _Job:
-    score = ImageScore(dataset.pairs[index].name, seed)
+    score, photo = ImageScore(dataset.pairs[index].name, seed), None
     try:
         with memory_errors(f"{score.name}: no memory to read it", "lower val.num_workers"):
-            item = dataset[index]
+            if getattr(dataset, "has_gt", True):
+                item = dataset[index]
+            else:
+                photo = read_photo(*dataset.blurry_file(index))
+                item = photo_item(photo.pixels, score.name)
             score.cropped = "cropped" in item
             pictures = {
                 # Not with torch, which starts a pool of its own for each thread that calls it.
@@ -174,7 +108,9 @@ def _read(dataset: Dataset, seed: int, index: int) -> _Job:
     except UserError as error:
         score.error = str(error)
         return _Job(index, score)
-    return _Job(index, score, item, pictures["lq"], pictures.get("gt"))
+    for notice in photo.notices if photo else ():
+        LOG.info("%s: %s", score.name, notice)
+    return _Job(index, score, item, photo, blurry=pictures["lq"], sharp=pictures.get("gt"))
 
 
 def _score(job: _Job, scorer: Scorer, score_blurry: bool) -> None:
@@ -222,7 +158,8 @@ def evaluate(
         label: stands before the progress bar.
         self_ensemble: see `restore_item`.
         score_blurry: score the input images too.
-        picture_path: where to write the restored image of a name; None writes none.
+        picture_path: where to write the restored image of a name; None writes none. Without sharp
+            images it is a photograph of 8 or 16 bits, with all that its file holds.
         on_unwritten: told why a picture could not be written; None ends the evaluation there.
         on_triptych: called with (index, name, (blurry, restored[, sharp])) uint8 RGB on the
             process that restored it, in order.
@@ -248,15 +185,16 @@ def evaluate(
             return job
         started = time.perf_counter()
         try:
-            job.restored = to_image(
-                restore_item(
-                    *(model, job.item),
-                    seed=seed,
-                    device=processes.device,
-                    self_ensemble=self_ensemble,
-                    normalization=getattr(dataset, "normalization", None),
-                )
+            restored = restore_item(
+                *(model, job.item),
+                seed=seed,
+                device=processes.device,
+                self_ensemble=self_ensemble,
+                normalization=getattr(dataset, "normalization", None),
             )
+            job.restored = to_image(restored)
+            if job.photo is not None:
+                job.pixels = to_pixels(restored, job.photo)
             job.score.seconds = time.perf_counter() - started
         except UserError as error:
             job.score.error = str(error)
@@ -268,7 +206,10 @@ def evaluate(
             _score(job, scorer, score_blurry)
             if picture_path is not None:
                 try:
-                    write_image(picture_path(job.score.name), job.restored)
+                    if job.photo is None:
+                        write_image(picture_path(job.score.name), job.restored)
+                    else:
+                        write_photo(picture_path(job.score.name), job.photo, job.pixels)
                 except UserError as error:
                     if on_unwritten is None:
                         raise

@@ -19,7 +19,7 @@ from hidiff.data.image import to_float
 from hidiff.engine.optim import build_optimizer, clip_gradients, set_lr
 from hidiff.engine.trainer import Trainer
 from hidiff.options import load_options, parse_options
-from hidiff.scoring.evaluator import to_image
+from hidiff.restore.restoring import to_image
 from hidiff.weights.experiment import Experiment
 
 

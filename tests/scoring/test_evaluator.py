@@ -22,13 +22,8 @@ from hidiff.engine.validation import Validator
 from hidiff.metrics import calculate_psnr, calculate_ssim
 from hidiff.options import parse_options
 from hidiff.parallel import AHEAD, available_cores, run_in_order, thread_count
-from hidiff.scoring.evaluator import (
-    build_metrics,
-    evaluate,
-    image_generator,
-    restore_item,
-    to_image,
-)
+from hidiff.restore.restoring import image_generator, restore_item, to_image
+from hidiff.scoring.evaluator import build_metrics, evaluate
 from hidiff.scoring.record import ImageScore
 
 CPU = torch.device("cpu")

@@ -6,9 +6,11 @@ import json
 import logging
 import math
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 from small_data import make_pairs, picture, test_options, train_options, write_rgb
 from small_training import ALONE, compiled_blocks, train
@@ -19,7 +21,7 @@ from hidiff.data.image import read_image
 from hidiff.engine.trainer import Trainer
 from hidiff.metrics import evaluate_pair
 from hidiff.options import parse_options
-from hidiff.scoring.evaluator import restore_item
+from hidiff.restore.restoring import restore_item
 from hidiff.scoring.files import read_scores
 from hidiff.scoring.record import ImageScore
 from hidiff.scoring.rows import add_row
@@ -207,6 +209,31 @@ def test_without_ground_truth_it_restores_and_does_not_score(trained, data, monk
     assert len(list((results / "visualization" / "small").iterdir())) == 2
     (scores,) = read_scores(results)
     assert (len(scores.images), scores.scored, scores.mean()) == (2, [], {})
+
+
+def test_photographs_without_ground_truth_stay_what_they_are(trained, tmp_path, monkeypatch):
+    """As PNG files of 8 or 16 bits, with what stands beside their pixels."""
+    monkeypatch.chdir(trained[0])
+    deep = np.random.default_rng(0).integers(0, 65536, (24, 16, 4), np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Maker"
+    grey = Image.fromarray(picture(1, 24, 16)).convert("L")
+    grey.save(tmp_path / "grey.jpg", exif=exif, icc_profile=b"profile")
+    options = {**test_options(tmp_path), "name": tmp_path.name}
+    section = options["datasets"]["test_1"]
+    del section["dataroot_gt"]
+    section["dataroot_lq"] = str(tmp_path)
+    assert run_test(parse_options(options), ALONE)
+    pictures = trained[0] / "results" / tmp_path.name / "visualization/small"
+    restored = cv2.imread(str(pictures / "deep.png"), cv2.IMREAD_UNCHANGED)
+    assert restored.dtype == np.uint16
+    assert np.array_equal(restored[..., 3], deep[..., 3])
+    assert len(np.unique(restored[..., :3])) > 500
+    with Image.open(pictures / "grey.png") as image:
+        assert (image.mode, image.size) == ("L", (24, 16))
+        assert image.info["icc_profile"] == b"profile"
+        assert (image.getexif()[0x010F], image.getexif()[0x0112]) == ("Maker", 1)
 
 
 def test_a_damaged_test_image_is_reported_and_the_rest_goes_on(
