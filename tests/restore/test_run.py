@@ -1,0 +1,290 @@
+"""Restoring lists of photographs: names, what is left alone, what fails, and interruptions."""
+
+import errno
+import logging
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_data import picture
+
+from hidiff import UserError
+from hidiff.data.image import read_image
+from hidiff.restore.photo import ENDINGS
+from hidiff.restore.run import Job, find_jobs, prepare_folder, restore_photos
+
+
+def save(path, seed=1, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture(seed, 14, 9)).save(path, **options)
+    return path
+
+
+def names(inputs, out, **options):
+    """Sources and targets, from the working folder."""
+    jobs, _ = find_jobs([Path(path) for path in inputs], Path(out), **options)
+    return {str(job.source): str(job.target) for job in jobs}
+
+
+def content(folder):
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def same(item, progress):
+    """Gives back what it sees."""
+    progress(0.5)
+    progress(1.0)
+    return item["lq"]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def tree():
+    for name in (
+        "b.PNG",
+        "a.jpeg",
+        "deep/a.jpg",
+        "deep/er/Größe 大.webp",
+        ".a.png",
+        ".trash/c.png",
+    ):
+        save(Path("in") / name)
+    Path("in/notes.txt").write_text("x")
+
+
+def test_a_folder_without_and_with_its_sub_folders(tree):
+    top = {"in/a.jpeg": "out/a.jpeg", "in/b.PNG": "out/b.PNG"}
+    assert names(["in"], "out") == top
+    assert names(["in"], "out", recursive=True) == {
+        **top,
+        "in/deep/a.jpg": "out/deep/a.jpg",
+        "in/deep/er/Größe 大.webp": "out/deep/er/Größe 大.webp",
+    }
+    (notice,) = find_jobs([Path("in")], Path("out"))[1]
+    assert "notes.txt" in notice
+    assert "deep/" in notice
+
+
+def test_suffix_and_format_make_the_name(tree):
+    assert names(["in"], "out", suffix="_x", ending=".png") == {
+        "in/a.jpeg": "out/a_x.png",
+        "in/b.PNG": "out/b_x.PNG",
+    }
+    assert names(["in/a.jpeg"], "out", ending=".jpg") == {"in/a.jpeg": "out/a.jpeg"}
+    assert names(["in/a.jpeg", "in/deep", "in/a.jpeg"], "out") == {
+        "in/a.jpeg": "out/a.jpeg",
+        "in/deep/a.jpg": "out/a.jpg",
+    }
+    for more in (ending for ending in ENDINGS if ending in (".avif", ".heic")):
+        Path(f"phone{more}").touch()
+        assert names([f"phone{more}"], "out") == {f"phone{more}": "out/phone.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options"),
+    [
+        (["in/a.jpeg", "in/deep/a.jpg"], {"ending": ".png"}),
+        (["one/a.png", "two/A.PNG"], {}),
+        (["one", "two"], {}),
+    ],
+)
+def test_two_results_of_one_name_are_refused(tree, inputs, options):
+    save(Path("one/a.png"))
+    save(Path("two/A.PNG"))
+    with pytest.raises(UserError) as caught:
+        names(inputs, "out", **options)
+    found = str(caught.value)
+    assert all(str(part) in found for part in inputs)
+
+
+def test_no_result_replaces_a_photograph(tree):
+    for inputs, out in ((["in"], "in"), (["in/b.PNG"], "in"), (["in", "in/b.PNG"], "in/../in")):
+        with pytest.raises(UserError, match=r"in/b\.PNG|-o: in"):
+            names(inputs, out)
+    Path("link").symlink_to("in")
+    with pytest.raises(UserError):
+        names(["in/b.PNG"], "link")
+    # Of two photographs one has the name that the other's result would get.
+    save(Path("in/b_x.PNG"))
+    with pytest.raises(UserError, match=r"b_x\.PNG"):
+        names(["in/b.PNG", "in/b_x.PNG"], "in", suffix="_x")
+    assert names(["in/b.PNG"], "in", suffix="_y") == {"in/b.PNG": "in/b_y.PNG"}
+
+
+def test_results_inside_of_the_input_are_no_photographs(tree):
+    save(Path("in/results/a.jpeg"))
+    expected = names(["in"], "out", recursive=True)
+    del expected["in/results/a.jpeg"]
+    jobs, notices = find_jobs([Path("in")], Path("in/results"), recursive=True)
+    assert {str(job.source) for job in jobs} == set(expected)
+    assert any("in/results" in notice for notice in notices)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "out", "place"),
+    [
+        (["nowhere.jpg"], "out", "nowhere.jpg"),
+        (["empty"], "out", "empty"),
+        (["texts"], "out", r"texts.*x\.txt.*--recursive"),
+        (["in"], "in/b.PNG", "-o: in/b.PNG"),
+        (["in/b.PNG"], "sharp.png", "-o: sharp.png"),
+    ],
+)
+def test_mistakes_in_the_call_are_named(tree, inputs, out, place):
+    Path("empty").mkdir()
+    Path("texts").mkdir()
+    Path("texts/x.txt").touch()
+    with pytest.raises(UserError, match=place):
+        names(inputs, out)
+    with pytest.raises(UserError, match="--suffix"):
+        names(["in"], "out", suffix="/../x")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everywhere")
+def test_without_permission_the_folder_is_named(tree):
+    Path("in/deep").chmod(0)
+    Path("out").mkdir(mode=0o500)
+    try:
+        with pytest.raises(UserError, match="in/deep"):
+            names(["in"], "out", recursive=True)
+        with pytest.raises(UserError, match="-o: out"):
+            prepare_folder(Path("out"))
+    finally:
+        Path("in/deep").chmod(0o700)
+
+
+def test_a_folder_that_cannot_be_made_is_named():
+    Path("file").touch()
+    with pytest.raises(UserError, match="-o: file/out"):
+        prepare_folder(Path("file/out"))
+    prepare_folder(Path("new/out"))
+    assert list(Path("new/out").iterdir()) == []
+
+
+def make_jobs(*pairs):
+    return [Job(Path(source), Path(target)) for source, target in pairs]
+
+
+@pytest.fixture
+def said(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("hidiff"), "propagate", True)
+    caplog.set_level("INFO", "hidiff")
+    return caplog
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_file_does_not_stop_the_rest(said, workers):
+    for index in range(6):
+        save(Path(f"in/{index}.png"), index)
+    Path("in/1.png").write_bytes(Path("in/1.png").read_bytes()[:99])
+    Path("in/2.png").write_bytes(b"")
+    Image.fromarray(picture(3, 14, 9)).convert("RGBA").save("in/3.png")
+    Path("in/6.png").mkdir()
+    jobs = make_jobs(*((f"in/{i}.png", f"out/{i}.{'jpg' if i == 3 else 'png'}") for i in range(7)))
+    restore_photos(jobs, same, workers=workers)
+    states = ["written", "failed", "failed", "failed", "written", "written", "failed"]
+    assert [job.state for job in jobs] == states
+    failed = [job for job in jobs if job.state == "failed"]
+    for job, line in zip(failed, said.messages[-4:], strict=True):
+        assert line.endswith(job.remarks[-1])
+        assert f"{job.target if '3' in job.source.name else job.source}: " in line
+    for job in (job for job in jobs if job.state == "written"):
+        assert np.array_equal(read_image(job.target), read_image(job.source))
+    assert content("out") == ["0.png", "4.png", "5.png"]
+
+
+def test_results_that_exist_are_kept_unless_told_otherwise():
+    save(Path("a.png"), 1)
+    Path("out").mkdir()
+    Path("out/a.png").write_text("mine")
+    jobs = make_jobs(("a.png", "out/a.png"))
+    restore_photos(jobs, None)
+    assert (jobs[0].state, Path("out/a.png").read_text()) == ("skipped", "mine")
+    jobs = make_jobs(("a.png", "out/a.png"))
+    restore_photos(jobs, same, overwrite=True)
+    assert jobs[0].state == "written"
+    assert np.array_equal(read_image("out/a.png"), picture(1, 14, 9))
+
+
+def test_no_folder_is_taken_for_a_result():
+    save(Path("a.png"))
+    Path("out/a.png").mkdir(parents=True)
+    jobs = make_jobs(("a.png", "out/a.png"))
+    restore_photos(jobs, same, overwrite=True)
+    assert jobs[0].state == "failed"
+    assert "out/a.png" in jobs[0].remarks[-1]
+
+
+def test_a_full_disk_leaves_nothing_half_done(monkeypatch):
+    for index in range(3):
+        save(Path(f"{index}.png"), index)
+    jobs = make_jobs(*((f"{index}.png", f"out/{index}.png") for index in range(3)))
+    real = os.fsync
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 3:  # file and folder of the first, file of the second
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor)
+
+    calls = []
+    monkeypatch.setattr(os, "fsync", full)
+    restore_photos(jobs, same)
+    assert [job.state for job in jobs] == ["written", "failed", "written"]
+    assert "out/1.png" in jobs[1].remarks[-1]
+    assert "No space left" in jobs[1].remarks[-1]
+    assert content("out") == ["0.png", "2.png"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ctrl_c_loses_nothing_that_is_finished(said, workers):
+    for index in range(4):
+        save(Path(f"{index}.png"), index)
+    jobs = make_jobs(*((f"{index}.png", f"out/{index}.png") for index in range(4)))
+
+    def interrupted(item, progress):
+        if item["name"] == "2":
+            raise KeyboardInterrupt
+        return item["lq"]
+
+    with pytest.raises(KeyboardInterrupt):
+        restore_photos(jobs, interrupted, workers=workers)
+    assert content("out") == ["0.png", "1.png"]
+    assert [job.state for job in jobs] == ["written", "written", "waiting", "waiting"]
+    assert "2 restored, 2 not reached" in said.text
+
+
+def test_a_photograph_too_large_for_the_memory_fails_alone():
+    save(Path("a.png"))
+    save(Path("b.png"))
+
+    def exhausted(item, progress):
+        if item["name"] == "a":
+            raise MemoryError
+        return item["lq"]
+
+    jobs = make_jobs(("a.png", "out/a.png"), ("b.png", "out/b.png"))
+    restore_photos(jobs, exhausted)
+    assert [job.state for job in jobs] == ["failed", "written"]
+    assert "a.png" in jobs[0].remarks[-1]
+
+
+def test_times_and_what_a_format_does_not_hold_are_said(said):
+    Image.fromarray(picture(1, 14, 9)).save("a.png", exif=b"MM\0*" + bytes(9), icc_profile=b"x")
+
+    def slow(item, progress):
+        time.sleep(0.1)
+        return item["lq"]
+
+    jobs = make_jobs(("a.png", "out/a.bmp"))
+    restore_photos(jobs, slow)
+    assert jobs[0].seconds > 0.1
+    assert "out/a.bmp, 0." in said.text
+    assert "the colour profile" in said.text
