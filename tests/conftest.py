@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 # One thread a process: more are slower for networks and images as small as the tests'.
@@ -10,6 +11,7 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TORCHINDUCTOR_COMPIL
 
 import pytest
 import torch
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 # The suite tests this checkout, installed or not; tests/ itself holds shared helpers.
@@ -18,6 +20,8 @@ os.environ["PYTHONPATH"] = str(ROOT)  # programs that tests start
 # A suite that a script starts in the background inherits these ignored, and so would its programs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# tqdm's own lock is shared with forked processes; one that a test kills would hold it for ever.
+tqdm.set_lock(threading.RLock())
 
 
 def pytest_collection_modifyitems(items):

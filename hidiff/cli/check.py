@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hidiff.data.pairs import refuse_one_place
+from hidiff.data.store import open_store
 from hidiff.errors import UserError, require_positive
 from hidiff.parallel import available_cores
 from hidiff.prepare.check import (
@@ -24,7 +25,6 @@ from hidiff.prepare.check import (
     check_dataset,
     dataset_folders,
     layout_sources,
-    open_side,
 )
 
 
@@ -75,7 +75,7 @@ def find_sources(options: argparse.Namespace) -> tuple[list[DataSource], list[La
     if options.input is not None:
         for flag in ("input", "target"):
             if (root := getattr(options, flag)) is not None:
-                open_side(root, f"--{flag}")
+                open_store(root, f"--{flag}")
         refuse_one_place(options.input, options.target, "--input, --target")
         name = options.input if options.target is None else f"{options.input}, {options.target}"
         return [DataSource(name, options.input, options.target)], []

@@ -273,7 +273,7 @@ def _entries(folder: str | os.PathLike[str], where: str) -> tuple[list[Path], li
     except FileNotFoundError:
         raise UserError(
             f"{where}: the folder {missing(folder)}; "
-            "datasets/README.md shows the layout, scripts/prepare_data.py makes it"
+            "datasets/README.md shows the layout, hidiff prepare makes it"
         ) from None
     except NotADirectoryError:
         raise UserError(
@@ -339,9 +339,9 @@ def list_images(folder: str | os.PathLike[str], where: str) -> dict[str, Path]:
     inner = next((name for name in others if name.endswith("/")), None)
     advice = (
         f"images in sub-folders are not searched: name one of them, such as {folder / inner}, or "
-        "make the flat layout with scripts/prepare_data.py"
+        "make the flat layout with hidiff prepare"
         if inner
-        else "datasets/README.md shows the layout, scripts/prepare_data.py makes it"
+        else "datasets/README.md shows the layout, hidiff prepare makes it"
     )
     raise UserError(
         f"{where}: {folder} holds no image ({', '.join(EXTENSIONS)}); {found}; {advice}"

@@ -8,6 +8,7 @@ bytes as they are (nothing is encoded again), and each line of `meta_info.txt` r
 
 from __future__ import annotations
 
+import functools
 import itertools
 import mmap
 import os
@@ -21,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hidiff.data.image import decode_image, list_images
+from hidiff.data.image import Header, decode_image, list_images, read_header
 from hidiff.errors import UserError
 from hidiff.files import is_file, read_bytes
 from hidiff.parallel import available_cores, run_in_order
@@ -145,7 +146,7 @@ def _environment(path: str) -> Any:
 
 
 class LmdbImages:
-    """Reads the encoded images of an LMDB by name.
+    """The encoded images of an LMDB, read as `hidiff.data.store.ImageFiles`; a key is a name.
 
     Nothing is opened before the first `read`, and then once per process, so an instance can go to
     DataLoader workers however these are started.
@@ -162,15 +163,17 @@ class LmdbImages:
         if not is_file(Path(path, "data.mdb")):
             raise UserError(
                 f"{where}: {path} is no LMDB (it has no data.mdb); make one with "
-                f"python scripts/create_lmdb.py --input FOLDER --output {path}"
+                f"hidiff prepare lmdb --input FOLDER --output {path}"
             )
         self.path = str(Path(path).resolve())
         self.where = where
+        self.notices: list[str] = []
 
     def __repr__(self) -> str:
         return f"LmdbImages({self.path!r}, {self.where!r})"
 
-    def keys(self) -> list[str]:
+    @functools.cached_property
+    def names(self) -> dict[str, str]:
         """The image names, from `meta_info.txt` or, where that is absent, from the database.
 
         Raises:
@@ -194,11 +197,11 @@ class LmdbImages:
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{self.where}: {self.path} has the image name {bytes(error.object)[:80]!r}, which "
-                "is no UTF-8 text; make the LMDB again with scripts/create_lmdb.py"
+                "is no UTF-8 text; make the LMDB again with hidiff prepare lmdb"
             ) from None
         if not keys:
             raise UserError(f"{self.where}: {self.path} holds no image")
-        return keys
+        return dict(zip(keys, keys, strict=True))
 
     def read(self, key: str) -> bytes:
         """The image file's bytes, for `hidiff.data.image.decode_image`.
@@ -214,9 +217,21 @@ class LmdbImages:
         if data is None:
             raise UserError(
                 f"{self.where}: {self.path} has no image '{key}'; its {META_INFO} does not belong "
-                "to its data.mdb: make the LMDB again with scripts/create_lmdb.py"
+                "to its data.mdb: make the LMDB again with hidiff prepare lmdb"
             )
         return data
+
+    def header(self, key: str) -> Header:
+        """See `hidiff.data.image.read_header`."""
+        return read_header(self.read(key), self.location(key))
+
+    def location(self, key: str) -> str:
+        """Database and key."""
+        return f"{self.path}: {key}"
+
+    def file(self, key: str) -> Path:
+        """The database's file."""
+        return Path(self.path) / "data.mdb"
 
     def _begin(self) -> Any:
         try:

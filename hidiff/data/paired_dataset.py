@@ -14,16 +14,10 @@ import torch
 from torch.utils.data import Dataset
 
 from hidiff.data.frame_cache import FrameCache, file_identity
-from hidiff.data.image import decode_image, passed_over, read_image, to_float
-from hidiff.data.lmdb_store import LmdbImages
-from hidiff.data.pairs import (
-    Pair,
-    match_names,
-    pairs_from_folders,
-    pairs_from_list,
-    refuse_one_place,
-)
+from hidiff.data.image import decode_image, to_float
+from hidiff.data.pairs import Pair, match_stores, pairs_from_list, refuse_one_place
 from hidiff.data.sampler import CropRequest
+from hidiff.data.store import ImageFiles, ImageStore, open_store
 from hidiff.data.transforms import SYMMETRIES, draw_offset
 from hidiff.errors import UserError
 from hidiff.files import read_bytes
@@ -91,39 +85,30 @@ class PairedImageIRDataset(Dataset):
                 f"{where}.filename_tmpl: '{filename_tmpl}' must contain {{}} once, for the sharp "
                 "image's name"
             )
-        self.stores: dict[str, LmdbImages] = {}
-        self.notices: list[str] = []
+        self.has_gt = dataroot_gt is not None
         self._lq_root = dataroot_lq
-        if kind == "lmdb":
-            if meta_info_file is not None:
-                raise UserError(
-                    f"{where}.meta_info_file: works with io_backend disk only; an LMDB lists its "
-                    "images itself"
-                )
-            self.pairs = self._pairs_from_lmdb(dataroot_lq, dataroot_gt, filename_tmpl, where)
-        elif meta_info_file is not None:
+        roots = {"lq": dataroot_lq, **({"gt": dataroot_gt} if self.has_gt else {})}
+        if meta_info_file is None:
+            self.stores: dict[str, ImageStore] = {
+                side: open_store(root, f"{where}.dataroot_{side}", kind)
+                for side, root in roots.items()
+            }
+            refuse_one_place(dataroot_lq, dataroot_gt, where)
+            self.pairs = match_stores(
+                self.stores["lq"], self.stores.get("gt"), filename_tmpl, where
+            )
+        elif kind == "lmdb":
+            raise UserError(
+                f"{where}.meta_info_file: works with io_backend disk only; an LMDB lists its "
+                "images itself"
+            )
+        else:
+            self.stores = {side: ImageFiles() for side in roots}
             self.pairs = pairs_from_list(
                 meta_info_file, dataroot_lq, dataroot_gt, filename_tmpl, where
             )
-        else:
-            self.pairs = pairs_from_folders(dataroot_lq, dataroot_gt, filename_tmpl, where)
-            roots = {"dataroot_lq": dataroot_lq, "dataroot_gt": dataroot_gt}
-            found = [passed_over(root, f"{where}.{k}") for k, root in roots.items() if root]
-            self.notices = [notice for notice in found if notice is not None]
-        self.has_gt = dataroot_gt is not None
+        self.notices = [notice for store in self.stores.values() for notice in store.notices]
         self.cache = None if cache is None else self._cache(cache, f"{where}.cache")
-
-    def _pairs_from_lmdb(
-        self, dataroot_lq: str, dataroot_gt: str | None, filename_tmpl: str, where: str
-    ) -> list[Pair]:
-        self.stores["lq"] = LmdbImages(dataroot_lq, f"{where}.dataroot_lq")
-        if dataroot_gt is None:
-            return [Pair(key, key, None) for key in self.stores["lq"].keys()]  # noqa: SIM118 (no mapping)
-        self.stores["gt"] = LmdbImages(dataroot_gt, f"{where}.dataroot_gt")
-        refuse_one_place(dataroot_lq, dataroot_gt, where)
-        keys = {side: store.keys() for side, store in self.stores.items()}
-        matched = match_names(keys["lq"], keys["gt"], filename_tmpl, where)
-        return [Pair(lq, lq, gt) for lq, gt in matched]
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -134,14 +119,13 @@ class PairedImageIRDataset(Dataset):
         digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
         return f"{len(names)} pairs, SHA-256 of their names {digest}"
 
+    def _sides(self, pair: Pair) -> dict[str, str]:
+        return {"lq": pair.lq, **({} if pair.gt is None else {"gt": pair.gt})}
+
     def files(self, index: int) -> list[str]:
         """The files that the blurry and the sharp image of a pair are read from."""
-        keys = {"lq": self.pairs[index].lq, "gt": self.pairs[index].gt}
-        return [
-            str(Path(self.stores[side].path) / "data.mdb") if side in self.stores else key
-            for side, key in keys.items()
-            if key is not None
-        ]
+        sides = self._sides(self.pairs[index])
+        return [str(self.stores[side].file(key)) for side, key in sides.items()]
 
     def blurry_file(self, index: int) -> tuple[bytes, str]:
         """The content of a blurry image's file, and its place for messages.
@@ -154,41 +138,33 @@ class PairedImageIRDataset(Dataset):
         return data, self._location("lq", key)
 
     def _cache(self, folder: str, where: str) -> FrameCache:
-        sides = {"lq": [p.lq for p in self.pairs], "gt": [p.gt for p in self.pairs if self.has_gt]}
-        frames = {self._location(side, key): (side, key) for side in sides for key in sides[side]}
-        if self.stores:
-            files = [Path(store.path) / "data.mdb" for store in self.stores.values()]
-            identity = [*map(file_identity, files), *frames]
-        else:
-            identity = [file_identity(path) for path in frames]
+        sides = [(side, self._sides(pair)[side]) for side in self.stores for pair in self.pairs]
+        frames = {self.stores[side].location(key): (side, key) for side, key in sides}
+        files = dict.fromkeys(str(self.stores[side].file(key)) for side, key in sides)
+        parts = [frame for frame in frames if frame not in files]  # of an LMDB
         return FrameCache(
             folder,
             list(frames),
-            identity=identity,
+            identity=[*map(file_identity, files), *parts],
             decode=lambda location: self._decode(*frames[location]),
             where=where,
         )
 
-    def _location(self, side: str, key: str) -> str:
-        return f"{self.stores[side].path}: {key}" if side in self.stores else key
-
     def _decode(self, side: str, key: str) -> np.ndarray:
-        if side in self.stores:
-            return decode_image(self.stores[side].read(key), self._location(side, key))
-        return read_image(key)
+        store = self.stores[side]
+        return decode_image(store.read(key), store.location(key))
 
     def _read(self, side: str, key: str) -> np.ndarray:
         """An image (H, W, 3); a read-only view where it comes from the cache."""
-        image = self.cache.read(self._location(side, key)) if self.cache else None
+        image = self.cache.read(self.stores[side].location(key)) if self.cache else None
         # What could not be decoded for the cache tells here what is wrong with it.
         return self._decode(side, key) if image is None else image
 
     def __getitem__(self, item: int | CropRequest) -> dict[str, Any]:
         pair = self.pairs[item.index if isinstance(item, CropRequest) else item]
-        images = {"lq": self._read("lq", pair.lq)}
+        images = {side: self._read(side, key) for side, key in self._sides(pair).items()}
         more = {"name": pair.name}
         if pair.gt is not None:
-            images["gt"] = self._read("gt", pair.gt)
             height, width = images["lq"].shape[:2]
             part = images["gt"][:height, :width]
             if images["lq"].shape == images["gt"].shape:
@@ -215,9 +191,9 @@ class PairedImageIRDataset(Dataset):
         height, width = image.shape[:2]
         if min(height, width) < request.crop_size:
             raise UserError(
-                f"{self._location('lq', pair.lq)} is {width}×{height} pixels, smaller than the "
-                f"patches of {request.crop_size} (datasets.train.gt_size); lower gt_size and "
-                "gt_sizes, or take such pairs out: python scripts/check_data.py --input "
+                f"{self.stores['lq'].location(pair.lq)} is {width}×{height} pixels, smaller than "
+                f"the patches of {request.crop_size} (datasets.train.gt_size); lower gt_size and "
+                "gt_sizes, or take such pairs out: hidiff check --input "
                 f"{shlex.quote(self._lq_root)} --patch {request.crop_size} lists them"
             )
 

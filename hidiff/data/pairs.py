@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hidiff.data.image import list_images, listing
+from hidiff.data.image import listing
+from hidiff.data.store import ImageStore
 from hidiff.errors import UserError, counted_from
 from hidiff.files import is_file, read_lines
 
@@ -16,7 +17,7 @@ from hidiff.files import is_file, read_lines
 class Pair:
     """One blurry image and, unless only restoring, its sharp counterpart.
 
-    `lq` and `gt` are file paths, or keys where the images live in an LMDB.
+    `lq` and `gt` are keys of an `ImageStore`.
     """
 
     name: str
@@ -77,26 +78,23 @@ def match_names(
     raise UserError(
         f"{where}: images are paired by name, and {len(no_blurry) + len(no_sharp)} have no "
         f"counterpart: {'; '.join(parts)}. Complete the folders or remove these images; "
-        "python scripts/check_data.py (-opt FILE, or --input DIR --target DIR) lists them all"
+        "hidiff check (-opt FILE, or --input DIR --target DIR) lists them all"
     )
 
 
-def pairs_from_folders(
-    dataroot_lq: str, dataroot_gt: str | None, filename_tmpl: str, where: str
+def match_stores(
+    lq: ImageStore, gt: ImageStore | None, filename_tmpl: str, where: str
 ) -> list[Pair]:
-    """Pairs of the images in two folders; only blurry ones when `dataroot_gt` is None.
+    """Pairs of the images of two stores; only blurry ones when `gt` is None.
 
     Raises:
-        UserError: a folder is missing or empty, both are one, or an image has no counterpart.
+        UserError: an image has no counterpart.
     """
-    lq = list_images(dataroot_lq, f"{where}.dataroot_lq")
-    refuse_one_place(dataroot_lq, dataroot_gt, where)
-    if dataroot_gt is None:
-        return [Pair(name, str(path), None) for name, path in lq.items()]
-    gt = list_images(dataroot_gt, f"{where}.dataroot_gt")
+    if gt is None:
+        return [Pair(name, key, None) for name, key in lq.names.items()]
     return [
-        Pair(lq_name, str(lq[lq_name]), str(gt[gt_name]))
-        for lq_name, gt_name in match_names(lq, gt, filename_tmpl, where)
+        Pair(lq_name, lq.names[lq_name], gt.names[gt_name])
+        for lq_name, gt_name in match_names(lq.names, gt.names, filename_tmpl, where)
     ]
 
 

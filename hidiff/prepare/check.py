@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +11,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from hidiff.data.image import Header, decode_image, list_images, passed_over, read_header
-from hidiff.data.lmdb_store import LmdbImages
+from hidiff.data.image import decode_image
 from hidiff.data.pairs import Pair, counterparts, pairs_from_list, refuse_one_place
+from hidiff.data.store import ImageFiles, ImageStore, open_store
 from hidiff.errors import UserError
-from hidiff.files import is_file, read_bytes
 from hidiff.options import load_datasets
 from hidiff.parallel import run_in_order
 
@@ -40,8 +38,7 @@ class LayoutEntry:
 
 
 _GOPRO, _HIDE, _REALBLUR = (
-    f"python scripts/prepare_data.py {name} --source DOWNLOAD"
-    for name in ("gopro", "hide", "realblur")
+    f"hidiff prepare {name} --source DOWNLOAD" for name in ("gopro", "hide", "realblur")
 )
 _CUT = "python generate_patches_gopro.py"
 
@@ -162,65 +159,42 @@ def dataset_folders(option_file: str | os.PathLike[str]) -> list[DataSource]:
     return sources
 
 
-Load = Callable[[str], "Path | bytes"]
-"""From what `Pair.lq` or `Pair.gt` holds to the file, or to its bytes out of an LMDB."""
-
-
-def open_side(root: str, where: str, report: Report | None = None) -> tuple[dict[str, str], Load]:
-    """The images of a folder or LMDB: name → path or key, and how to load one.
-
-    Raises:
-        UserError: there is no such folder or LMDB, or no image in it.
-    """
-    if root.endswith(".lmdb") or is_file(Path(root, "data.mdb")):
-        images = LmdbImages(root, where)
-        keys = images.keys()
-        return dict(zip(keys, keys, strict=True)), images.read
-    paths = {name: str(path) for name, path in list_images(root, where).items()}
-    if report is not None and (notice := passed_over(root, where)) is not None:
-        report.notes.append(notice)
-    return paths, Path
-
-
-def _find_pairs(source: DataSource, report: Report) -> tuple[list[Pair], Load, Load]:
+def _find_pairs(source: DataSource, report: Report) -> tuple[list[Pair], dict[str, ImageStore]]:
     """The pairs of a data set; images without counterpart go into the report, each by name."""
     if source.meta_info_file is not None:
         pairs = pairs_from_list(
             source.meta_info_file, source.lq, source.gt, source.filename_tmpl, source.name
         )
-        return pairs, Path, Path
-    lq, load_lq = open_side(source.lq, "blurry images", report)
+        return pairs, {"blurry": ImageFiles(), "sharp": ImageFiles()}
+    stores = {"blurry": open_store(source.lq, "blurry images")}
     refuse_one_place(source.lq, source.gt, source.name)
+    if source.gt is not None:
+        stores["sharp"] = open_store(source.gt, "sharp images")
+    report.notes += [notice for store in stores.values() for notice in store.notices]
+    lq = stores["blurry"].names
     if source.gt is None:
-        return [Pair(name, path, None) for name, path in lq.items()], load_lq, Path
-    gt, load_gt = open_side(source.gt, "sharp images", report)
+        return [Pair(name, key, None) for name, key in lq.items()], stores
+    gt = stores["sharp"].names
     matched, no_blurry, no_sharp = counterparts(lq, gt, source.filename_tmpl)
     report.problems += [
         *(f"{sharp}: sharp, but {source.lq} has no {name}" for name, sharp in no_blurry.items()),
         *(f"{name}: blurry, but {source.gt} has no sharp image for it" for name in no_sharp),
     ]
-    pairs = [Pair(name, lq[name], gt[sharp]) for name, sharp in matched]
-    return pairs, load_lq, load_gt
-
-
-def _look_at(source: Path | bytes, where: str, fast: bool) -> tuple[Header, np.ndarray | None]:
-    if fast:
-        return read_header(source, where), None
-    data = source if isinstance(source, bytes) else read_bytes(source)
-    image = decode_image(data, where)
-    return read_header(data, where), image
+    return [Pair(name, lq[name], gt[sharp]) for name, sharp in matched], stores
 
 
 def _check_pair(
-    pair: Pair, load_lq: Load, load_gt: Load, patch_size: int | None, fast: bool
+    pair: Pair, stores: dict[str, ImageStore], patch_size: int | None, fast: bool
 ) -> tuple[list[str], set[str]]:
     """Problems of one pair, and the conversions that reading it will make."""
     problems, conversions, sizes, pixels = [], set(), [], []
-    for side, load, place in (("blurry", load_lq, pair.lq), ("sharp", load_gt, pair.gt)):
-        if place is None:
+    for side, key in (("blurry", pair.lq), ("sharp", pair.gt)):
+        if key is None:
             continue
         try:
-            header, image = _look_at(load(place), place, fast)
+            header, image = stores[side].header(key), None
+            if not fast:
+                image = decode_image(stores[side].read(key), stores[side].location(key))
         except UserError as error:
             problems.append(f"{pair.name} ({side}): {error}")
             continue
@@ -277,7 +251,7 @@ def check_dataset(
     """
     report = Report(source.name)
     try:
-        pairs, load_lq, load_gt = _find_pairs(source, report)
+        pairs, stores = _find_pairs(source, report)
     except UserError as error:
         report.problems.append(str(error))
         return report
@@ -287,7 +261,7 @@ def check_dataset(
         report.problems.append(f"{wrong}; made by {entry.command}")
 
     def check(pair: Pair) -> tuple[list[str], set[str]]:
-        return _check_pair(pair, load_lq, load_gt, patch_size or source.patch_size, fast)
+        return _check_pair(pair, stores, patch_size or source.patch_size, fast)
 
     conversions: Counter[str] = Counter()
     hidden = None if progress else True

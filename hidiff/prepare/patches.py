@@ -217,7 +217,7 @@ def cut_gopro(root: Path, *, size: int, overlap: int, val_size: int, jobs: int) 
     if not parts:
         raise UserError(
             f"--root: {root.absolute()} holds neither train/ nor test/ with input/ and target/ in "
-            "them; python scripts/prepare_data.py gopro --source DOWNLOAD makes them"
+            "them; hidiff prepare gopro --source DOWNLOAD makes them"
         )
     for tasks in parts.values():
         check_existing(tasks)

@@ -52,7 +52,7 @@ def test_layout_is_that_of_basicsr(store, folder):
 
 def test_reading(store, folder):
     images = LmdbImages(store, "here")
-    assert sorted(images.keys()) == ["a.b", "b (2)", "c"]
+    assert sorted(images.names) == ["a.b", "b (2)", "c"]
     assert images.read("a.b") == (folder / "a.b.png").read_bytes()
     with pytest.raises(UserError, match="'d'"):
         images.read("d")
@@ -60,7 +60,7 @@ def test_reading(store, folder):
 
 def test_keys_without_meta_info_come_from_the_database(store):
     (store / "meta_info.txt").unlink()
-    assert sorted(LmdbImages(store, "here").keys()) == ["a.b", "b (2)", "c"]
+    assert sorted(LmdbImages(store, "here").names) == ["a.b", "b (2)", "c"]
 
 
 def test_folders_are_part_of_the_keys(tmp_path):
@@ -70,10 +70,10 @@ def test_folders_are_part_of_the_keys(tmp_path):
     with lmdb.open(str(path)) as database, database.begin(write=True) as write:
         for key in keys:
             write.put(key.encode(), key.encode())
-    assert LmdbImages(path, "here").keys() == keys
+    assert list(LmdbImages(path, "here").names) == keys
     (path / "meta_info.txt").write_text("".join(f"{key}.png (4,5,3) 1\n" for key in keys))
     images = LmdbImages(path, "here")
-    assert images.keys() == keys
+    assert list(images.names) == keys
     assert [images.read(key).decode() for key in keys] == keys
 
 
@@ -84,7 +84,7 @@ def test_keys_that_are_no_text(tmp_path, meta_info):
     if meta_info:
         (tmp_path / "meta_info.txt").write_bytes(b"a\xff.png (4,5,3) 1\n")
     with pytest.raises(UserError, match=r"here: .*a\\xff"):
-        LmdbImages(tmp_path, "here").keys()
+        list(LmdbImages(tmp_path, "here").names)
 
 
 @pytest.mark.parametrize("key", ["", "a" * 600])
@@ -107,7 +107,7 @@ def test_pickled_after_use(store):
 class Decoded(torch.utils.data.Dataset):
     def __init__(self, images: LmdbImages) -> None:
         self.images = images
-        self.keys = sorted(images.keys())
+        self.keys = sorted(images.names)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -137,7 +137,7 @@ def test_many_images_fit(tmp_path):
         )
     assert create_lmdb(tmp_path / "i", tmp_path / "x.lmdb", progress=False) == 150
     images = LmdbImages(tmp_path / "x.lmdb", "here")
-    keys = images.keys()
+    keys = images.names
     assert len(keys) == 150
     assert all(images.read(key) == (tmp_path / "i" / f"{key}.png").read_bytes() for key in keys)
 

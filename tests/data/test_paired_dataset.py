@@ -291,7 +291,7 @@ def test_the_advice_for_small_images_lists_them(folder, capsys):
     write_rgb(folder / "target" / "scene-003.png", picture(4, 64, 64))
     with pytest.raises(UserError) as caught:
         dataset(folder)[CropRequest(0, 32, 64, (0,))]
-    command = re.search(r"python scripts/check_data\.py (.*) lists", str(caught.value))[1]
+    command = re.search(r"hidiff check (.*) lists", str(caught.value))[1]
     assert check_data(shlex.split(command)) == 1
     output = capsys.readouterr().out
     assert [f"scene-00{i} " in output for i in range(4)] == [True, True, True, False]

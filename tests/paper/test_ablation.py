@@ -10,7 +10,7 @@ import cv2
 import pytest
 import yaml
 from matplotlib.figure import Figure
-from small_data import make_pairs, train_options, write_yaml
+from small_data import train_options, write_yaml
 
 from hidiff import UserError, build_model
 from hidiff.cli.ablation import DEFAULT_FILES, main
@@ -29,14 +29,6 @@ SMALLER = [
     "datasets:train:num_worker_per_gpu=0",
     "num_gpu=0",
 ]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    make_pairs(folder / "train", 3)
-    make_pairs(folder / "test", 2, height=37, width=43)
-    return folder
 
 
 def folders(data):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from small_data import STAGE2, TINY_G, TINY_LE, make_pairs, train_options
+from small_data import STAGE2, TINY_G, TINY_LE, train_options
 
 from hidiff import UserError, build_model, build_network
 from hidiff.engine.distributed import Processes
@@ -44,14 +44,6 @@ def baseline_options(folder):
     options |= {"name": "tiny_baseline", "model_type": "Restormer"}
     options["network_g"]["guidance"] = "none"
     return options
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    make_pairs(folder / "train", 3)
-    make_pairs(folder / "test", 2, height=37, width=43)
-    return folder
 
 
 @pytest.mark.parametrize(

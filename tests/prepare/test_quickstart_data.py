@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from hidiff.data.image import read_image
-from hidiff.data.pairs import pairs_from_folders
+from hidiff.data.pairs import match_stores
+from hidiff.data.store import ImageFiles
 from hidiff.errors import UserError
 from hidiff.prepare import quickstart
 from hidiff.prepare.quickstart import make_quickstart
@@ -32,9 +33,8 @@ def test_the_whole_data_set(tmp_path):
     assert make_quickstart(output)
     sources, errors, sizes = {}, [], set()
     for split in ("train", "test"):
-        pairs = pairs_from_folders(
-            str(output / split / "input"), str(output / split / "target"), "{}", split
-        )
+        folders = (str(output / split / side) for side in ("input", "target"))
+        pairs = match_stores(*(ImageFiles.in_folder(f, split) for f in folders), "{}", split)
         sources[split] = {pair.name.rsplit("-", 1)[0].split("_")[0] for pair in pairs}
         for pair in pairs:
             blurry, sharp = read_image(pair.lq), read_image(pair.gt)
