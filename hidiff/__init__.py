@@ -3,7 +3,11 @@
 Chen et al., NeurIPS 2023.
 """
 
+from __future__ import annotations
+
+import logging
 import os
+from pathlib import Path
 
 # Before torch loads OpenMP: let its idle threads sleep after a short wait. By default they spin,
 # and where another process needs a core as well (a loader's worker is enough), training on CPUs
@@ -13,7 +17,33 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 from hidiff import metrics
 from hidiff.archs import build_network
 from hidiff.errors import UserError
-from hidiff.models import build_model
+from hidiff.models import DeblurModel, build_model
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "build_model", "build_network", "metrics"]
+__all__ = ["UserError", "build_model", "build_network", "load", "metrics"]
+
+
+def load(source: str | Path, *, device: str = "cpu") -> DeblurModel:
+    """A trained model in evaluation mode, ready for `model.restore`.
+
+    What there is to know about it is logged as warnings of the logger 'hidiff'.
+    `hidiff.weights.load.load_model` also returns its options and what it sees images normalised by,
+    which `restore` leaves to its caller.
+
+    Args:
+        source: an experiment's name or folder, a packed file, a folder with net_g.pth and its like,
+            or hf:OWNER/NAME; see `hidiff.weights.load`.
+        device: where the model is to be, such as 'cuda'.
+
+    Raises:
+        UserError: there is no such model or device, a file is damaged, or the model is of stage 1.
+    """
+    from hidiff.weights.load import load_model
+
+    loaded = load_model(source, device=device)
+    notices = list(loaded.notices)
+    if loaded.normalization is not None:
+        notices.append(f"{source}: the model was trained on images with {loaded.normalization}")
+    for notice in notices:
+        logging.getLogger("hidiff").warning(notice)
+    return loaded.model

@@ -14,9 +14,11 @@ from hidiff.registry import DATASETS
 __all__ = [
     "BatchPlan",
     "CropRequest",
+    "Normalization",
     "PairedImageIRDataset",
     "PhaseBatchSampler",
     "build_dataset",
+    "normalization_of",
     "training_batches",
 ]
 
@@ -30,7 +32,12 @@ def build_dataset(options: DatasetOptions) -> Dataset:
         UserError: an unknown option, or data that is missing or unpaired.
     """
     dataset = DATASETS.build(options.source, options.where, where=options.where)
+    dataset.normalization = normalization_of(options)
+    return dataset
+
+
+def normalization_of(options: DatasetOptions) -> Normalization | None:
+    """That of a `datasets.*` section; None unless it has `mean` or `std`."""
     given = {key: getattr(options, key) for key in ("mean", "std")}
     given = {key: value for key, value in given.items() if value is not None}
-    dataset.normalization = Normalization(**given) if given else None
-    return dataset
+    return Normalization(**given) if given else None

@@ -290,6 +290,15 @@ class SetScores:
             "remarks": self.remarks(),
         }
 
+    def row(self) -> dict[str, Any]:
+        """The means, and what they are of: all that a file of weights says about a test."""
+        whole = self.as_json()
+        summary = whole["summary"]
+        for key in ("images", "folder", "target", "summary", "versions"):
+            del whole[key]
+        whole["settings"].pop("overrides", None)  # they name folders of this machine
+        return {**whole, "images": summary["scored"], "restored": summary["restored"]}
+
     def as_json(self) -> dict[str, Any]:
         """All of it, and the `summary`; the images come last."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

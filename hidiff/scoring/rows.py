@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import json
 import logging
 import re
@@ -17,8 +17,12 @@ from hidiff.errors import UserError
 from hidiff.files import set_aside, write_text
 from hidiff.models import DeblurModel
 from hidiff.options import Options, flatten
-from hidiff.scoring.files import read_json
+from hidiff.scoring.files import JSON, read_json, read_scores
 from hidiff.scoring.record import ImageScore, library_versions
+from hidiff.weights.experiment import RESULTS
+from hidiff.weights.load import validation_scores
+from hidiff.weights.read import state_sha256
+from hidiff.weights.stored import StoredModel
 
 ROWS = "rows"
 """Folder of the rows in a result folder: `run.json`, and a file of rows for each process."""
@@ -51,12 +55,35 @@ def fingerprint(
         if not _WITHOUT_INFLUENCE.fullmatch(path)
     }
     for name, network in model.networks().items():
-        digest = hashlib.sha256()
-        for tensor in network.state_dict().values():
-            digest.update(tensor.reshape(-1).numpy())
-        found[f"the weights of {name}"] = digest.hexdigest()
+        found[f"the weights of {name}"] = state_sha256(network.state_dict())
     versions = {f"version of {name}": version for name, version in library_versions().items()}
     return {**found, **versions, "--seeds": seeds, "device": device}
+
+
+def with_scores(model: StoredModel, results: Path = RESULTS) -> StoredModel:
+    """The model with the scores of its weights, where it has none yet.
+
+    They are those of its training's validation, and of every test in `results` whose weights are
+    the same ones, bit for bit.
+
+    Raises:
+        UserError: a file of scores is damaged.
+    """
+    if model.scores:
+        return model
+    # What the networks have computed with: test.py reads all weights as float32.
+    wanted = {
+        f"the weights of {name}": state_sha256(
+            {key: value.float() for key, value in network.state_dict().items()}
+        )
+        for name, network in model.model.networks().items()
+    }
+    scores = validation_scores(model)
+    for path in sorted(results.glob(f"*/{ROWS}/run.json")):
+        folder = path.parent.parent
+        if wanted.items() <= read_json(path).items() and (folder / JSON).is_file():
+            scores += [data.row() for data in read_scores(folder) if data.scored]
+    return dataclasses.replace(model, scores=scores)
 
 
 def prepare(folder: Path, expected: Mapping[str, Any], *, resume: bool) -> dict[Key, ImageScore]:

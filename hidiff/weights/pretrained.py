@@ -35,12 +35,13 @@ def stage1_name(name: str) -> str | None:
     return exact if Experiment(exact).models.is_dir() else f"{before}S1"
 
 
-def weights_in(source: Path, name: str) -> Path:
-    """The newest weights file of a network in a training's or another folder, where there is one.
+def weights_in(source: Path, name: str, step: int | None = None) -> Path:
+    """The weights file of a network in a training's or another folder, where there is one.
 
     Args:
         source: an experiment's name, its folder, or a folder with `net_*.pth`.
         name: of the network, such as `net_g`.
+        step: after which it was saved; None for the newest.
 
     Returns:
         The file; where there is none, the place where a training of that name would write it.
@@ -48,11 +49,12 @@ def weights_in(source: Path, name: str) -> Path:
     folders = [
         folder for root in (EXPERIMENTS / source, source) for folder in (root / "models", root)
     ]
-    files = [folder / f"{name}{end}.pth" for folder in folders for end in ("_latest", "")]
+    ends = ("_latest", "") if step is None else (f"_{step}",)
+    files = [folder / f"{name}{end}.pth" for folder in folders for end in ends]
     return next((file for file in files if file.is_file()), files[0])
 
 
-def _stage1_file(options: Options, name: str) -> Path:
+def stage1_file(options: Options, name: str) -> Path:
     """Where stage 1 has saved a network: `path.stage1`, by default found by the name.
 
     Raises:
@@ -113,7 +115,7 @@ def changed_since_start(started_from: Mapping[str, Mapping[str, Any]]) -> list[s
     ]
 
 
-def _read_together(read: Callable[[], dict[str, Weights]]) -> dict[str, Weights]:
+def read_together(read: Callable[[], dict[str, Weights]]) -> dict[str, Weights]:
     """Weights of one step, also while a training saves others in the same place.
 
     Raises:
@@ -160,7 +162,7 @@ def load_pretrained(
             path, found = _named_file(options, name, given, where)
             notices += found
         elif from_stage1:
-            path, where = _stage1_file(options, name), "path.stage1"
+            path, where = stage1_file(options, name), "path.stage1"
         elif source is not None:
             raise UserError(f"path.weights: {missing(path)}; name a training, or a folder with it")
         elif not training:
@@ -171,7 +173,7 @@ def load_pretrained(
         else:
             continue
         files[name] = (path, where, param_key)
-    read = _read_together(lambda: {name: load_weights(*file) for name, file in files.items()})
+    read = read_together(lambda: {name: load_weights(*file) for name, file in files.items()})
     for name, weights in read.items():
         incomplete_is_fine = options.path.allow_incomplete_stage1 or weights.where == "path.weights"
         if training and name in model.from_stage1 and not incomplete_is_fine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ class Weights:
         step: after which they were saved; None where the file does not say.
         total_iter: steps of the whole training; None where the file does not say.
         sha256: of the file's bytes.
+        entry: that of the file which was taken; None for a bare state dict.
         notices: that another entry than the one asked for was taken.
     """
 
@@ -33,6 +35,7 @@ class Weights:
     step: int | None
     total_iter: int | None
     sha256: str
+    entry: str | None = None
     notices: tuple[str, ...] = ()
 
 
@@ -55,12 +58,13 @@ def load_weights(path: str | Path, where: str, param_key: str | None = "params")
         raise UserError(f"{where}: {path} holds no parameters")
     notices: tuple[str, ...] = ()
     if all(isinstance(value, Tensor) for value in content.values()):
-        state_dict = content
+        state_dict, param_key = content, None
     elif param_key in content:
         state_dict = content[param_key]
     elif param_key is not None and "params" in content:
         state_dict = content["params"]
         notices = (f"{where}: {path} has no entry '{param_key}'; 'params' is taken",)
+        param_key = "params"
     else:
         raise UserError(
             f"{where}: {path} has no entry '{param_key}', only {', '.join(map(str, content))}; "
@@ -74,7 +78,7 @@ def load_weights(path: str | Path, where: str, param_key: str | None = "params")
     state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
     numbers = (content.get(key) for key in ("step", "total_iter"))
     step, total_iter = (number if isinstance(number, int) else None for number in numbers)
-    return Weights(path, where, state_dict, step, total_iter, sha256, notices)
+    return Weights(path, where, state_dict, step, total_iter, sha256, param_key, notices)
 
 
 def require_finite(state_dict: Mapping[str, Tensor], where: str) -> None:
@@ -87,8 +91,25 @@ def require_finite(state_dict: Mapping[str, Tensor], where: str) -> None:
             )
 
 
-def load_network(network: nn.Module, weights: Weights, *, strict: bool = True) -> list[str]:
+def state_sha256(state_dict: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a network's weights on the CPU: names, dtypes, shapes and bytes, by name."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(state_dict.items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def load_network(
+    network: nn.Module, weights: Weights, *, strict: bool = True, assign: bool = False
+) -> list[str]:
     """Put weights into a network.
+
+    Args:
+        network: on the CPU; with `assign` on torch's meta device.
+        weights: for it.
+        strict: refuse weights that do not fit; otherwise what fits is taken.
+        assign: the weights' tensors become those of the network, in place of copies.
 
     Returns:
         Notices about parameters that were left out, and those of the weights.
@@ -118,7 +139,9 @@ def load_network(network: nn.Module, weights: Weights, *, strict: bool = True) -
             "network sections of the option file those that the weights were trained with"
         )
     network.load_state_dict(
-        {k: v for k, v in theirs.items() if k in ours and k not in shapes}, strict=False
+        {k: v for k, v in theirs.items() if k in ours and k not in shapes},
+        strict=False,
+        assign=assign,
     )
     return [*weights.notices, *([f"{where}: {path}: {'; '.join(problems)}"] if problems else [])]
 

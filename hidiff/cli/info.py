@@ -1,0 +1,66 @@
+"""Say what is known about a model: hidiff info MODEL."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from hidiff.options import flatten
+from hidiff.scoring.rows import with_scores
+from hidiff.tables import text_table
+from hidiff.weights.load import find_model
+from hidiff.weights.packed import describe
+from hidiff.weights.stored import StoredModel
+
+
+def lines_about(model: StoredModel) -> list[str]:
+    """A table of what is known about a model, its scores, and notices."""
+    known = describe(model)
+    scores = known.pop("scores")
+    rows = [["model", model.description]]
+    for name, network in model.model.networks().items():
+        parameters = list(network.parameters())
+        kinds = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters}))
+        rows.append([name, f"{sum(p.numel() for p in parameters)} parameters, {kinds}"])
+    rows += [[key, _text(value)] for key, value in flatten(known).items()]
+    width = max(len(key) for key, _ in rows)
+    lines = [f"{key:{width}}  {value}" for key, value in rows]
+    if scores:
+        metrics = sorted({metric for row in scores for metric in row["restored"]})
+        header = ["data set", "protocol", "source", "images", *metrics]
+        lines += ["", *text_table(header, [_score_row(row, metrics) for row in scores])]
+    return [*lines, *model.notices]
+
+
+def _text(value: Any) -> str:
+    return "not known" if value is None or value == {} else str(value)
+
+
+def _score_row(row: dict[str, Any], metrics: list[str]) -> list[str]:
+    means = row["restored"]
+    bound = " (upper bound)" if row.get("upper_bound") else ""
+    cells = [f"{float(means[metric]):.4f}" if metric in means else "-" for metric in metrics]
+    known = [row["dataset"], row["protocol"], f"{row['source']}{bound}", row.get("images", "-")]
+    return [*map(str, known), *cells]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; returns its exit code.
+
+    Raises:
+        UserError: there is no such model, or it is damaged.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="All files are read and checked; nothing is written.",
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a packed file, an experiment's name or folder (NAME@best, NAME@STEP), a folder with "
+        "net_g.pth and its like, or hf:OWNER/NAME",
+    )
+    args = parser.parse_args(arguments)
+    print("\n".join(lines_about(with_scores(find_model(args.model)))))
+    return 0

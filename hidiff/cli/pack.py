@@ -1,0 +1,53 @@
+"""Put all that restoring needs into one file: hidiff pack EXPERIMENT -o NAME.safetensors."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from hidiff.cli.info import lines_about
+from hidiff.scoring.rows import with_scores
+from hidiff.weights.load import find_model
+from hidiff.weights.packed import HALVES, pack
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; returns its exit code.
+
+    Raises:
+        UserError: there is no such model, or the file cannot be written.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="The file holds the networks and, as texts, their options, the diffusion schedule, "
+        "data, scores, versions and check sums. Scores are those of the experiment's validation "
+        "and of folders in results/ that test.py has written with these very weights.",
+    )
+    parser.add_argument(
+        "model",
+        metavar="EXPERIMENT",
+        help="an experiment's name or folder (NAME@best, NAME@STEP), or a folder with net_g.pth "
+        "and its like; where the training keeps an average of the weights, that is packed",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="NAME.safetensors", help="the new file"
+    )
+    parser.add_argument(
+        "--half",
+        nargs="?",
+        const="float16",
+        choices=HALVES,
+        help="store the weights in 16 bits (default: float16); they are read back as float32",
+    )
+    parser.add_argument("--licence", metavar="TEXT", help="of the weights, such as CC-BY-4.0")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    args = parser.parse_args(arguments)
+    model = with_scores(find_model(args.model))
+    if args.licence:
+        model = dataclasses.replace(model, licence=args.licence)
+    model = pack(model, args.output, half=args.half, overwrite=args.overwrite)
+    print("\n".join(lines_about(model)))
+    print(f"written to {args.output}, {args.output.stat().st_size / 2**20:.1f} MiB")
+    return 0

@@ -1,0 +1,77 @@
+"""Experiments and folders of the released layout, with weights that nobody has trained."""
+
+import copy
+from pathlib import Path
+
+import torch
+import yaml
+
+from hidiff.engine.checkpoint import save_networks
+from hidiff.models import build_model
+from hidiff.options import load_options
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+WIDTHS = {
+    **{"dim": 8, "embed_dim": 8, "inner_channel": 16, "n_feats": 8},
+    **{"in_channel": 32, "out_channel": 32},
+}
+
+
+def small(sections):
+    """The same with small widths and few blocks; types, heads and all else are left."""
+    sections = copy.deepcopy(dict(sections))
+    for key in [key for key in sections if key.startswith("network_")]:
+        sections[key] |= {k: v for k, v in WIDTHS.items() if sections[key].get(k) is not None}
+    sections["network_g"] |= {"num_blocks": [1, 1, 1, 2], "num_refinement_blocks": 1}
+    return sections
+
+
+def presets():
+    """Sections of the option files by their path in options/, one of those with equal networks."""
+    found = {}
+    for path in sorted((ROOT / "options").rglob("*.yml")):
+        sections = load_options(path).sections
+        parts = [v for k, v in sections.items() if k.startswith(("model_", "network_", "diff"))]
+        found.setdefault(str(parts), (str(path.relative_to(ROOT / "options")), sections))
+    return dict(found.values())
+
+
+def random_model(sections, seed=0):
+    """A model with random weights, those with a constant start too."""
+    torch.manual_seed(seed)
+    model = build_model({k: v for k, v in sections.items() if k != "train"}, training=False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    # Whether parameters need a gradient decides how matmul rounds.
+    return model.eval().requires_grad_(False)
+
+
+def make_experiment(folder, sections, step=8, averaged=False):
+    """`folder` as a training leaves it that has saved after `step`; returns its model."""
+    model = random_model(sections, seed=step)
+    average = random_model(sections, seed=step + 1).networks() if averaged else None
+    save_networks(model.networks(), folder / "models", step, 100, average)
+    copy = folder / "20260101_000000_train.yml"
+    copy.write_text(yaml.safe_dump(dict(sections), sort_keys=False))
+    return model
+
+
+def make_released(folder, sections, prefix=""):
+    """`folder` with net_g.pth and its like, without an option file; returns the model."""
+    folder.mkdir(parents=True)
+    model = random_model(sections, seed=1)
+    for name, network in model.networks().items():
+        params = {prefix + key: value for key, value in network.state_dict().items()}
+        torch.save({"params": params}, folder / f"{name}.pth")
+    return model
+
+
+def same(model, other):
+    """Whether two models have the same networks, bit for bit."""
+    ours, theirs = model.networks(), other.networks()
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(value, theirs[name].state_dict()[key])
+        for name, network in ours.items()
+        for key, value in network.state_dict().items()
+    )
