@@ -20,7 +20,6 @@ from hidiff.data.sampler import CropRequest
 from hidiff.data.store import ImageFiles, ImageStore, open_store
 from hidiff.data.transforms import SYMMETRIES, draw_offset
 from hidiff.errors import UserError
-from hidiff.files import read_bytes
 from hidiff.registry import DATASETS
 from hidiff.typecheck import suggestion
 
@@ -133,9 +132,8 @@ class PairedImageIRDataset(Dataset):
         Raises:
             UserError: it cannot be read.
         """
-        key = self.pairs[index].lq
-        data = self.stores["lq"].read(key) if self.stores else read_bytes(key)
-        return data, self._location("lq", key)
+        key, store = self.pairs[index].lq, self.stores["lq"]
+        return store.read(key), store.location(key)
 
     def _cache(self, folder: str, where: str) -> FrameCache:
         sides = [(side, self._sides(pair)[side]) for side in self.stores for pair in self.pairs]
