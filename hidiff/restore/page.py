@@ -22,13 +22,22 @@ from PIL import Image
 
 from hidiff.data.image import read_header, read_image, to_uint8
 from hidiff.errors import UserError
-from hidiff.files import write_bytes
+from hidiff.files import read_bytes, write_bytes
 
 MARK = '<meta name="generator" content="hidiff comparison">'
 """Stands in every page, by which an earlier one is known."""
 
-SHOWN = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "BMP": "image/bmp"}
-"""The formats that every browser shows, as Pillow calls them, and their media types."""
+SHOWN = {
+    "PNG": "image/png",
+    "JPEG": "image/jpeg",
+    "MPO": "image/jpeg",
+    "WEBP": "image/webp",
+    "BMP": "image/bmp",
+}
+"""The formats that every browser shows, as Pillow calls them, and their media types.
+
+MPO is a JPEG with more pictures behind the first one, as many phones write it.
+"""
 
 THUMBNAIL = (96, 144)
 """Largest height and width in pixels of the small pictures in the list."""
@@ -162,7 +171,7 @@ def _url(path: Path, page: Path, embed: bool) -> str:
     """Where the page finds a picture, which is converted if browsers do not show it."""
     kind = _kind(path)
     if embed:
-        content = _converted(path) if kind is None else path.read_bytes()
+        content = _converted(path) if kind is None else read_bytes(path)
         return _data_url(content, kind or "image/png")
     if kind is None:
         content = _converted(path)

@@ -90,6 +90,19 @@ def test_embedded_pictures_are_the_files(tmp_path):
         assert base64.b64decode(data) == path.read_bytes()
 
 
+def test_a_phones_jpeg_with_a_second_picture_is_shown_as_it_is(tmp_path):
+    entry = pair(tmp_path)
+    image = Image.fromarray(picture(0, 20, 30))
+    image.save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=[image])
+    write_page(
+        tmp_path / "p.html",
+        [Comparison("a", tmp_path / "x.jpg", entry.after)],
+        title="t",
+        embed=False,
+    )
+    assert Items(tmp_path / "p.html").buttons[0]["data-before"] == "x.jpg"
+
+
 @pytest.mark.parametrize("embed", [True, False])
 @pytest.mark.parametrize("kind", ["tif", "png16", "tif16", "cmyk"])
 def test_what_browsers_do_not_show_is_converted(tmp_path, kind, embed):
