@@ -128,14 +128,16 @@ def write_comparisons(photographs: Photographs, page: Path, *, embed: bool) -> l
     Raises:
         UserError: the page cannot be written, or no photograph is whole.
     """
+    if not photographs:
+        return []
+    titles = [f"{title}, protocol {scores.protocol}" for title, scores, _ in photographs]
+    alone = len(titles) == 1
     entries = [
         entry
-        for title, scores, files in photographs
-        for entry in comparisons(files, scores, title=title if len(photographs) > 1 else "")
+        for title, (_, scores, files) in zip(titles, photographs, strict=True)
+        for entry in comparisons(files, scores, title="" if alone else f"{title}:")
     ]
-    if not entries:
-        return []
-    title = photographs[0][0] if len(photographs) == 1 else "Blurry and restored photographs"
+    title = titles[0] if alone else "Blurry and restored photographs"
     for name, reason in write_page(page, entries, title=title, embed=embed).items():
         print(f"{name} is not on the page: {reason}")
     return [f"All photographs, before and after: [{page.name}]({page.name})", ""]

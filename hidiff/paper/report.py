@@ -326,8 +326,6 @@ def comparisons(
             decibel = metric == "psnr"
             numbers = " → ".join(f"{v:.{2 if decibel else 4}f}" for v in [*values, value])
             texts[metric.upper()] = numbers + " dB" * decibel
-        if texts:
-            texts["protocol"] = scores.protocol
         entries.append(
             Comparison(
                 f"{title} {name}".strip(), files["blurry"], files["restored"], files["sharp"], texts

@@ -303,7 +303,7 @@ def test_a_page_of_all_photographs(folder, report, capsys):
     assert 'data-sharp="true/0.png"' in page
     assert "<b>PSNR</b> 20.00 → 31.25 dB" in page
     assert "<b>SSIM</b> 0.9000" in page
-    assert "<b>protocol</b> basicsr" in page
+    assert "<h1>mine photographs, protocol basicsr</h1>" in page
     assert "1 is not on the page: " in capsys.readouterr().out
     main(["--results", "mine", "--output", "report.md", "--page", "--embed"])
     assert 'data-after="data:image/png;base64,' in (folder / "report.html").read_text()
