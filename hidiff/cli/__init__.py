@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from hidiff.errors import friendly_errors
 
 COMMANDS = {
+    "restore": "restore your own photographs",
     "train": "train one stage",
     "test": "restore and score test sets",
     "score": "score folders of restored pictures",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -144,6 +144,7 @@ class DeblurModel(nn.Module):
         *,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        progress: Callable[[float], None] | None = None,
     ) -> Tensor:
         """Restore blurry images of any size.
 
@@ -156,6 +157,7 @@ class DeblurModel(nn.Module):
             noise: (B, N, C'), where the reverse chain starts; standard normal by default.
             generator: CPU generator for that draw (and for Eq. 6's noise); torch's global one by
                 default.
+            progress: called with the part that is done, from 0 to 1.
 
         Returns:
             (B, 3, H, W) RGB, about [0, 1], not clamped.
@@ -168,7 +170,10 @@ class DeblurModel(nn.Module):
         _check_images(lq=lq, gt=gt)
         height, width = lq.shape[-2:]
         padded_gt = None if gt is None else pad_to_multiple(gt)
-        return self.predict(pad_to_multiple(lq), padded_gt, noise, generator)[..., :height, :width]
+        restored = self.predict(pad_to_multiple(lq), padded_gt, noise, generator)
+        if progress is not None:
+            progress(1.0)
+        return restored[..., :height, :width]
 
     def check_encoder(self, name: str, channels: int) -> None:
         """Make sure that a latent encoder has as many input channels, and the prior of `net_g`.

@@ -1,0 +1,156 @@
+"""Restore photographs.
+
+    hidiff restore photo.jpg -o restored
+    hidiff restore holidays --recursive -o restored --compare
+
+What stands beside the pixels is kept: orientation (applied), colour profile, EXIF, texts,
+resolution, transparency; 16 bits stay 16 bits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hidiff.engine.logger import start_logging
+from hidiff.errors import UserError
+from hidiff.models.precision import precision
+from hidiff.options import Options
+from hidiff.parallel import thread_count
+from hidiff.restore.page import Comparison, check_replaceable, write_page
+from hidiff.restore.restoring import restore_item
+from hidiff.restore.run import default_model, find_jobs, prepare_folder, restore_photos
+from hidiff.weights.load import load_model
+
+LOG = logging.getLogger("hidiff")
+
+PAGE = "compare.html"
+"""Name of the page in the folder of the results."""
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Exit code: 0 all restored, 1 some failed, 2 a mistake in the call, 130 Ctrl-C: "
+        "what is finished stays, and the same call restores the rest.",
+    )
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="PHOTO_OR_FOLDER")
+    parser.add_argument("-o", "--out", required=True, type=Path, metavar="OUT", help="a folder")
+    parser.add_argument(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        help="a training's name or folder (NAME, NAME@best, NAME@12000), a packed file, or a "
+        "folder with net_*.pth; default: the released weights, or your newest complete training",
+    )
+    parser.add_argument("--recursive", action="store_true", help="search sub-folders too")
+    parser.add_argument(
+        "--precision", choices=("fp32", "tf32", "bf16"), default="tf32", help="default: tf32"
+    )
+    parser.add_argument(
+        "--ensemble",
+        action="store_true",
+        help="the mean over the image's 8 symmetries: 8 times as long, a little better",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="K",
+        help="the mean of K restorations from different noise: K times as long",
+    )
+    parser.add_argument("--suffix", default="", metavar="TEXT", help="added to the results' names")
+    parser.add_argument(
+        "--format",
+        choices=("auto", "png", "jpg", "tif", "webp", "bmp"),
+        default="auto",
+        help="auto: that of each photograph",
+    )
+    parser.add_argument("--compare", action="store_true", help=f"write OUT/{PAGE}, to look at them")
+    parser.add_argument("--embed", action="store_true", help="put the pictures into that page")
+    parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    parser.add_argument(
+        "--device", default="auto", help="auto (a GPU if there is one), cpu, cuda:0"
+    )
+    args = parser.parse_args(arguments)
+    if args.seeds < 1:
+        parser.error("--seeds must be at least 1")
+    return args
+
+
+def find_device(name: str) -> torch.device:
+    """The device of --device.
+
+    Raises:
+        UserError: there is no such one.
+    """
+    count = torch.cuda.device_count()
+    if name == "auto":
+        return torch.device("cuda" if count else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda") or (device.index or 0) >= max(count, 1):
+        raise UserError(f"--device: there is no '{name}'; use auto, cpu, cuda or cuda:NUMBER")
+    if device.type == "cuda" and not count:
+        raise UserError("--device: PyTorch finds no GPU here; use auto or cpu")
+    return device
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; returns its exit code.
+
+    Raises:
+        UserError: a mistake in the call.
+    """
+    args = parse_arguments(arguments)
+    start_logging(is_main=True)
+    device = find_device(args.device)
+    jobs, notices = find_jobs(
+        args.inputs,
+        args.out,
+        recursive=args.recursive,
+        suffix=args.suffix,
+        ending=None if args.format == "auto" else f".{args.format}",
+    )
+    prepare_folder(args.out)
+    if args.compare:
+        check_replaceable(args.out / PAGE)
+    loaded = load_model(args.model or default_model(), device=device)
+    for line in (loaded.description, *loaded.notices, *notices):
+        LOG.info(line)
+
+    def restore(item: dict, progress: Callable[[float], None]) -> Tensor:
+        return restore_item(
+            *(loaded.model, item),
+            seed=Options.manual_seed,
+            device=device,
+            self_ensemble=args.ensemble,
+            seeds=args.seeds,
+            normalization=loaded.normalization,
+            progress=progress,
+        )
+
+    with precision(loaded.model, args.precision):
+        restore_photos(
+            jobs, restore, overwrite=args.overwrite, workers=thread_count("auto", device)
+        )
+    shown = [job for job in jobs if job.state in ("written", "skipped")]
+    if args.compare and shown:
+        entries = [
+            Comparison(str(job.target.relative_to(args.out)), job.source, job.target)
+            for job in shown
+        ]
+        left_out = write_page(args.out / PAGE, entries, title=loaded.description, embed=args.embed)
+        for name, reason in left_out.items():
+            LOG.info("not on the page: %s: %s", name, reason)
+        LOG.info("to look at: %s", args.out / PAGE)
+    return int(any(job.state == "failed" for job in jobs))

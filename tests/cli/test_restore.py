@@ -1,0 +1,148 @@
+"""The command `hidiff restore`, with a tiny network that was trained."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_data import picture, test_options
+from small_training import ALONE
+
+from hidiff import UserError
+from hidiff.cli import main as hidiff
+from hidiff.cli.restore import find_device, main
+from hidiff.data.image import read_image
+from hidiff.options import parse_options
+from hidiff.restore.restoring import photo_item, restore_item, to_image
+from hidiff.restore.run import default_model
+from hidiff.scoring.test_run import run_test
+from hidiff.weights.load import load_model
+
+
+@pytest.fixture
+def here(trained, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    return trained[0]
+
+
+def photographs(folder, count=2):
+    folder.mkdir(parents=True)
+    for index in range(count):
+        Image.fromarray(picture(index, 21, 30)).save(folder / f"{index}.png")
+    return folder
+
+
+def test_it_restores_as_test_py_does(here, tmp_path):
+    photos, out = photographs(tmp_path / "in"), tmp_path / "out"
+    assert main([str(photos), "-o", str(out), "-m", "tiny_S2"]) == 0
+    options = {**test_options(tmp_path), "name": "own", "manual_seed": 100}
+    options["datasets"]["test_1"] = {
+        "type": "PairedImageIRDataset", "name": "own", "dataroot_lq": str(photos),
+    }  # fmt: skip
+    assert run_test(parse_options(options), ALONE)
+    for index in range(2):
+        ours = read_image(out / f"{index}.png")
+        assert np.array_equal(ours, read_image(f"results/own/visualization/own/{index}.png"))
+        assert not np.array_equal(ours, picture(index, 21, 30))
+
+
+def test_ensemble_and_seeds_are_means(here, tmp_path):
+    photos = photographs(tmp_path / "in", 1)
+    arguments = [str(photos / "0.png"), "-m", "experiments/tiny_S2", "--device", "cpu"]
+    arguments += ["--ensemble", "--seeds", "2", "--suffix", "_sharp", "--format", "tif"]
+    assert main([*arguments, "-o", str(tmp_path / "out")]) == 0
+    model, item = load_model("tiny_S2").model, photo_item(picture(0, 21, 30), "0")
+    expected = sum(
+        restore_item(model, item, seed=seed, device=torch.device("cpu"), self_ensemble=True)
+        for seed in (100, 101)
+    )
+    found = read_image(tmp_path / "out/0_sharp.tif")
+    assert np.abs(found.astype(int) - to_image(expected / 2)).max() <= 1
+
+
+def test_without_a_model_the_usual_places_are_searched(here, tmp_path, monkeypatch):
+    assert Path(default_model()).name == "tiny_S2"
+    assert hidiff(["restore", str(photographs(tmp_path / "in")), "-o", str(tmp_path / "out")]) == 0
+    places = tmp_path / "experiments"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^-m: .*quickstart"):
+        default_model()
+    for name, step in (("old_S2", 4), ("new_S2", 4), ("begun_S2", 2)):
+        (places / name / "models").mkdir(parents=True)
+        for net in ("net_g", "net_le_dm", "net_d"):
+            weights = torch.load(here / f"experiments/tiny_S2/models/{net}_latest.pth")
+            torch.save({**weights, "step": step}, places / name / f"models/{net}_latest.pth")
+    os.utime(places / "old_S2/models/net_d_latest.pth", (1e9, 1e9))
+    assert Path(default_model()).name == "new_S2"
+    for name in ("old_S2", "new_S2"):
+        (places / name).rename(tmp_path / name)
+    with pytest.raises(UserError, match=r"^-m: .*begun_S2"):
+        default_model()
+    (places / "pretrained_models").mkdir()
+    (places / "begun_S2/models").rename(released := places / "pretrained_models/HI_Diff_GoPro")
+    for file in released.iterdir():
+        file.rename(released / file.name.replace("_latest", ""))
+    assert Path(default_model()) == released.relative_to(tmp_path)
+
+
+def test_failures_are_told_and_are_the_exit_code(here, tmp_path, capsys):
+    photos = photographs(tmp_path / "in")
+    (photos / "1.png").write_bytes(b"no image")
+    arguments = ["restore", str(photos), "-o", str(tmp_path / "out"), "-m", "tiny_S2"]
+    assert hidiff(arguments) == 1
+    assert "1.png" in capsys.readouterr().out.splitlines()[-1]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["0.png"]
+    before = (tmp_path / "out/0.png").stat().st_mtime_ns
+    assert hidiff(arguments) == 1
+    assert (tmp_path / "out/0.png").stat().st_mtime_ns == before
+    for mistake in (["-m", "nothing"], ["--device", "tpu"], ["-o", "/dev/null/x"]):
+        with pytest.raises(SystemExit) as caught:
+            hidiff([*arguments, *mistake])
+        assert caught.value.code == 2
+
+
+def test_the_page_shows_what_was_restored(here, tmp_path):
+    photos, out = photographs(tmp_path / "in"), tmp_path / "out"
+    arguments = [str(photos), "-o", str(out), "-m", "tiny_S2", "--compare"]
+    assert main(arguments) == 0
+    page = (out / "compare.html").read_text()
+    assert all(f"{index}.png" in page for index in range(2))
+    assert main([*arguments, "--embed"]) == 0  # nothing is restored again, and the page is new
+    assert len((out / "compare.html").read_text()) > len(page)
+    (out / "compare.html").write_text("mine")
+    with pytest.raises(UserError, match="compare.html"):
+        main(arguments)
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert find_device("auto") == find_device("cpu") == torch.device("cpu")
+    for name in ("cuda", "cuda:0", "gpu", "meta", ""):
+        with pytest.raises(UserError, match="--device"):
+            find_device(name)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert find_device("auto") == torch.device("cuda")
+    assert find_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match="cuda:2"):
+        find_device("cuda:2")
+
+
+def test_ctrl_c_keeps_what_is_finished(here, tmp_path, monkeypatch):
+    photos, out = photographs(tmp_path / "in", 4), tmp_path / "out"
+
+    def interrupted(model, item, **options):
+        if item["name"] == "2":
+            signal.raise_signal(signal.SIGINT)
+        return restore_item(model, item, **options)
+
+    arguments = ["restore", str(photos), "-o", str(out), "-m", "tiny_S2"]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
+        patch.setattr("hidiff.cli.restore.restore_item", interrupted)
+        hidiff(arguments)
+    assert caught.value.code == 130
+    assert sorted(path.name for path in out.iterdir()) == ["0.png", "1.png"]
+    assert hidiff(arguments) == 0
+    assert len(list(out.iterdir())) == 4
