@@ -1,6 +1,6 @@
 """Write the paper's tables with this project's figures beside the published ones.
 
-hidiff report --results results/test_HI_Diff_GoPro --output report.md
+hidiff report --results results/test_HI_Diff_GoPro --output report.md --page
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ from hidiff.paper.report import (
     MODELS,
     Results,
     collect_results,
+    comparisons,
     parse_result_folder,
+    photograph_files,
     report_lines,
 )
 from hidiff.paper.sheet import DETAIL, comparison_sheet, report_rows
-from hidiff.scoring.folders import find_data, restored_folder
+from hidiff.restore.page import check_replaceable as check_page
+from hidiff.restore.page import write_page
+from hidiff.scoring.record import SetScores
 
 MARK = "<!-- Written by `hidiff report`, which replaces this file and its picture. -->"
 
@@ -50,11 +54,37 @@ def check_replaceable(report: Path, picture: Path) -> None:
         )
 
 
-def draw(results: Results, data: dict[str, Path], count: int, picture: Path) -> list[str]:
-    """Write the comparison sheet of everything that was scored and has its images here.
+Photographs = list[tuple[str, SetScores, dict[str, dict[str, Path]]]]
+"""What there is to look at: a title, the scores, and the files of each photograph."""
+
+
+def find_photographs(results: Results, data: dict[str, Path]) -> Photographs:
+    """The images of everything that was scored and has them here; why others have not is printed.
 
     Args:
-        data: folders with `input` and `target` by data set, where they are not the layout's.
+        data: folders with `input` and `target` by data set, where they are not those of the test
+            run or the layout's.
+    """
+    found = {}
+    for (folder, _), sets in results.items():
+        # Of several scores of a data set, that by the published protocol.
+        for scores in sorted(sets, key=lambda s: s.protocol == (s.benchmark or s).protocol):
+            found[folder, scores.dataset] = scores
+    photographs = []
+    for (folder, dataset), scores in found.items():
+        try:
+            files = photograph_files(folder, scores, data.get(dataset))
+        except UserError as error:
+            print(f"no pictures of {dataset} in {folder}: {error}")
+        else:
+            photographs.append((f"{folder.resolve().name} {dataset}", scores, files))
+    return photographs
+
+
+def draw(photographs: Photographs, count: int, picture: Path) -> list[str]:
+    """Write the comparison sheet.
+
+    Args:
         count: photographs for each result folder and data set.
 
     Returns:
@@ -65,26 +95,12 @@ def draw(results: Results, data: dict[str, Path], count: int, picture: Path) -> 
         UserError: the picture cannot be written.
     """
     rows = []
-    scored = {
-        (folder, scores.dataset): (scores.benchmark or scores).protocol
-        for (folder, _), sets in results.items()
-        for scores in sets
-    }
-    for (folder, dataset), protocol in scored.items():
-        source, restored = data.get(dataset) or find_data(dataset), restored_folder(folder, dataset)
-        title = f"{folder.resolve().name} {dataset}"
-        reason = None
-        if source is None:
-            reason = f"its images are not here; name them with --data {dataset}=DIR"
-        elif not restored.is_dir():
-            reason = f"{restored} does not exist"
-        else:
-            try:
-                rows += report_rows(restored, source, title=title, protocol=protocol, count=count)
-            except UserError as error:
-                reason = str(error)
-        if reason:
-            print(f"no pictures of {dataset} in {folder}: {reason}")
+    for title, scores, files in photographs:
+        protocol = (scores.benchmark or scores).protocol
+        try:
+            rows += report_rows(files, title=title, protocol=protocol, count=count)
+        except UserError as error:
+            print(f"no pictures of {title}: {error}")
     if not rows:
         return []
     write_image(picture, comparison_sheet(rows))
@@ -101,6 +117,30 @@ def draw(results: Results, data: dict[str, Path], count: int, picture: Path) -> 
         "sets that of their score.",
         "",
     ]
+
+
+def write_comparisons(photographs: Photographs, page: Path, *, embed: bool) -> list[str]:
+    """Write the page of all photographs; those that cannot be compared are printed.
+
+    Returns:
+        What the report says about it; empty when there is nothing to compare.
+
+    Raises:
+        UserError: the page cannot be written, or no photograph is whole.
+    """
+    if not photographs:
+        return []
+    titles = [f"{title}, protocol {scores.protocol}" for title, scores, _ in photographs]
+    alone = len(titles) == 1
+    entries = [
+        entry
+        for title, (_, scores, files) in zip(titles, photographs, strict=True)
+        for entry in comparisons(files, scores, title="" if alone else f"{title}:")
+    ]
+    title = titles[0] if alone else "Blurry and restored photographs"
+    for name, reason in write_page(page, entries, title=title, embed=embed).items():
+        print(f"{name} is not on the page: {reason}")
+    return [f"All photographs, before and after: [{page.name}]({page.name})", ""]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -133,7 +173,8 @@ def main(arguments: Sequence[str]) -> int:
         nargs="+",
         default=[],
         metavar="NAME=DIR",
-        help="folders with input and target, for the pictures (default: those under datasets/)",
+        help="folders with input and target, for the pictures (default: those that the test run "
+        "read, or those under datasets/)",
     )
     parser.add_argument(
         "--pictures",
@@ -142,11 +183,26 @@ def main(arguments: Sequence[str]) -> int:
         metavar="N",
         help="photographs to show of each folder and data set; 0 for none (default: 1)",
     )
+    parser.add_argument(
+        "--page",
+        action="store_true",
+        help="also write a page (.html, beside the report) to look at all photographs before and "
+        "after, with a slider and zoom, in any browser",
+    )
+    parser.add_argument(
+        "--embed",
+        action="store_true",
+        help="put the photographs into that page, which can then be sent alone",
+    )
     args = parser.parse_args(arguments)
     if args.pictures < 0:
         raise UserError(f"--pictures: must be at least 0, not {args.pictures}")
-    picture = args.output.with_suffix(".png")
+    if args.embed and not args.page:
+        raise UserError("--embed: puts the photographs into a page; give --page too")
+    picture, page = args.output.with_suffix(".png"), args.output.with_suffix(".html")
     check_replaceable(args.output, picture)
+    if args.page:
+        check_page(page)
     results: Results = {}
     for text in args.results:
         folder, model, guessed = parse_result_folder(text)
@@ -157,8 +213,15 @@ def main(arguments: Sequence[str]) -> int:
     names = dict.fromkeys([*BENCHMARKS, *scored])
     data = named_folders(args.data, names, "--data")
     lines = report_lines(results)
-    pictures = draw(results, data, args.pictures, picture) if args.pictures else []
-    text = [MARK, "", "# Results beside the paper's", "", *lines, *pictures]
+    photographs = find_photographs(results, data) if args.pictures or args.page else []
+    pictures = draw(photographs, args.pictures, picture) if args.pictures else []
+    pages = write_comparisons(photographs, page, embed=args.embed) if args.page else []
+    text = [MARK, "", "# Results beside the paper's", "", *lines, *pictures, *pages]
     write_text(args.output, "\n".join(text).rstrip() + "\n")
-    print(f"written to {args.output}" + (f" and {picture.name}" if pictures else ""))
+    names = [
+        str(args.output),
+        *([picture.name] if pictures else []),
+        *([page.name] if pages else []),
+    ]
+    print(f"written to {' and '.join(names)}")
     return 0

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from hidiff.data.image import list_images
 from hidiff.errors import UserError
 from hidiff.metrics.published import (
     BENCHMARKS,
@@ -15,7 +16,9 @@ from hidiff.metrics.published import (
     Score,
     find_row,
 )
+from hidiff.restore.page import Comparison
 from hidiff.scoring.files import JSON, read_scores
+from hidiff.scoring.folders import find_data, restored_folder
 from hidiff.scoring.record import SetScores
 from hidiff.tables import markdown_table
 from hidiff.typecheck import suggestion
@@ -270,3 +273,62 @@ def report_lines(results: Results) -> list[str]:
             f"({', '.join(MODELS)})"
         )
     return [*tables, *all_scores_lines(results), *version_lines(results)]
+
+
+def photograph_files(
+    folder: Path, scores: SetScores, data: Path | None = None
+) -> dict[str, dict[str, Path]]:
+    """The files 'blurry', 'restored' and 'sharp' of each photograph of a data set, by name.
+
+    Args:
+        folder: the result folder.
+        scores: of the data set.
+        data: folder with `input` (blurry) and `target` (sharp); None for those that the test run
+            read, or else the layout's.
+
+    Raises:
+        UserError: a folder is not known, missing or empty, or no name occurs in all three.
+    """
+    dataset = scores.dataset
+    blurry, sharp = scores.input, scores.target
+    if data is not None or not (blurry and sharp and Path(blurry).is_dir()):
+        data = data or find_data(dataset)
+        if data is None:
+            raise UserError(f"its images are not here; name them with --data {dataset}=DIR")
+        blurry, sharp = data / "input", data / "target"
+    folders = {"blurry": blurry, "restored": restored_folder(folder, dataset), "sharp": sharp}
+    found = {side: list_images(path, f"{side} images") for side, path in folders.items()}
+    names = [name for name in found["restored"] if all(name in side for side in found.values())]
+    if not names:
+        raise UserError(
+            f"no image name occurs in all of {', '.join(str(path) for path in folders.values())}"
+        )
+    return {name: {side: found[side][name] for side in folders} for name in names}
+
+
+def comparisons(
+    photographs: Mapping[str, Mapping[str, Path]], scores: SetScores, *, title: str = ""
+) -> list[Comparison]:
+    """Photographs with their scores, for `hidiff.restore.page.write_page`.
+
+    Args:
+        photographs: see `photograph_files`.
+        scores: of the data set.
+        title: stands before each name.
+    """
+    by_name = {image.name: image for image in scores.scored}
+    entries = []
+    for name, files in photographs.items():
+        image = by_name.get(name)
+        texts = {}
+        for metric, value in image.restored.items() if image else ():
+            values = [image.blurry[metric]] if metric in image.blurry else []
+            decibel = metric == "psnr"
+            numbers = " → ".join(f"{v:.{2 if decibel else 4}f}" for v in [*values, value])
+            texts[metric.upper()] = numbers + " dB" * decibel
+        entries.append(
+            Comparison(
+                f"{title} {name}".strip(), files["blurry"], files["restored"], files["sharp"], texts
+            )
+        )
+    return entries

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from hidiff.data.image import list_images, read_image, to_uint8
+from hidiff.data.image import read_image, to_uint8
 from hidiff.errors import UserError
 from hidiff.metrics import evaluate_pair
 
@@ -138,34 +138,19 @@ def photograph_row(
 
 
 def report_rows(
-    restored: Path, data: Path, *, title: str, protocol: str, count: int
+    photographs: Mapping[str, Mapping[str, Path]], *, title: str, protocol: str, count: int
 ) -> list[np.ndarray]:
     """Rows for `comparison_sheet` of one data set in one result folder.
 
     Args:
-        restored: folder of the restored images.
-        data: folder with `input` (blurry) and `target` (sharp).
+        photographs: their files by name, see `photograph_row`.
         title, protocol: see `photograph_row`.
         count: how many photographs to show, spread over their names; at most `DETAIL` of each.
 
     Raises:
-        UserError: a folder is missing or empty, no name occurs in all three, or an image is damaged
-            or of another size.
+        UserError: an image is damaged or of another size.
     """
-    folders = {"blurry": data / "input", "restored": restored, "sharp": data / "target"}
-    files = {side: list_images(folder, f"{side} images") for side, folder in folders.items()}
-    names = [name for name in files["restored"] if all(name in side for side in files.values())]
-    if not names:
-        raise UserError(
-            f"no image name occurs in all of {', '.join(str(path) for path in folders.values())}"
-        )
     return [
-        photograph_row(
-            name,
-            {side: found[name] for side, found in files.items()},
-            protocol=protocol,
-            title=title,
-            largest=DETAIL,
-        )
-        for name in spread(names, count)
+        photograph_row(name, photographs[name], protocol=protocol, title=title, largest=DETAIL)
+        for name in spread(list(photographs), count)
     ]

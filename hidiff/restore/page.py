@@ -18,17 +18,28 @@ from pathlib import Path
 from urllib.parse import quote
 
 import cv2
+import numpy as np
 from PIL import Image
 
-from hidiff.data.image import read_header, read_image, to_uint8
+from hidiff.data.image import read_header, to_uint8
 from hidiff.errors import UserError
-from hidiff.files import write_bytes
+from hidiff.files import read_bytes, write_bytes
+from hidiff.restore.photo import orientation, read_photo
 
 MARK = '<meta name="generator" content="hidiff comparison">'
 """Stands in every page, by which an earlier one is known."""
 
-SHOWN = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "BMP": "image/bmp"}
-"""The formats that every browser shows, as Pillow calls them, and their media types."""
+SHOWN = {
+    "PNG": "image/png",
+    "JPEG": "image/jpeg",
+    "MPO": "image/jpeg",
+    "WEBP": "image/webp",
+    "BMP": "image/bmp",
+}
+"""The formats that every browser shows, as Pillow calls them, and their media types.
+
+MPO is a JPEG with more pictures behind the first one, as many phones write it.
+"""
 
 THUMBNAIL = (96, 144)
 """Largest height and width in pixels of the small pictures in the list."""
@@ -77,7 +88,7 @@ def write_page(
     """Write a page on which pictures are compared, or replace an earlier one.
 
     The page names the pictures by their path from its folder. What browsers do not show (TIFF,
-    16 bits, CMYK) is converted to PNG of 8 bits, in a folder `{page}_files` beside the page.
+    HEIF, 16 bits, CMYK) is converted to PNG of 8 bits, in a folder `{page}_files` beside the page.
 
     Args:
         path: the page, a name that ends in .html.
@@ -135,18 +146,17 @@ def _policy(template: str, embed: bool) -> str:
 def _item(entry: Comparison, page: Path, embed: bool) -> str:
     """A comparison as an entry of the list, with all that the script needs to know."""
     versions = {"before": entry.before, "after": entry.after, "sharp": entry.sharp}
-    versions = {version: path for version, path in versions.items() if path is not None}
-    headers = {path: read_header(path, str(path)) for path in versions.values()}
-    sizes = {(header.width, header.height) for header in headers.values()}
+    data, sizes = {}, set()
+    for version, path in versions.items():
+        if path is not None:
+            data[version], size = _picture(path, page, embed)
+            sizes.add(size)
     if len(sizes) > 1:
         found = ", ".join(f"{width}×{height}" for width, height in sorted(sizes))
         raise UserError(f"the versions of {entry.name} differ in size ({found})")
     ((width, height),) = sizes
-    data = {"width": width, "height": height}
-    data |= {version: _url(path, page, embed) for version, path in versions.items()}
-    attributes = "".join(
-        f' data-{name}="{html.escape(str(value))}"' for name, value in data.items()
-    )
+    data |= {"width": str(width), "height": str(height)}
+    attributes = "".join(f' data-{name}="{html.escape(value)}"' for name, value in data.items())
     scores = "".join(
         f"<span><b>{html.escape(name)}</b> {html.escape(value)}</span> "
         for name, value in entry.scores.items()
@@ -158,40 +168,51 @@ def _item(entry: Comparison, page: Path, embed: bool) -> str:
     )
 
 
-def _url(path: Path, page: Path, embed: bool) -> str:
-    """Where the page finds a picture, which is converted if browsers do not show it."""
+def _picture(path: Path, page: Path, embed: bool) -> tuple[str, tuple[int, int]]:
+    """Where the page finds a picture, and its width and height as it is looked at."""
     kind = _kind(path)
-    if embed:
-        content = _converted(path) if kind is None else path.read_bytes()
-        return _data_url(content, kind or "image/png")
     if kind is None:
-        content = _converted(path)
+        content, size = _converted(path)
+    else:
+        header = read_header(path, str(path))
+        content, size = None, (header.width, header.height)
+    if embed:
+        return _data_url(content or read_bytes(path), kind or "image/png"), size
+    if content is not None:
         # Named by its content, so that nothing but the same picture is ever replaced.
         digest = hashlib.sha256(content).hexdigest()[:16]
         path = page.with_name(f"{page.stem}_files") / f"{digest}.png"
         write_bytes(path, content, sync=False)
-    return quote(os.fsencode(os.path.relpath(path, page.parent)))
+    return quote(os.fsencode(os.path.relpath(path, page.parent))), size
 
 
 def _kind(path: Path) -> str | None:
-    """The media type of a picture; None for one that is to be converted."""
-    with Image.open(path) as image:
-        plain = image.mode != "CMYK" and not read_header(path, str(path)).bits16
-        return SHOWN.get(image.format) if plain else None
+    """The media type of a picture that every browser shows alike; None for another one."""
+    try:
+        with Image.open(path) as image:
+            kind = SHOWN.get(image.format)
+            if kind is None or image.mode == "CMYK":
+                return None
+            # Of other formats some browsers read the orientation and some do not.
+            turned = kind != "image/jpeg" and "exif" in image.info and orientation(image) != 1
+            return None if turned or read_header(path, str(path)).bits16 else kind
+    except OSError:
+        return None  # Reading it says what is wrong.
 
 
-def _converted(path: Path) -> bytes:
-    """A picture as PNG of 8 bits, in its own colour space."""
-    with Image.open(path) as image:
-        profile = None if image.mode == "CMYK" else image.info.get("icc_profile")
-    content = io.BytesIO()
-    pixels = Image.fromarray(to_uint8(read_image(path)))
-    pixels.save(content, "PNG", icc_profile=profile, compress_level=1)
-    return content.getvalue()
+def _converted(path: Path) -> tuple[bytes, tuple[int, int]]:
+    """A picture as PNG of 8 bits in its own colour space, with its width and height."""
+    photo = read_photo(read_bytes(path), str(path))
+    pixels = photo.pixels[..., 0] if photo.grey else photo.pixels
+    if photo.alpha is not None:
+        pixels = np.dstack([pixels, photo.alpha])
+    image, content = Image.fromarray(to_uint8(pixels)), io.BytesIO()
+    image.save(content, "PNG", icc_profile=photo.icc, compress_level=1)
+    return content.getvalue(), image.size
 
 
 def _thumbnail(path: Path) -> str:
-    image = to_uint8(read_image(path))
+    image = to_uint8(read_photo(read_bytes(path), str(path)).pixels)
     height, width = image.shape[:2]
     scale = min(1.0, THUMBNAIL[0] / height, THUMBNAIL[1] / width)
     size = max(round(width * scale), 1), max(round(height * scale), 1)

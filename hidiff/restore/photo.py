@@ -178,7 +178,7 @@ def _decode(image: Image.Image, data: bytes, where: str) -> Photo:
         pixels = np.asarray(image.convert("RGBA"))
     else:
         pixels = np.asarray(image if mode == "RGBX" else image.convert("RGB"))
-    pixels = _turned(pixels, turn := _orientation(image))
+    pixels = _turned(pixels, turn := orientation(image))
     if pixels.shape[2] == 4:
         pixels, alpha = pixels[..., :3], pixels[..., 3]
     exif, text = info.get("exif"), dict(image.text) if png else {}
@@ -215,7 +215,7 @@ def _decode(image: Image.Image, data: bytes, where: str) -> Photo:
     )
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """1 to 8, as EXIF counts; 1 where there is none, or the pixels were turned when decoded."""
     with suppress(Exception):  # of a damaged block, without which the photograph is one still
         found = image.getexif().get(ORIENTATION)

@@ -136,6 +136,7 @@ class SetScores:
         images: all of them, in order; with several seeds those of each seed in turn.
         folder: that of the restored pictures.
         target: that of the sharp ones; None without ground truth.
+        input: that of the blurry ones; None where pictures were scored.
         upper_bound: the network saw the sharp images.
         settings: of the test run, for the reader.
         versions: see `library_versions`.
@@ -147,6 +148,7 @@ class SetScores:
     images: list[ImageScore]
     folder: str = ""
     target: str | None = None
+    input: str | None = None
     upper_bound: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=library_versions)

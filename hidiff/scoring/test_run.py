@@ -126,6 +126,7 @@ def run_test(options: Options, processes: Group, *, seeds: int = 1, resume: bool
                 [score for run in range(seeds) for score in test(section.name, run)],
                 folder=str(pictures[section.name]),
                 target=section.source.get("dataroot_gt"),
+                input=section.source.get("dataroot_lq"),
                 upper_bound=model.restores_from_gt,
                 settings=settings,
             )

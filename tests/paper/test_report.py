@@ -277,3 +277,37 @@ def test_only_an_earlier_report_is_replaced(folder, report):
     assert report("a_GoPro") == first
     with pytest.raises(UserError, match=".md"):
         main(["--results", "a_GoPro", "--output", "report.txt"])
+
+
+def test_a_page_of_all_photographs(folder, report, capsys):
+    """Those of the folders that the test run read, with the scores beside them."""
+    result = folder / "mine"
+    for index in range(2):
+        sharp = picture(index, 40, 70)
+        write_rgb(folder / f"blurred/{index}.png", cv2.blur(sharp, (9, 9)))
+        write_rgb(folder / f"true/{index}.png", sharp)
+        write_rgb(result / f"visualization/photographs/{index}.png", sharp[: 40 - index])
+    images = [
+        ImageScore(str(index), restored={"psnr": 31.254, "ssim": 0.9}, blurry={"psnr": 20.0})
+        for index in range(2)
+    ]
+    scores = SetScores("photographs", "basicsr", "test", images, target="true", input="blurred")
+    write_scores(result, [scores])
+    with pytest.raises(UserError, match="--page"):
+        main(["--results", "mine", "--output", "report.md", "--embed"])
+    main(["--results", "mine", "--output", "report.md", "--page"])
+    assert "(report.html)" in (folder / "report.md").read_text()
+    page = (folder / "report.html").read_text()
+    assert 'data-before="blurred/0.png"' in page
+    assert 'data-after="mine/visualization/photographs/0.png"' in page
+    assert 'data-sharp="true/0.png"' in page
+    assert "<b>PSNR</b> 20.00 → 31.25 dB" in page
+    assert "<b>SSIM</b> 0.9000" in page
+    assert "<h1>mine photographs, protocol basicsr</h1>" in page
+    assert "1 is not on the page: " in capsys.readouterr().out
+    main(["--results", "mine", "--output", "report.md", "--page", "--embed"])
+    assert 'data-after="data:image/png;base64,' in (folder / "report.html").read_text()
+    (folder / "report.html").write_text("my notes")
+    with pytest.raises(UserError, match=r"report\.html"):
+        main(["--results", "mine", "--output", "report.md", "--page"])
+    assert (folder / "report.html").read_text() == "my notes"

@@ -90,6 +90,19 @@ def test_embedded_pictures_are_the_files(tmp_path):
         assert base64.b64decode(data) == path.read_bytes()
 
 
+def test_a_phones_jpeg_with_a_second_picture_is_shown_as_it_is(tmp_path):
+    entry = pair(tmp_path)
+    image = Image.fromarray(picture(0, 20, 30))
+    image.save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=[image])
+    write_page(
+        tmp_path / "p.html",
+        [Comparison("a", tmp_path / "x.jpg", entry.after)],
+        title="t",
+        embed=False,
+    )
+    assert Items(tmp_path / "p.html").buttons[0]["data-before"] == "x.jpg"
+
+
 @pytest.mark.parametrize("embed", [True, False])
 @pytest.mark.parametrize("kind", ["tif", "png16", "tif16", "cmyk"])
 def test_what_browsers_do_not_show_is_converted(tmp_path, kind, embed):
@@ -126,6 +139,43 @@ def test_a_converted_picture_keeps_its_colour_space(tmp_path):
     )
     (converted,) = (tmp_path / "p_files").iterdir()
     assert Image.open(converted).info["icc_profile"] == profile
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_pictures_are_as_they_are_looked_at(tmp_path, kind):
+    """Which browsers do by themselves in a JPEG, but not all of them in a PNG."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = picture(0, 30, 20)
+    Image.fromarray(image).save(tmp_path / f"x.{kind}", exif=exif)
+    entry = pair(tmp_path)
+    write_page(
+        tmp_path / "p.html",
+        [Comparison("a", tmp_path / f"x.{kind}", entry.after)],
+        title="t",
+        embed=False,
+    )
+    (button,) = Items(tmp_path / "p.html").buttons
+    assert (button["data-width"], button["data-height"]) == ("30", "20")
+    if kind == "png":
+        shown = pixels((tmp_path / button["data-before"]).read_bytes())
+        assert np.array_equal(shown, np.rot90(image, -1))
+    else:
+        assert button["data-before"] == "x.jpg"
+
+
+def test_transparency_and_grey_are_kept(tmp_path):
+    entry = pair(tmp_path)
+    image = picture(0, 20, 30)[..., :2]
+    Image.fromarray(image).save(tmp_path / "x.tif")  # grey and alpha
+    write_page(
+        tmp_path / "p.html",
+        [Comparison("a", tmp_path / "x.tif", entry.after)],
+        title="t",
+        embed=False,
+    )
+    (converted,) = (tmp_path / "p_files").iterdir()
+    assert np.array_equal(pixels(converted.read_bytes()), image)
 
 
 def test_what_cannot_be_compared_is_left_out_and_named(tmp_path):

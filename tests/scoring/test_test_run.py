@@ -39,6 +39,9 @@ def tested(trained, data, monkeypatch):
 def test_testing_writes_pictures_table_json_and_csv(tested, data):
     (scores,) = read_scores(tested)
     assert scores.key == ("small", "basicsr", "test")
+    assert (scores.input, scores.target) == tuple(
+        str(data / "test" / side) for side in ("input", "target")
+    )
     assert (len(scores.images), len(scores.scored), scores.failed) == (2, 2, {})
     with (tested / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
