@@ -1,6 +1,5 @@
 """What the data check notices, and its exit codes."""
 
-
 import cv2
 import numpy as np
 import pytest

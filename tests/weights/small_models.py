@@ -7,8 +7,8 @@ import torch
 import yaml
 
 from hidiff.engine.checkpoint import save_networks
-from hidiff.models import build_model
 from hidiff.options import load_options
+from hidiff.weights.stored import blank_model
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WIDTHS = {
@@ -22,27 +22,38 @@ def small(sections):
     sections = copy.deepcopy(dict(sections))
     for key in [key for key in sections if key.startswith("network_")]:
         sections[key] |= {k: v for k, v in WIDTHS.items() if sections[key].get(k) is not None}
+        if "block_num" in sections[key]:
+            sections[key]["block_num"] = 3
     sections["network_g"] |= {"num_blocks": [1, 1, 1, 2], "num_refinement_blocks": 1}
     return sections
 
 
 def presets():
-    """Sections of the option files by their path in options/, one of those with equal networks."""
+    """Sections of the option files by their path in options/, one of those with equal networks.
+
+    Only T differs between some of them.
+    """
     found = {}
     for path in sorted((ROOT / "options").rglob("*.yml")):
         sections = load_options(path).sections
-        parts = [v for k, v in sections.items() if k.startswith(("model_", "network_", "diff"))]
+        unused = "network_le" if "network_le_dm" in sections else "train"
+        parts = [
+            value
+            for key, value in sections.items()
+            if key.startswith(("model_", "network_")) and key != unused
+        ]
         found.setdefault(str(parts), (str(path.relative_to(ROOT / "options")), sections))
     return dict(found.values())
 
 
 def random_model(sections, seed=0):
-    """A model with random weights, those with a constant start too."""
+    """A model with random weights; to initialise them as for a training takes longer."""
     torch.manual_seed(seed)
-    model = build_model({k: v for k, v in sections.items() if k != "train"}, training=False)
+    model = blank_model(sections, "sections")
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
+        for network in model.networks().values():
+            for parameter in network.to_empty(device="cpu").parameters():
+                parameter.normal_(std=0.1)
     # Whether parameters need a gradient decides how matmul rounds.
     return model.eval().requires_grad_(False)
 

@@ -147,17 +147,20 @@ def test_released_files_need_no_option_file(tmp_path, lq, name, prefix):
 
 def test_the_option_file_names_the_entry(tmp_path):
     options = test_options(Path())
-    for number, entry in ((1, "params"), (2, "params_ema")):
+    models = {
+        entry: random_model(options, seed) for seed, entry in enumerate(["params", "params_ema"])
+    }
+    for entry, expected in models.items():
         folder = tmp_path / entry
         folder.mkdir()
-        models = {"params": random_model(options, 1), "params_ema": random_model(options, 2)}
-        for name in models["params"].networks():
+        for name in expected.networks():
             content = {key: m.networks()[name].state_dict() for key, m in models.items()}
             torch.save(content, folder / f"{name}.pth")
         options["path"] = {f"param_key_{name}": entry for name in ("g", "le_dm", "d")}
         (folder / "test.yml").write_text(yaml.safe_dump(options))
-        assert same(find_model(folder).model, random_model(options, number))
-        assert find_model(folder).origin["net_g"]["entry"] == entry
+        found = find_model(folder)
+        assert same(found.model, expected)
+        assert found.origin["net_g"]["entry"] == entry
 
 
 def test_folders_with_too_little_or_too_much(tmp_path):
