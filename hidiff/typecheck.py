@@ -31,6 +31,7 @@ WANTED = {
     "string_type": "a text",
     "path_type": "a path",
     "dict_type": "a section (key: value lines)",
+    "dataclass_type": "a section (key: value lines)",
     "list_type": "a list",
     "tuple_type": "a list",
     "missing": "more entries",
@@ -60,6 +61,8 @@ def expanded(path: str) -> str:
 
 def plain(value: Any) -> Any:
     """The value as YAML and JSON know it; numbers without a fraction are whole (`4e3`)."""
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -149,7 +152,7 @@ def _explanation(
     given: Mapping[str, Any],
     where: str,
     label: str | None,
-    known: Iterable[str],
+    known: Mapping[str, Any],
 ) -> str:
     first, *others = error.errors(include_url=False)
     key, *inner = first["loc"]
@@ -159,6 +162,11 @@ def _explanation(
         return f"{place}: {unknown}{suggestion(str(key), known)}"
     if key not in given:
         return f"{place}: this option is missing{f', {label} needs it' if label else ''}"
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])  # of a section within this one, which names its place
+    if first["type"] == "unexpected_keyword_argument":
+        fields = [field.name for field in dataclasses.fields(known[key])]
+        return f"{place}.{inner[0]}: there is no such option{suggestion(inner[0], fields)}"
     value = given[key]
     # What pydantic names beyond the value is the branch of a union, or an entry that is absent.
     for step in inner:

@@ -210,7 +210,9 @@ def score(options: Options, args: argparse.Namespace, machine: Machine) -> list[
                     label=variant.name,
                     score_blurry=True,
                     picture_path=lambda name: Path(folder, f"{name}.png"),
-                    num_workers=0 if variant.plain else options.val.num_workers,
+                    val=dataclasses.replace(options.val, num_workers=0)
+                    if variant.plain
+                    else options.val,
                 )
 
             return variant.wrap(own, work)

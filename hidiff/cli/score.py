@@ -8,6 +8,7 @@ hidiff score --restored DIR --target DIR --output DIR    any two folders
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,14 @@ from hidiff.errors import UserError
 from hidiff.metrics import PROTOCOLS
 from hidiff.metrics.published import BENCHMARKS
 from hidiff.parallel import available_cores
-from hidiff.scoring.files import CSV, JSON, check_replaceable, score_lines, write_scores
+from hidiff.scoring.files import (
+    CSV,
+    JSON,
+    check_replaceable,
+    read_scores,
+    score_lines,
+    write_scores,
+)
 from hidiff.scoring.folders import DATA_FOLDERS, find_data, restored_folder, score_folders
 
 EPILOG = (
@@ -148,19 +156,20 @@ def main(arguments: Sequence[str], datasets: Sequence[str] = tuple(BENCHMARKS)) 
     restored = find_restored(args, datasets)
     targets = find_targets(args.target, list(restored))
     check_replaceable(output)
-    scores = []
+    scores, local = [], {}
+    if args.dir is not None and (args.dir / JSON).is_file():
+        local = {data.dataset: data.local for data in read_scores(args.dir)}
     for name, folder in restored.items():
         published = BENCHMARKS[name].protocol if name in BENCHMARKS else "basicsr"
-        scores.append(
-            score_folders(
-                folder,
-                targets[name],
-                protocol=args.protocol or published,
-                dataset=name,
-                suffix=args.suffix,
-                jobs=args.jobs,
-            )
+        scored = score_folders(
+            folder,
+            targets[name],
+            protocol=args.protocol or published,
+            dataset=name,
+            suffix=args.suffix,
+            jobs=args.jobs,
         )
+        scores.append(dataclasses.replace(scored, local=local.get(name)))
         write_scores(output, scores)
     print("\n".join(score_lines(scores)))
     print(f"written to {output / JSON} and {CSV}")

@@ -4,6 +4,7 @@ from hidiff.options.parsing import flatten, load_datasets, load_options, parse_o
 from hidiff.options.sections import (
     DatasetOptions,
     DistOptions,
+    LocalOptions,
     Options,
     Phase,
     Precision,
@@ -14,6 +15,7 @@ from hidiff.options.sections import (
 __all__ = [
     "DatasetOptions",
     "DistOptions",
+    "LocalOptions",
     "Options",
     "Phase",
     "Precision",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from hidiff.errors import UserError
 
@@ -206,6 +206,30 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
+class LocalOptions:
+    """`val.local`: whether statistics and prior are those of a part of the image.
+
+    'none' (the paper's): of the whole. 'tile': the image is restored in tiles, each with a prior of
+    its own (`hidiff.restore.tiles`). `size` and `overlap` are in pixels.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    mode: Literal["none", "tile"] = "none"
+    size: PositiveInt = 384
+    overlap: NonNegativeInt = 32
+
+    def __post_init__(self) -> None:
+        if self.size % 8:
+            raise error("val.local.size", f"{self.size} must be a multiple of 8")
+        if self.overlap >= self.size:
+            raise error("val.local.overlap", f"{self.overlap} must be less than size {self.size}")
+
+    def __str__(self) -> str:
+        return self.mode if self.mode == "none" else f"{self.mode} {self.size}/{self.overlap}"
+
+
+@dataclass(frozen=True)
 class ValOptions:
     """`val`: validation during training, and what test.py does.
 
@@ -230,6 +254,7 @@ class ValOptions:
     num_workers: NonNegativeInt | Literal["auto"] = "auto"
     precision: Precision = "tf32"
     compile: bool = False
+    local: LocalOptions = field(default_factory=LocalOptions)
     metrics: Mapping[str, Section] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

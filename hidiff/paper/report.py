@@ -111,8 +111,10 @@ def plain_mean(scores: SetScores) -> dict[str, float]:
 
 
 def _remarks(scores: SetScores) -> list[str]:
-    failed = len(scores.failed)
-    return [*([f"{failed} images have no score"] if failed else []), *scores.remarks()]
+    found = [f"{len(scores.failed)} images have no score"] if scores.failed else []
+    if scores.local not in (None, "none"):
+        found.append(f"restored in the local mode '{scores.local}', the published ones as a whole")
+    return [*found, *scores.remarks()]
 
 
 class _Footnotes:
@@ -230,14 +232,15 @@ def all_scores_lines(results: Results, title: str = "All scores") -> list[str]:
             rows.append(
                 [
                     folder.resolve().name,
-                    *scores.key,
+                    *(scores.dataset, scores.protocol, scores.local or "–", scores.source),
                     str(len(scores.scored)),
                     f"{mean['psnr']:.4f}",
                     f"{mean['ssim']:.4f}" if "ssim" in mean else "–",
                     "; ".join(_remarks(scores)),
                 ]
             )
-    header = ["folder", "data set", "protocol", "source", "images", "PSNR (dB)", "SSIM", "remarks"]
+    header = ["folder", "data set", "protocol", "local", "source", "images", "PSNR (dB)", "SSIM"]
+    header.append("remarks")
     return [f"## {title}", "", *markdown_table(header, rows), ""]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,10 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hidiff.archs.windows import Windows
 from hidiff.data.image import to_float
 from hidiff.data.transforms import SYMMETRIES, Normalization, symmetry, undo_symmetry
 from hidiff.errors import UserError, memory_errors
 from hidiff.models import DeblurModel
+from hidiff.options import LocalOptions
+from hidiff.restore.tiles import restore_in_tiles
 
 
 def image_generator(seed: int, name: str) -> torch.Generator:
@@ -54,6 +58,7 @@ def restore_item(
     self_ensemble: bool = False,
     seeds: int = 1,
     normalization: Normalization | None = None,
+    local: LocalOptions | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Tensor:
     """Restore one item of a data set.
@@ -65,6 +70,7 @@ def restore_item(
         self_ensemble: average the restorations of the 8 symmetries of the image.
         seeds: average as many restorations from different noise; the seeds count up from `seed`.
         normalization: what the model was trained with; it is undone in the result.
+        local: whether in tiles; None for the whole image at once.
         progress: called with the part that is done, 0 to 1.
 
     Returns:
@@ -81,6 +87,9 @@ def restore_item(
     if kind != "GPU":
         way_out = "use one with more memory, or cut the image up"
     total, count = None, SYMMETRIES if self_ensemble else 1
+    restore = model.restore
+    if local is not None and local.mode == "tile":
+        restore = functools.partial(restore_in_tiles, model, Windows(local.size, local.overlap))
     with memory_errors(
         f"{item['name']}: {size} pixels do not fit into the {kind}'s memory", way_out
     ):
@@ -92,7 +101,7 @@ def restore_item(
             options = {}
             if progress is not None:
                 options["progress"] = lambda done, run=run: progress((run + done) / count / seeds)
-            restored = model.restore(
+            restored = restore(
                 *(symmetry(image, index).contiguous() for image in images),
                 generator=image_generator(seed + run // count, item["name"]),
                 **options,

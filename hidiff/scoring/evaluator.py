@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -133,16 +133,14 @@ def evaluate(
     *,
     seed: int,
     label: str,
-    self_ensemble: bool = False,
+    val: ValOptions = ValOptions(),  # noqa: B008 (frozen)
     score_blurry: bool = False,
     picture_path: Callable[[str], Path] | None = None,
     on_unwritten: Callable[[UserError], None] | None = None,
     on_triptych: Callable[[int, str, Triptych], None] | None = None,
     on_score: Callable[[int, ImageScore], None] | None = None,
     done: Mapping[int, ImageScore] | None = None,
-    num_workers: int | Literal["auto"] = "auto",
     stop: Callable[[], bool] = lambda: False,
-    pbar: bool = True,
 ) -> list[ImageScore]:
     """Restore and score every image of a data set once.
 
@@ -156,7 +154,8 @@ def evaluate(
         processes: those that share the work.
         seed: of the noise, with the image's name.
         label: stands before the progress bar.
-        self_ensemble: see `restore_item`.
+        val: `selfensemble_testing`, `local`, `num_workers` (threads, see
+            `hidiff.parallel.thread_count`, which change nothing in the results) and `pbar` count.
         score_blurry: score the input images too.
         picture_path: where to write the restored image of a name; None writes none. Without sharp
             images it is a photograph of 8 or 16 bits, with all that its file holds.
@@ -167,10 +166,7 @@ def evaluate(
             its picture is written.
         done: scores by index that are there already, the same on every process; these images are
             not restored again.
-        num_workers: threads, see `hidiff.parallel.thread_count`; they change nothing in the
-            results.
         stop: asked after each image whether this process shall leave out the rest of its own.
-        pbar: show a progress bar on a terminal.
 
     Returns:
         On every process the scores of all images, in the data set's order; fewer than the data
@@ -189,7 +185,8 @@ def evaluate(
                 *(model, job.item),
                 seed=seed,
                 device=processes.device,
-                self_ensemble=self_ensemble,
+                self_ensemble=val.selfensemble_testing,
+                local=val.local,
                 normalization=getattr(dataset, "normalization", None),
             )
             job.restored = to_image(restored)
@@ -224,9 +221,9 @@ def evaluate(
         read=functools.partial(_read, dataset, seed),
         work=restore,
         finish=finish,
-        workers=thread_count(num_workers, processes.device),
+        workers=thread_count(val.num_workers, processes.device),
     )
-    hidden = None if processes.is_main and pbar else True
+    hidden = None if processes.is_main and val.pbar else True
     scores = dict(done)
     training = model.training
     model.eval()

@@ -22,7 +22,7 @@ JSON, CSV = "scores.json", "scores.csv"
 KIND = "hidiff scores"
 """What `kind` says in `JSON`."""
 
-FIRST_COLUMNS = ("dataset", "protocol", "source", "image", "seed")
+FIRST_COLUMNS = ("dataset", "protocol", "local", "source", "image", "seed")
 """The columns that every `CSV` starts with."""
 
 
@@ -115,7 +115,8 @@ def _csv(scores: Sequence[SetScores]) -> str:
     for data, image in rows:
         values = [part.get(name) for part in (image.restored, image.blurry) for name in names]
         seconds = None if image.seconds is None else f"{image.seconds:.4f}"
-        row = [*data.key, image.name, image.seed, *values, image.aligned, seconds, image.error]
+        row = [data.dataset, data.protocol, data.local, data.source, image.name, image.seed]
+        row += [*values, image.aligned, seconds, image.error]
         writer.writerow(["" if value is None else value for value in row])
     return text.getvalue()
 
@@ -134,12 +135,12 @@ def score_lines(scores: Sequence[SetScores]) -> list[str]:
         values = [means[side].get(name) for name, side in columns]
         cells = ["-" if value is None else f"{value:.4f}" for value in values]
         done = sum(image.error is None for image in data.first)
-        rows.append([data.dataset, data.protocol, str(done), *cells])
+        rows.append([data.dataset, data.protocol, data.local or "?", str(done), *cells])
         for table, published in hi_diff_scores(data.dataset).items():
             found = {"psnr": f"{published.psnr:.2f}", "ssim": f"{published.ssim:.3f}"}
             cells = [found.get(name, "") if side == "restored" else "" for name, side in columns]
             count = str(data.benchmark.images)
-            rows.append([f"  paper, Table {table}", data.benchmark.protocol, count, *cells])
+            rows.append([f"  paper, Table {table}", data.benchmark.protocol, "none", count, *cells])
         deviation = data.deviation()
         notes += [
             f"{data.dataset}: {name} over {len(data.runs)} seeds {data.mean()[name]:.4f} "
@@ -156,5 +157,11 @@ def score_lines(scores: Sequence[SetScores]) -> list[str]:
             else f"{data.dataset}: {len(names)} images ({listing(names, 20)}): {error}"
             for error, names in failures.items()
         ]
-    header = ["data set", "protocol", "images", *(f"{side} {name}" for name, side in columns)]
+    header = [
+        "data set",
+        "protocol",
+        "local",
+        "images",
+        *(f"{side} {name}" for name, side in columns),
+    ]
     return [*text_table(header, rows), *notes]

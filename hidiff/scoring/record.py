@@ -137,6 +137,7 @@ class SetScores:
         folder: that of the restored pictures.
         target: that of the sharp ones; None without ground truth.
         input: that of the blurry ones; None where pictures were scored.
+        local: the mode of `val.local`, such as 'none' or 'tile 384/32'; None where it is not known.
         upper_bound: the network saw the sharp images.
         settings: of the test run, for the reader.
         versions: see `library_versions`.
@@ -149,6 +150,7 @@ class SetScores:
     folder: str = ""
     target: str | None = None
     input: str | None = None
+    local: str | None = None
     upper_bound: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=library_versions)

@@ -97,9 +97,7 @@ def run_test(options: Options, processes: Group, *, seeds: int = 1, resume: bool
             processes,
             seed=seed,
             label=label,
-            self_ensemble=options.val.selfensemble_testing,
-            num_workers=options.val.num_workers,
-            pbar=options.val.pbar,
+            val=options.val,
             score_blurry=run == 0,
             picture_path=functools.partial(picture, name) if saves else None,
             on_score=lambda index, score: add_row(
@@ -127,6 +125,7 @@ def run_test(options: Options, processes: Group, *, seeds: int = 1, resume: bool
                 folder=str(pictures[section.name]),
                 target=section.source.get("dataroot_gt"),
                 input=section.source.get("dataroot_lq"),
+                local=str(options.val.local),
                 upper_bound=model.restores_from_gt,
                 settings=settings,
             )

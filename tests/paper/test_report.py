@@ -243,7 +243,7 @@ def test_data_sets_that_are_not_in_the_paper(folder, report, capsys):
     text = report("mine")
     assert "## Table" not in text
     own = text.split("## All")[0]
-    assert row(own, "mine")[1:5] == ["photographs", "basicsr", "pictures", "3"]
+    assert row(own, "mine")[1:6] == ["photographs", "basicsr", "–", "pictures", "3"]
     assert "--data photographs=DIR" in capsys.readouterr().out
     assert "(report.png)" in report("mine", data="photographs=data")
     assert read_image("report.png").shape[1] > 3 * 70

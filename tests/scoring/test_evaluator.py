@@ -20,7 +20,7 @@ from hidiff.data.paired_dataset import PairedImageIRDataset
 from hidiff.engine.distributed import Processes
 from hidiff.engine.validation import Validator
 from hidiff.metrics import calculate_psnr, calculate_ssim
-from hidiff.options import parse_options
+from hidiff.options import ValOptions, parse_options
 from hidiff.parallel import AHEAD, available_cores, run_in_order, thread_count
 from hidiff.restore.restoring import image_generator, restore_item, to_image
 from hidiff.scoring.evaluator import build_metrics, evaluate
@@ -70,6 +70,8 @@ def mean_of(restored, target):
 
 
 def run(model, dataset, scorer=mean_of, **arguments):
+    if "num_workers" in arguments:
+        arguments["val"] = ValOptions(num_workers=arguments.pop("num_workers"))
     return evaluate(model, dataset, scorer, ALONE, seed=3, label="test", **arguments)
 
 
