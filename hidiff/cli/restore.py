@@ -20,7 +20,7 @@ from torch import Tensor
 from hidiff.engine.logger import start_logging
 from hidiff.errors import UserError
 from hidiff.models.precision import precision
-from hidiff.options import Options
+from hidiff.options import LocalOptions, Options
 from hidiff.parallel import thread_count
 from hidiff.restore.page import Comparison, check_replaceable, write_page
 from hidiff.restore.restoring import restore_item
@@ -65,6 +65,21 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         default=1,
         metavar="K",
         help="the mean of K restorations from different noise: K times as long",
+    )
+    parser.add_argument(
+        "--local",
+        choices=("none", "tile"),
+        default="none",
+        help="tile: overlapping tiles, each with a prior of its own, blended; default: none, the "
+        "whole image as the paper has it",
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        help="of a tile, in pixels, a multiple of 8; default: the patch size of the training",
+    )
+    parser.add_argument(
+        "--overlap", type=int, help="of tiles, in pixels; default: 32, or half of a smaller tile"
     )
     parser.add_argument("--suffix", default="", metavar="TEXT", help="added to the results' names")
     parser.add_argument(
@@ -128,6 +143,13 @@ def main(arguments: Sequence[str]) -> int:
     for line in (loaded.description, *loaded.notices, *notices):
         LOG.info(line)
 
+    size = args.size or loaded.patch_size or LocalOptions.size
+    try:
+        overlap = min(32, size // 2) if args.overlap is None else args.overlap
+        local = LocalOptions(args.local, size, overlap)
+    except UserError as error:
+        raise UserError(str(error).replace("val.local.", "--")) from None
+
     def restore(item: dict, progress: Callable[[float], None]) -> Tensor:
         return restore_item(
             *(loaded.model, item),
@@ -136,6 +158,7 @@ def main(arguments: Sequence[str]) -> int:
             self_ensemble=args.ensemble,
             seeds=args.seeds,
             normalization=loaded.normalization,
+            local=local,
             progress=progress,
         )
 

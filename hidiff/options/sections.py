@@ -222,8 +222,8 @@ class LocalOptions:
     def __post_init__(self) -> None:
         if self.size % 8:
             raise error("val.local.size", f"{self.size} must be a multiple of 8")
-        if self.overlap >= self.size:
-            raise error("val.local.overlap", f"{self.overlap} must be less than size {self.size}")
+        if not 0 <= self.overlap < self.size:
+            raise error("val.local.overlap", f"{self.overlap} must be 0 to {self.size - 1}")
 
     def __str__(self) -> str:
         return self.mode if self.mode == "none" else f"{self.mode} {self.size}/{self.overlap}"

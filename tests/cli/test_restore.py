@@ -15,7 +15,7 @@ from hidiff import UserError
 from hidiff.cli import main as hidiff
 from hidiff.cli.restore import find_device, main
 from hidiff.data.image import read_image
-from hidiff.options import parse_options
+from hidiff.options import LocalOptions, parse_options
 from hidiff.restore.restoring import photo_item, restore_item, to_image
 from hidiff.restore.run import default_model
 from hidiff.scoring.test_run import run_test
@@ -61,6 +61,19 @@ def test_ensemble_and_seeds_are_means(here, tmp_path):
     )
     found = read_image(tmp_path / "out/0_sharp.tif")
     assert np.abs(found.astype(int) - to_image(expected / 2)).max() <= 1
+
+
+def test_tiles(here, tmp_path):
+    photos, out = photographs(tmp_path / "in", 1), tmp_path / "out"
+    tiles = ["--local", "tile", "--size", "16", "--overlap", "8"]
+    assert main([str(photos), "-o", str(out), "-m", "tiny_S2", *tiles]) == 0
+    model, item = load_model("tiny_S2").model, photo_item(picture(0, 21, 30), "0")
+    local = LocalOptions("tile", 16, 8)
+    expected = restore_item(model, item, seed=100, device=torch.device("cpu"), local=local)
+    assert np.array_equal(read_image(out / "0.png"), to_image(expected))
+    for mistake in (["--size", "20"], ["--overlap", "16"]):
+        with pytest.raises(UserError, match=mistake[0]):
+            main([str(photos), "-o", str(out), "-m", "tiny_S2", *tiles, *mistake])
 
 
 def test_without_a_model_the_usual_places_are_searched(here, tmp_path, monkeypatch):

@@ -111,7 +111,9 @@ def several():
         *(ImageScore(name, 3, error="damaged") for name in "cd"),
         ImageScore("e", 3, error="too small"),
     ]
-    tested = SetScores("RealBlur_J", "realblur", "test", images, "r", "t", True, {"name": "x"})
+    tested = SetScores(
+        "RealBlur_J", "realblur", "test", images, "r", "t", "i", "tile 64/8", True, {"name": "x"}
+    )
     return [tested, scores_of("mine", 25.0, 2)]
 
 
@@ -142,10 +144,10 @@ def test_scores_replace_their_like_and_no_others(several, tmp_path):
 def test_the_table_has_the_papers_scores_and_every_failure(several):
     lines = score_lines(several)
     rows = [line.split() for line in lines]
-    assert rows[2][:3] == ["RealBlur_J", "realblur", "2"]
+    assert rows[2][:5] == ["RealBlur_J", "realblur", "tile", "64/8", "2"]
     assert rows[3][-2:] == ["29.15", "0.890"]
     assert rows[4][-2:] == ["33.70", "0.941"]
-    assert rows[5] == ["mine", "basicsr", "2", "-", "25.0000", "-", "0.9000"]
+    assert rows[5] == ["mine", "basicsr", "?", "2", "-", "25.0000", "-", "0.9000"]
     assert "RealBlur_J: 2 images (c, d): damaged" in lines
     assert "RealBlur_J/e: too small" in lines
 
