@@ -41,6 +41,9 @@ class Group(Protocol):
     def gather(self, value: Any) -> list[Any]:
         """The picklable values of all ranks, by rank."""
 
+    def require_same(self, what: str, found: str) -> None:
+        """Refuse to go on where `found` differs between ranks; `what` names it."""
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
 

@@ -58,6 +58,7 @@ def run_test(options: Options, processes: Group, *, seeds: int = 1, resume: bool
         return inside(pictures[dataset], f"{image}{suffix}.png")
 
     for name, dataset in datasets.items():
+        processes.require_same(f"images ({name})", dataset.fingerprint())
         for pair in dataset.pairs:
             picture(name, pair.name)  # refuses a name that leads elsewhere before work starts
     torch.manual_seed(options.manual_seed)

@@ -8,13 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_data import make_pairs, train_options
+from small_data import make_pairs, test_options, train_options
 from small_training import ALONE, in_two_processes
 
 from hidiff import UserError
 from hidiff.engine import checkpoint
 from hidiff.engine.trainer import Trainer
 from hidiff.options import parse_options
+from hidiff.scoring.test_run import run_test
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,22 @@ def test_processes_that_see_other_files_refuse(machine, options, tmp_path, chang
     change(other)
     for problem in resume(options, [machine, other]):
         with pytest.raises(UserError, match=message):
+            raise problem
+
+
+def test_a_test_run_on_other_images_is_refused(machine, tmp_path):
+    """Before the weights are read, of which there are none here."""
+    other = tmp_path / "other"
+    shutil.copytree(machine, other)
+    (other / "data/test/input/scene-000.png").rename(other / "data/test/input/scene-009.png")
+    (other / "data/test/target/scene-000.png").rename(other / "data/test/target/scene-009.png")
+
+    def work(processes):
+        os.chdir([machine, other][processes.rank])
+        run_test(parse_options(test_options(Path("data"))), processes)
+
+    for problem in in_two_processes(work, machine):
+        with pytest.raises(UserError, match=r"images \(small\)"):
             raise problem
 
 
