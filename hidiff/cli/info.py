@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hidiff.options import flatten
 from hidiff.scoring.rows import with_scores
 from hidiff.tables import text_table
 from hidiff.weights.load import find_model
@@ -23,7 +22,13 @@ def lines_about(model: StoredModel) -> list[str]:
         parameters = list(network.parameters())
         kinds = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters}))
         rows.append([name, f"{sum(p.numel() for p in parameters)} parameters, {kinds}"])
-    rows += [[key, _text(value)] for key, value in flatten(known).items()]
+    for key, value in known.items():
+        if key in ("origin", "sha256"):
+            rows += [[f"{key} {name}", _text(part)] for name, part in value.items()]
+        elif key == "normalization" and value is None:
+            rows.append([key, "none, it sees images in [0, 1]"])
+        else:
+            rows.append([key, _text(value)])
     width = max(len(key) for key, _ in rows)
     lines = [f"{key:{width}}  {value}" for key, value in rows]
     if scores:
@@ -34,7 +39,11 @@ def lines_about(model: StoredModel) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    return "not known" if value is None or value == {} else str(value)
+    if value is None or value == {}:
+        return "not known"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {part}" for key, part in value.items() if part is not None)
+    return str(value)
 
 
 def _score_row(row: dict[str, Any], metrics: list[str]) -> list[str]:

@@ -69,17 +69,17 @@ def read_off(weights: Mapping[str, Weights]) -> tuple[dict[str, Any], list[str]]
         sections["diffusion_schedule"] = check_call(
             LatentDDPM, SCHEDULES[kind], "diffusion_schedule"
         )
-        assumed.append(f"diffusion_schedule: {_words(sections['diffusion_schedule'])}")
+        known = sections["diffusion_schedule"].items()
+        words = ", ".join(f"{key} {value}" for key, value in known if value is not None)
+        assumed.append(f"diffusion_schedule: {words}")
         if kind == "simple_denoise":
             assumed.append(f"network_d.timesteps {found['net_d']['timesteps']}")
     notices = [
-        f"{where}: read off the shapes: {_words(section)}"
-        for where, section in sections.items()
-        if where != "diffusion_schedule"
+        f"{section_of(name)}: read off the shapes: {_words(part)}" for name, part in found.items()
     ]
     notices += [
-        f"{what}: no shape shows it; it is taken from the released models, and an option file "
-        "beside the weights says otherwise"
+        f"{what}: no shape shows it; taken from the released models, unless an option file beside "
+        "the weights says otherwise"
         for what in assumed
     ]
     return {"model_type": model_type, **sections}, notices
@@ -106,10 +106,10 @@ def _shapes(state_dict: Mapping[str, Tensor]) -> Shapes:
 
 
 def _words(section: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{key} {list(value) if isinstance(value, tuple) else value}"
-        for key, value in section.items()
-    )
+    """The type, and the options that are not its defaults."""
+    defaults = ARCHS.resolved({"type": section["type"]}, "")
+    known = [f"{key} {value}" for key, value in section.items() if value != defaults[key]]
+    return ", ".join([section["type"], *known])
 
 
 def _count(shapes: Shapes, pattern: str) -> int:

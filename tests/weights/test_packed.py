@@ -234,7 +234,7 @@ def test_the_commands(packed, tmp_path, capsys, monkeypatch):
     for source in ("a.safetensors", "b", "mine", "mine@8"):
         assert main(["info", source]) == 0
         table = capsys.readouterr().out
-        assert "HI_Diff_S2" in table and "network_g.dim " in table
+        assert "HI_Diff_S2" in table and "dim 8" in table
         assert ("float16" in table) == (source in ("a.safetensors", "b"))
         assert ("CC-BY-4.0" in table) == (source == "a.safetensors")
     with pytest.raises(SystemExit) as end:
