@@ -180,10 +180,7 @@ class Attention(PriorModulation):
         if torch.is_grad_enabled():
             heads = attention.to(v.dtype) @ v.unflatten(1, (self.num_heads, -1))
             return self.project_out(heads.reshape_as(x))
-        # project_out(attention · v) with both matrices multiplied first: one pass over the pixels.
-        weight = self.project_out.weight.view(x.shape[1], self.num_heads, -1)
-        folded = torch.einsum("ohc,bhcd->bohd", weight, attention).flatten(2)  # (B, dim, dim)
-        out = v.transpose(1, 2) @ folded.to(v.dtype).transpose(1, 2)  # (B, H·W, dim)
+        out = v.transpose(1, 2) @ self.folded(attention).to(v.dtype).transpose(1, 2)  # (B, H·W, dim)
         if self.project_out.bias is not None:
             out = out + self.project_out.bias.to(v.dtype)
         return out.transpose(1, 2).unflatten(2, x.shape[-2:])
@@ -191,16 +188,26 @@ class Attention(PriorModulation):
     def _attention(self, q: Tensor, k: Tensor) -> Tensor:
         """Softmax over channels; q, k (B, heads, c, H·W) → (B, heads, c, c), float32 or more."""
         dtype = torch.promote_types(q.dtype, torch.float32)
-        norms = [
-            torch.linalg.vector_norm(t, dim=-1, dtype=dtype).clamp_min(NORMALIZE_EPS)
-            for t in (q, k)
-        ]
+        norms = [torch.linalg.vector_norm(t, dim=-1, dtype=dtype) for t in (q, k)]
         if q.dtype == torch.bfloat16 and self.qkv_dwconv.fused(q):
             gram = gram_matrix(q, k, mode=self.qkv_dwconv.kernels)
         else:
             gram = at_least_float32(q) @ at_least_float32(k).transpose(-2, -1)
-        cosines = gram / (norms[0][..., :, None] * norms[1][..., None, :])
+        return self.softmax(gram, *norms)
+
+    def softmax(self, gram: Tensor, q_norms: Tensor, k_norms: Tensor) -> Tensor:
+        """From q kᵀ (B, heads, c, c) and the lengths of q's and k's rows (B, heads, c)."""
+        q_norms, k_norms = (norms.clamp_min(NORMALIZE_EPS) for norms in (q_norms, k_norms))
+        cosines = gram / (q_norms[..., :, None] * k_norms[..., None, :])
         return (cosines * self.temperature).softmax(dim=-1)
+
+    def folded(self, attention: Tensor) -> Tensor:
+        """`project_out` after the attention (B, heads, c, c), without bias: (B, dim, dim).
+
+        With both matrices multiplied first, project_out(attention · v) is one pass over the pixels.
+        """
+        weight = self.project_out.weight.flatten(1).unflatten(1, (self.num_heads, -1))
+        return torch.einsum("ohc,bhcd->bohd", weight, attention).flatten(2)
 
 
 class FeedForward(PriorModulation):

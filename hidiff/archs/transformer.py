@@ -284,17 +284,18 @@ class Transformer(nn.Module):
         Args:
             levels: of 1 … 4; a level is its encoder and decoder, and level 1 the refinement too.
         """
-        for level, parts in enumerate(
-            (
-                (self.encoder_level1, self.decoder_level1, self.refinement),
-                (self.encoder_level2, self.decoder_level2),
-                (self.encoder_level3, self.decoder_level3),
-                (self.latent,),
-            ),
-            start=1,
-        ):
+        for level, parts in enumerate(self.levels(), start=1):
             for part in parts:
                 part.recompute = level in levels
+
+    def levels(self) -> tuple[tuple[BasicLayer, ...], ...]:
+        """The parts of the four levels, from full to an eighth of the resolution."""
+        return (
+            (self.encoder_level1, self.decoder_level1, self.refinement),
+            (self.encoder_level2, self.decoder_level2),
+            (self.encoder_level3, self.decoder_level3),
+            (self.latent,),
+        )
 
     def forward(self, inp_img: Tensor, prior: Tensor | None = None) -> Tensor:
         """Restore.

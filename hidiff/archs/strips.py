@@ -1,0 +1,404 @@
+"""The Transformer on images of any size: one feature map in memory, everything else in strips.
+
+Each step needs a pixel's neighbours of one row and column at most, but for MDTA's Gram matrices and
+norms, which are sums over all pixels. So a feature map is changed in place, strip by strip, and the
+result is that of the whole image but for rounding:
+
+- MDTA takes two passes: one adds up q kᵀ and the squares of q and k, then the softmax over channels
+  and the output projection become one C×C matrix, and the second computes v and what is added.
+- GDFN takes one pass. Both keep the last two rows of a depthwise convolution's input for the next
+  strip, so nothing is computed twice.
+- HIM works on pixels alone; the changes of resolution read one row above and below.
+
+A strip is cut into blocks of columns that stay in the processor's cache between two operators, which
+is faster than the whole image at every size. Blocks are float32 where the processor has no
+arithmetic for the features' bfloat16. In memory are the two maps of full resolution (`up2_1` and the
+skip, which become level 1's input side by side), the coarser skips, and one block.
+
+Nothing here has weights of its own, and nothing has a gradient. (B, C, H, W) are restored image by
+image; a feature map is (H, W, C) here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hidiff.archs.restormer import (
+    Attention,
+    Conv2d,
+    DepthwiseConv2d,
+    Downsample,
+    FeedForward,
+    LayerNorm2d,
+    Upsample,
+    at_least_float32,
+)
+from hidiff.archs.transformer import HIM, BasicLayer, Transformer
+
+ALIGNED = 16
+"""Channels of a vector register: GDFN's hidden width is filled up with zeros to a multiple, because
+its 127, 255 or 510 channels are computed one by one otherwise."""
+
+ATTENTION_COSTS, FEED_FORWARD_COST = (3, 2), 9
+"""Of MDTA's two passes and GDFN's one, in C² multiply-adds a pixel or so; for the progress."""
+
+Progress = Callable[[float], None]
+"""Told how much is done, in [0, 1], never less than before."""
+
+
+@dataclass(frozen=True)
+class Strips:
+    """How feature maps are cut.
+
+    Args:
+        rows: of a strip.
+        block_bytes: of the convolution's input that a strip's block may take; blocks are as many
+            columns wide. None leaves strips whole.
+    """
+
+    rows: int = 8
+    block_bytes: int | None = 4 * 2**20
+
+    def columns(self, width: int, pixel_bytes: int) -> int:
+        """The width of a block in pixels."""
+        if self.block_bytes is None:
+            return width
+        return min(width, max(ALIGNED, self.block_bytes // ((self.rows + 2) * pixel_bytes)))
+
+
+@torch.no_grad()
+def restore_in_strips(
+    network: Transformer,
+    inp_img: Tensor,
+    prior: Tensor | None = None,
+    strips: Strips = Strips(),  # noqa: B008 (frozen)
+    progress: Progress | None = None,
+) -> Tensor:
+    """What `network(inp_img, prior)` computes; see there for the arguments.
+
+    Args:
+        network: its `feature_dtype` is that of the feature maps in memory.
+        strips: how they are cut.
+        progress: called after each strip.
+    """
+    assert prior is None or network.guidance != "none", "this network takes no prior"
+    run = _Run(network, strips, progress, images=len(inp_img))
+    return torch.stack(
+        [
+            run.restore(image, None if prior is None else prior[index : index + 1])
+            for index, image in enumerate(inp_img)
+        ]
+    )
+
+
+def block_dtype(features: torch.dtype, device: torch.device) -> torch.dtype:
+    """What blocks are computed in: bfloat16 where the device has instructions for it."""
+    native = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    return features if native else torch.promote_types(features, torch.float32)
+
+
+class _Run:
+    """One call of `restore_in_strips`."""
+
+    def __init__(
+        self, network: Transformer, strips: Strips, progress: Progress | None, images: int
+    ) -> None:
+        self.network, self.strips, self.progress = network, strips, progress
+        self.done, self.images = 0.0, images
+
+    def restore(self, image: Tensor, prior: Tensor | None) -> Tensor:
+        """(3, H, W), (1, N, C') → (3, H, W)."""
+        net = self.network
+        z1 = z2 = z3 = prior
+        if prior is not None and net.guidance == "multi_scale":
+            z2 = net.down_1(z1)  # (1, N/4, C')
+            z3 = net.down_2(z2).flatten(1)  # (1, C')
+
+        _, height, width = image.shape
+        pixels = image.permute(1, 2, 0)
+        dtype = net.feature_dtype or image.dtype
+        self.dtype = block_dtype(dtype, image.device)
+        self.work = _work(net, height * width) * self.images
+        dim = net.patch_embed.proj.out_channels
+        # Of the decoder's 2·dim channels at full resolution the second half is the encoder's map.
+        features = image.new_empty(height, width, 2 * dim, dtype=dtype)
+        level1 = features[..., dim:]
+        for rows, embedded in self._embed(pixels):
+            level1[rows] = embedded
+        self._level(net.encoder_level1, level1, z1)
+        level2 = self._down(net.down1_2, level1)
+        self._level(net.encoder_level2, level2, z2)
+        level3 = self._down(net.down2_3, level2)
+        self._level(net.encoder_level3, level3, z2)
+        level4 = self._down(net.down3_4, level3)
+        self._level(net.latent, level4, z3)
+
+        self._up(net.up4_3, level4, level3, net.reduce_chan_level3)
+        del level4
+        self._level(net.decoder_level3, level3, z2)
+        self._up(net.up3_2, level3, level2, net.reduce_chan_level2)
+        del level3
+        self._level(net.decoder_level2, level2, z2)
+        self._up(net.up2_1, level2, features[..., :dim])
+        del level2
+        self._level(net.decoder_level1, features, z1)
+        self._level(net.refinement, features, z1)
+
+        if net.dual_pixel_task:
+            for rows, embedded in self._embed(pixels):
+                features[rows] += _pixelwise(net.skip_conv, embedded.to(self.dtype))
+        restored = torch.empty_like(image, memory_format=torch.contiguous_format)
+        for rows in self._strips(height):
+            out = _conv3x3(net.output, features, rows, image.dtype)
+            restored[:, rows] = out.permute(2, 0, 1)
+        return restored if net.dual_pixel_task else restored.add_(image)
+
+    def _strips(self, height: int, multiple: int = 1) -> list[slice]:
+        rows = self.strips.rows + -self.strips.rows % multiple
+        return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
+
+    def _advance(self, work: float) -> None:
+        self.done += work
+        if self.progress is not None:
+            self.progress(min(self.done / self.work, 1.0))
+
+    def _embed(self, pixels: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """The patch embedding, strip by strip: rows and their features (rows, W, dim)."""
+        for rows in self._strips(len(pixels)):
+            yield rows, _conv3x3(self.network.patch_embed.proj, pixels, rows, pixels.dtype)
+
+    def _down(self, layer: Downsample, x: Tensor) -> Tensor:
+        """(H, W, C) → (H/2, W/2, 2C)."""
+        conv = layer.body[0]
+        height, width, _ = x.shape
+        small = x.new_empty(height // 2, width // 2, 4 * conv.out_channels)
+        for rows in self._strips(height, 2):
+            out = _conv3x3(conv, x, rows, self.dtype).unflatten(1, (-1, 2)).unflatten(0, (-1, 2))
+            part = out.permute(0, 2, 4, 1, 3)  # (rows/2, W/2, C/2, 2, 2), as in PixelUnshuffle
+            small[rows.start // 2 : rows.stop // 2] = part.flatten(2)
+        return small
+
+    def _up(
+        self, layer: Upsample, x: Tensor, target: Tensor, reduce: Conv2d | None = None
+    ) -> None:
+        """Put x (H/2, W/2, 2C), upsampled, into `target` (H, W, C); or reduce both to C channels.
+
+        Args:
+            reduce: the 1×1 convolution of both side by side; its result goes to `target`.
+        """
+        conv = layer.body[0]
+        # Channels in the order row, column, channel, so that PixelShuffle moves whole pixels.
+        weight = conv.weight.unflatten(0, (-1, 2, 2)).permute(1, 2, 0, 3, 4, 5).flatten(0, 2)
+        for rows in self._strips(len(x)):
+            out = _conv3x3(conv, x, rows, self.dtype, weight).unflatten(2, (2, 2, -1))
+            out = out.permute(0, 2, 1, 3, 4).flatten(0, 1).flatten(1, 2)  # (rows, W, C)
+            place = target[2 * rows.start : 2 * rows.stop]
+            if reduce is not None:
+                out = _pixelwise(reduce, torch.cat([out, place.to(out.dtype)], dim=-1))
+            place.copy_(out)
+
+    def _level(self, layer: BasicLayer, x: Tensor, prior: Tensor | None) -> None:
+        """`BasicLayer.forward`, in place."""
+        if prior is not None and layer.him is not None:
+            self._him(layer.him, x, prior)
+            prior = None
+        for block in layer.blocks:
+            self._attention(block.attn, block.norm1, x, prior)
+            self._feed_forward(block.ffn, block.norm2, x, prior)
+
+    def _him(self, him: HIM, x: Tensor, prior: Tensor) -> None:
+        for rows in self._strips(len(x)):
+            strip = x[rows].to(self.dtype)[None].permute(0, 3, 1, 2)
+            x[rows] = him(strip, prior)[0].permute(1, 2, 0)
+
+    def _attention(
+        self, attn: Attention, norm: LayerNorm2d, x: Tensor, prior: Tensor | None
+    ) -> None:
+        """x + attn(norm(x)), in place."""
+        dim, heads = x.shape[-1], attn.num_heads
+        affine = attn.affine(prior)
+        gram = x.new_zeros(heads, dim // heads, dim // heads, dtype=torch.float64)
+        squares = x.new_zeros(2 * dim, dtype=torch.float64)
+        queries_and_keys, values = slice(0, 2 * dim), slice(2 * dim, 3 * dim)
+
+        widened = _Widened.of(attn.qkv, attn.qkv_dwconv, self.dtype, lambda t: t[queries_and_keys])
+        for window, _, _ in self._windows(x, norm, affine, widened, ATTENTION_COSTS[0]):
+            qk = at_least_float32(widened.convolve(window).flatten(0, 1))  # (pixels, 2·dim)
+            q, k = (t.unflatten(1, (heads, -1)).transpose(0, 1) for t in qk.chunk(2, dim=1))
+            gram += q.transpose(1, 2) @ k
+            squares += qk.square_().sum(dim=0)
+        dtype = at_least_float32(x.new_empty(0)).dtype
+        q_norms, k_norms = squares.sqrt().to(dtype).view(2, 1, heads, -1)
+        matrix = attn.folded(attn.softmax(gram[None].to(dtype), q_norms, k_norms))[0]
+        matrix = matrix.to(self.dtype)
+
+        widened = _Widened.of(attn.qkv, attn.qkv_dwconv, self.dtype, lambda t: t[values])
+        bias = _as(attn.project_out.bias, self.dtype)
+        for window, *place in self._windows(
+            x, norm, affine, widened, ATTENTION_COSTS[1], changed=True
+        ):
+            x[tuple(place)] += F.linear(widened.convolve(window), matrix, bias)
+
+    def _feed_forward(
+        self, ffn: FeedForward, norm: LayerNorm2d, x: Tensor, prior: Tensor | None
+    ) -> None:
+        """x + ffn(norm(x)), in place."""
+        missing = -ffn.project_out.in_channels % ALIGNED
+
+        def fill(halves: Tensor) -> Tensor:
+            pairs = halves.unflatten(0, (2, -1))
+            zeros = pairs.new_zeros(2, missing, *pairs.shape[2:])
+            return torch.cat([pairs, zeros], dim=1).flatten(0, 1)
+
+        widened = _Widened.of(ffn.project_in, ffn.dwconv, self.dtype, fill)
+        matrix = F.pad(ffn.project_out.weight.flatten(1), (0, missing)).to(self.dtype)
+        bias = _as(ffn.project_out.bias, self.dtype)
+        affine = ffn.affine(prior)
+        for window, *place in self._windows(
+            x, norm, affine, widened, FEED_FORWARD_COST, changed=True
+        ):
+            gate, value = widened.convolve(window).chunk(2, dim=-1)
+            x[tuple(place)] += F.linear(F.gelu(gate).mul_(value), matrix, bias)
+
+    def _windows(
+        self,
+        x: Tensor,
+        norm: LayerNorm2d,
+        affine: tuple[Tensor | None, Tensor | None],
+        widened: _Widened,
+        cost: int,
+        *,
+        changed: bool = False,
+    ) -> Iterator[tuple[Tensor, slice, slice]]:
+        """What a depthwise convolution reads of normalised and widened pixels, block by block.
+
+        Args:
+            x: (H, W, C).
+            norm, affine: the layer norm and what it takes beside the pixels.
+            widened: the 1×1 convolution after it.
+            cost: of the sweep, for the progress.
+            changed: the block's pixels of x are changed before the next one is asked for.
+
+        Yields:
+            Window (1, channels, rows + 2, columns + 2), zero around the image; and the rows and
+            columns of x that it is the neighbourhood of.
+        """
+        height, width, dim = x.shape
+        channels = len(widened.weight)
+        columns = self.strips.columns(width, channels * self.dtype.itemsize)
+        before = after = None
+        for left in range(0, width, columns):
+            right = min(left + columns, width)
+            # The next block's neighbours, before they are changed.
+            before, after = after, x[:, right - 1].clone() if changed else None
+            first, last = max(left - 1, 0), min(right + 1, width)
+            span = right - left + 2
+            pixels = x.new_zeros(self.strips.rows, span, dim, dtype=self.dtype)
+            # Two rows of the strip before, this strip, and a row of zeros below the image.
+            buffer = x.new_zeros(self.strips.rows + 3, span, channels, dtype=self.dtype)
+            filled = 1
+            for top in range(0, height, self.strips.rows):
+                bottom = min(top + self.strips.rows, height)
+                strip, out = pixels[: bottom - top], buffer[filled : filled + bottom - top]
+                strip[:, first - left + 1 : last - left + 1] = x[top:bottom, first:last]
+                if before is not None:
+                    strip[:, 0] = before[top:bottom]
+                normed = norm(strip[None].permute(0, 3, 1, 2), *affine).permute(0, 2, 3, 1)
+                widened.multiply(normed.reshape(-1, dim), out.view(-1, channels))
+                if left == 0:
+                    out[:, 0] = 0
+                if right == width:
+                    out[:, -1] = 0
+                filled += bottom - top
+                if bottom == height:
+                    buffer[filled] = 0
+                    filled += 1
+                if filled > 2:
+                    stop = bottom - (bottom < height)
+                    rows = slice(stop - (filled - 2), stop)
+                    yield buffer[None, :filled].permute(0, 3, 1, 2), rows, slice(left, right)
+                buffer[0] = buffer[filled - 2]
+                buffer[1] = buffer[filled - 1]
+                filled = 2
+                self._advance(cost * dim**2 * (bottom - top) * (right - left))
+
+
+@dataclass(frozen=True)
+class _Widened:
+    """A 1×1 convolution to more channels and the 3×3 convolution of each of them after it.
+
+    Args:
+        weight, bias: (out, in) and (out,) of the first.
+        taps, taps_bias: (out, 1, 3, 3) and (out,) of the second.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    taps: Tensor
+    taps_bias: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        pointwise: Conv2d,
+        depthwise: DepthwiseConv2d,
+        dtype: torch.dtype,
+        choose: Callable[[Tensor], Tensor],
+    ) -> _Widened:
+        """From two modules; `choose` selects or fills up the output channels, the first axis."""
+        weights = (pointwise.weight.flatten(1), pointwise.bias, depthwise.weight, depthwise.bias)
+        return cls(*(None if weight is None else choose(weight).to(dtype) for weight in weights))
+
+    def multiply(self, pixels: Tensor, out: Tensor) -> None:
+        """The first: (n, in) → `out` (n, out)."""
+        if self.bias is None:
+            torch.mm(pixels, self.weight.t(), out=out)
+        else:
+            torch.addmm(self.bias, pixels, self.weight.t(), out=out)
+
+    def convolve(self, window: Tensor) -> Tensor:
+        """The second, of a window with its border: (1, out, H + 2, W + 2) → (H, W, out)."""
+        out = F.conv2d(window, self.taps, self.taps_bias, groups=len(self.taps))
+        return out[0].permute(1, 2, 0)
+
+
+def _as(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype)
+
+
+def _conv3x3(
+    conv: Conv2d, x: Tensor, rows: slice, dtype: torch.dtype, weight: Tensor | None = None
+) -> Tensor:
+    """Rows of a 3×3 convolution of x (H, W, C), computed in `dtype`: (rows, W, out).
+
+    Args:
+        weight: in place of the module's.
+    """
+    first, last = max(rows.start - 1, 0), min(rows.stop + 1, len(x))
+    strip = x[first:last].to(dtype)
+    strip = F.pad(strip, (0, 0, 0, 0, first - rows.start + 1, rows.stop + 1 - last))
+    weight = conv.weight if weight is None else weight
+    strip = strip[None].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    out = F.conv2d(strip, weight.to(dtype), _as(conv.bias, dtype), padding=(0, 1))
+    return out[0].permute(1, 2, 0)
+
+
+def _pixelwise(conv: Conv2d, x: Tensor) -> Tensor:
+    """A 1×1 convolution of x (…, in): (…, out)."""
+    return F.linear(x, conv.weight.flatten(1).to(x.dtype), _as(conv.bias, x.dtype))
+
+
+def _work(network: Transformer, pixels: int) -> float:
+    """What an image costs, in the unit of `_advance`; the changes of resolution are left out."""
+    total = 0.0
+    for level, parts in enumerate(network.levels()):
+        for part in parts:
+            for block in part.blocks:
+                dim = block.attn.project_out.out_channels
+                total += dim**2 * pixels / 4**level
+    return total * (sum(ATTENTION_COSTS) + FEED_FORWARD_COST)
