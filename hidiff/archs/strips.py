@@ -10,10 +10,10 @@ result is that of the whole image but for rounding:
   strip, so nothing is computed twice.
 - HIM works on pixels alone; the changes of resolution read one row above and below.
 
-A strip is cut into blocks of columns that stay in the processor's cache between two operators, which
-is faster than the whole image at every size. Blocks are float32 where the processor has no
-arithmetic for the features' bfloat16. In memory are the two maps of full resolution (`up2_1` and the
-skip, which become level 1's input side by side), the coarser skips, and one block.
+A strip is cut into blocks of columns that stay in the processor's cache between two operators,
+which is faster than the whole image at once. Blocks are float32 where the processor has no
+arithmetic for the features' bfloat16. In memory are the two maps of full resolution (the skip and
+what is upsampled, side by side as the decoder reads them), the coarser skips, and one block.
 
 Nothing here has weights of its own, and nothing has a gradient. (B, C, H, W) are restored image by
 image; a feature map is (H, W, C) here.
@@ -76,7 +76,7 @@ def restore_in_strips(
     network: Transformer,
     inp_img: Tensor,
     prior: Tensor | None = None,
-    strips: Strips = Strips(),  # noqa: B008 (frozen)
+    strips: Strips = Strips(),
     progress: Progress | None = None,
 ) -> Tensor:
     """What `network(inp_img, prior)` computes; see there for the arguments.
@@ -183,9 +183,7 @@ class _Run:
             small[rows.start // 2 : rows.stop // 2] = part.flatten(2)
         return small
 
-    def _up(
-        self, layer: Upsample, x: Tensor, target: Tensor, reduce: Conv2d | None = None
-    ) -> None:
+    def _up(self, layer: Upsample, x: Tensor, target: Tensor, reduce: Conv2d | None = None) -> None:
         """Put x (H/2, W/2, 2C), upsampled, into `target` (H, W, C); or reduce both to C channels.
 
         Args:
@@ -298,9 +296,11 @@ class _Run:
             before, after = after, x[:, right - 1].clone() if changed else None
             first, last = max(left - 1, 0), min(right + 1, width)
             span = right - left + 2
-            pixels = x.new_zeros(self.strips.rows, span, dim, dtype=self.dtype)
+            rows = min(self.strips.rows, height)
+            pixels = x.new_zeros(rows, span, dim, dtype=self.dtype)
             # Two rows of the strip before, this strip, and a row of zeros below the image.
-            buffer = x.new_zeros(self.strips.rows + 3, span, channels, dtype=self.dtype)
+            buffer = x.new_empty(rows + 3, span, channels, dtype=self.dtype)
+            buffer[0] = 0
             filled = 1
             for top in range(0, height, self.strips.rows):
                 bottom = min(top + self.strips.rows, height)

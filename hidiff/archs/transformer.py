@@ -226,6 +226,7 @@ class Transformer(nn.Module):
                 "image is added to the output (without dual_pixel_task)"
             )
         prior_dim = 4 * embed_dim
+        self.ffn_expansion_factor = ffn_expansion_factor
         self.group = group
         self.prior_dim = prior_dim
         self.dual_pixel_task = dual_pixel_task

@@ -68,7 +68,7 @@ def restore(options: Options, args: argparse.Namespace, machine: Machine) -> lis
         repeats=args.repeats,
         device=args.device,
     )
-    timed = comparison(timings, BASELINE)
+    timed = comparison(timings, args.variants[0].name)
     for variant in args.variants:
         timed[variant.name]["roofline"] = machine.roofline(work, variant)
     return [{"case": f"{args.size[0]}×{args.size[1]}", "variants": timed}]
@@ -105,7 +105,7 @@ def train_step(
             repeats=args.repeats,
             device=args.device,
         )
-        timed = comparison(timings, BASELINE)
+        timed = comparison(timings, args.variants[0].name)
         work = training_step(options.sections, batch_size, patch_size)
         for variant in args.variants:
             own = models[variant.name]
@@ -222,7 +222,7 @@ def score(options: Options, args: argparse.Namespace, machine: Machine) -> list[
             repeats=args.repeats,
             device=args.device,
         )
-    timed = comparison(timings, BASELINE)
+    timed = comparison(timings, args.variants[0].name)
     for variant in timed.values():
         variant["rate"] = f"{len(dataset) / variant['median']:.2f} images/s"
     return [{"case": f"{len(dataset)} images, {protocol}", "variants": timed}]

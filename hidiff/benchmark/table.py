@@ -49,7 +49,7 @@ def _rows(case: Mapping[str, Any]) -> list[dict[str, str]]:
                 if roofline
                 else "",
                 "kept for backward": _bytes(variant.get("kept_for_backward")),
-                "GPU memory for it": _bytes(variant.get("peak_bytes")),
+                "memory for it": _bytes(variant.get("peak_bytes")),
             }
         )
     return rows

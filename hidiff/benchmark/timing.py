@@ -6,6 +6,7 @@ what counts.
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import statistics
 import time
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: median, smallest and largest, and the GPU memory that it needs.
+    """Seconds of one call: median, smallest and largest, and the memory that it needs, in bytes.
 
     The memory is that at the peak, without what was allocated before the call, such as weights.
     """
@@ -33,37 +34,55 @@ class Timing:
 
 
 def measure(work: Callable[[], Any], device: torch.device) -> tuple[float, int | None]:
-    """Seconds that a call takes, and the GPU memory that it needs (None on CPUs)."""
-    if device.type == "cuda":
+    """Seconds that a call takes, and the memory that it needs (None where it cannot be told)."""
+    cuda = device.type == "cuda"
+    if cuda:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
+    else:
+        before = _resident_from_now()
     started = time.perf_counter()
     work()
-    if device.type == "cuda":
+    if cuda:
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - started
-    if device.type != "cuda":
-        return seconds, None
-    return seconds, torch.cuda.max_memory_allocated(device) - before
+    if cuda:
+        return seconds, torch.cuda.max_memory_allocated(device) - before
+    return seconds, None if before is None else _resident("VmHWM") - before
+
+
+def _resident_from_now() -> int | None:
+    """This process's memory; from here on its peak counts anew. None where Linux is not."""
+    with suppress(OSError, AttributeError):
+        # What was freed and is kept for later would hide that the next call needs it.
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        return _resident("VmRSS")
+    return None
+
+
+def _resident(key: str) -> int:
+    """A line of /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
 
 def alternate(
     variants: Mapping[str, Callable[[], Any]],
     *,
     repeats: int,
-    warm_up: int = 1,
     device: torch.device | None = None,
 ) -> dict[str, Timing]:
     """Time several variants of the same work, in turn.
 
     Args:
         variants: what to call, by name.
-        repeats: calls of each that count.
-        warm_up: calls of each before, which do not.
+        repeats: calls of each that count. Before several there is one that does not.
         device: waited for after each call where it is a GPU.
     """
     device = device or torch.device("cpu")
+    warm_up = int(repeats > 1)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     peaks: dict[str, list[int]] = {name: [] for name in variants}
     for turn in range(warm_up + repeats):

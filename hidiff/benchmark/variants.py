@@ -28,33 +28,40 @@ class Variant:
     precision: str
     plain: bool = False
     compile: bool = False
+    strips: bool = False
     checkpoint: tuple[int, ...] = ()
 
     @classmethod
     def parse(cls, name: str) -> Variant:
         """From its name: a precision of `hidiff.models.precision` and what is switched on beside.
 
-        '+compile' compiles the blocks, '+checkpoint1' checkpoints the activations of level 1
-        ('+checkpoint1234' of all). 'plain+' before it computes as the papers write it.
+        '+compile' compiles the blocks, '+strips' restores in strips in place of the whole image at
+        once, '+checkpoint1' checkpoints the activations of level 1 ('+checkpoint1234' of all).
+        'plain+' before it computes as the papers write it.
 
         Raises:
             UserError: there is no such variant.
         """
         match = re.fullmatch(
-            r"(plain\+)?(fp32|tf32|bf16)(\+compile)?(?:\+checkpoint([1-4]+))?", name
+            r"(plain\+)?(fp32|tf32|bf16)(\+compile|\+strips)?(?:\+checkpoint([1-4]+))?", name
         )
-        if match is None:
+        if match is None or (match[1] and match[3] == "+strips"):
             raise UserError(
                 f"--variants {name}: give one of fp32, tf32, bf16, with plain+ before it, or "
-                "+compile or +checkpoint and levels after it, for example bf16+compile+checkpoint12"
+                "+compile, +strips or +checkpoint and levels after it, for example "
+                "bf16+compile+checkpoint12"
             )
-        plain, precision, compiled, levels = match.groups()
-        return cls(name, precision, bool(plain), bool(compiled), tuple(map(int, levels or "")))
+        plain, precision, way, levels = match.groups()
+        levels = tuple(map(int, levels or ""))
+        return cls(
+            name, precision, bool(plain), way == "+compile", way == "+strips", checkpoint=levels
+        )
 
     def prepare(self, model: DeblurModel) -> DeblurModel:
         """A copy of the model for this variant."""
         model = copy.deepcopy(model)
         model.net_g.recompute_levels(self.checkpoint)
+        model.strip_rows = "auto" if self.strips else "whole"
         if self.compile:
             compile_blocks(model, f"--variants {self.name}")
         return model

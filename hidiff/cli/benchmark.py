@@ -10,7 +10,8 @@ restore, train-step and evaluate compare variants with the papers' formulas comp
 release's way: reading `batch_size_per_gpu` crops of `gt_size` and keeping the phase's. All variants
 run in turn in one process on the same input; their medians and the ratio count.
 
-A variant is a precision (fp32, tf32, bf16) with what is switched on beside it: +compile,
+A variant is a precision (fp32, tf32, bf16) with what is switched on beside it: +compile, +strips
+(restoring in strips, as val.strip_rows: auto does on CPUs; without it the whole image at once),
 +checkpoint1 (activation checkpointing of level 1; +checkpoint1234 of all). 'plain+' before it
 computes as the papers write it. --force_yml kernels=eager measures without the Triton kernels.
 """
@@ -33,7 +34,10 @@ from hidiff.models.base import SIDE_MULTIPLE
 from hidiff.options import load_options
 from hidiff.scoring.record import library_versions
 
-DEFAULT_VARIANTS = {"cpu": ("fp32",), "cuda": ("plain+tf32", "tf32", "bf16", "bf16+compile")}
+DEFAULT_VARIANTS = {
+    "cpu": ("fp32", "fp32+strips"),
+    "cuda": ("plain+tf32", "tf32", "bf16", "bf16+compile"),
+}
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -47,6 +51,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1, for example")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="compared with plain+fp32")
+    parser.add_argument(
+        "--alone", action="store_true", help="without plain+fp32, compared with the first variant"
+    )
     parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"))
     parser.add_argument(
         "--phase", type=int, nargs="+", metavar="N", help="of progressive training; default: all"
@@ -86,7 +93,8 @@ def main(arguments: Sequence[str]) -> int:
     _check(args)
     torch.backends.cudnn.benchmark = True
     names = args.variants or DEFAULT_VARIANTS.get(args.device.type, ("fp32",))
-    args.variants = [Variant.parse(name) for name in dict.fromkeys((BASELINE, *names))]
+    names = dict.fromkeys(names if args.alone else (BASELINE, *names))
+    args.variants = [Variant.parse(name) for name in names]
     machine = Machine(args.device)
     cases = CASES[args.command](load_options(args.opt, args.force_yml), args, machine)
     written = ["--write", str(args.write)]

@@ -144,6 +144,7 @@ class Trainer:
         torch.manual_seed(self.options.manual_seed)
         model = build_model(self.options.sections).to(self.processes.device).train()
         model.net_g.use_kernels(self.options.kernels)
+        model.strip_rows = self.options.val.strip_rows
         return model
 
     def _load(self, options: DatasetOptions) -> DeviceBatches:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hidiff.archs.strips import Progress, restore_in_strips
 from hidiff.errors import UserError
+from hidiff.models.memory import StripRows, plan
+
+Transform = Callable[[Tensor, Tensor | None], Tensor]
+"""From images (B, 3, H, W) and prior (B, N, C') to images, as the Transformer does."""
 
 SIDE_MULTIPLE = 8
 """The U-shape halves the image three times, so its sides must be multiples of this."""
@@ -69,6 +75,7 @@ class DeblurModel(nn.Module):
         self.guided, self.restores_from_gt = guided, restores_from_gt
         self.notices: tuple[str, ...] = ()
         """What of the model differs from the release, to be told to the user."""
+        self.strip_rows: StripRows = "auto"
         self._network_names = tuple(name for name, net in networks.items() if net is not None)
         for name in self._network_names:
             setattr(self, name, networks[name])
@@ -132,8 +139,14 @@ class DeblurModel(nn.Module):
         gt: Tensor | None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        transform: Transform | None = None,
     ) -> Tensor:
-        """Restore images whose sides are multiples of 8; stages define it."""
+        """Restore images whose sides are multiples of 8; stages define it.
+
+        Args:
+            lq, gt, noise, generator: see `restore`.
+            transform: what computes the Transformer, from image and prior; `net_g` by default.
+        """
         raise AssertionError("a stage defines `predict`")
 
     @torch.no_grad()
@@ -144,12 +157,13 @@ class DeblurModel(nn.Module):
         *,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
-        progress: Callable[[float], None] | None = None,
+        progress: Progress | None = None,
     ) -> Tensor:
         """Restore blurry images of any size.
 
         Sides that are no multiples of 8 are padded at the right and bottom by reflection, and the
-        result is cropped.
+        result is cropped. The attribute `strip_rows` says whether the Transformer computes strip by
+        strip, which gives the same but for rounding.
 
         Args:
             lq: (B, 3, H, W) RGB in [0, 1].
@@ -157,20 +171,28 @@ class DeblurModel(nn.Module):
             noise: (B, N, C'), where the reverse chain starts; standard normal by default.
             generator: CPU generator for that draw (and for Eq. 6's noise); torch's global one by
                 default.
-            progress: called with the part that is done, from 0 to 1.
+            progress: called with the part that is done, from 0 to 1, after each strip.
 
         Returns:
             (B, 3, H, W) RGB, about [0, 1], not clamped.
 
         Raises:
-            UserError: an image is too small or no such tensor, or the sharp image is needed and
-                absent or of another size.
+            UserError: an image is too small, too large for the memory or no such tensor, or the
+                sharp image is needed and absent or of another size.
         """
         gt = gt if self.restores_from_gt else None
         _check_images(lq=lq, gt=gt)
         height, width = lq.shape[-2:]
-        padded_gt = None if gt is None else pad_to_multiple(gt)
-        restored = self.predict(pad_to_multiple(lq), padded_gt, noise, generator)
+        lq = pad_to_multiple(lq)
+        gt = None if gt is None else pad_to_multiple(gt)
+        encoder = getattr(self, "net_le" if self.restores_from_gt else "net_le_dm", None)
+        strips = plan(self.net_g, encoder, lq, self.strip_rows)
+        transform = self.net_g
+        if strips is not None:
+            transform = functools.partial(
+                restore_in_strips, self.net_g, strips=strips, progress=progress
+            )
+        restored = self.predict(lq, gt, noise, generator, transform)
         if progress is not None:
             progress(1.0)
         return restored[..., :height, :width]

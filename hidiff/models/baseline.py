@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hidiff.models.base import DeblurModel
+from hidiff.models.base import DeblurModel, Transform
 from hidiff.registry import MODELS
 
 
@@ -30,6 +30,7 @@ class Restormer(DeblurModel):
         gt: Tensor | None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        transform: Transform | None = None,
     ) -> Tensor:
         """(B, 3, H, W) → (B, 3, H, W)."""
-        return self.net_g(lq)
+        return (transform or self.net_g)(lq, None)

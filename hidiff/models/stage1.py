@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hidiff.errors import UserError
-from hidiff.models.base import DeblurModel
+from hidiff.models.base import DeblurModel, Transform
 from hidiff.registry import MODELS
 
 
@@ -38,6 +38,7 @@ class Stage1(DeblurModel):
         gt: Tensor | None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        transform: Transform | None = None,
     ) -> Tensor:
         """(B, 3, H, W) twice → (B, 3, H, W).
 
@@ -50,4 +51,4 @@ class Stage1(DeblurModel):
                 "it); to restore blurry photographs, train stage 2 and test with model_type "
                 "HI_Diff_S2"
             )
-        return self.net_g(lq, self.net_le(lq, gt))
+        return (transform or self.net_g)(lq, self.net_le(lq, gt))

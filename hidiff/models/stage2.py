@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hidiff.diffusion import LatentDDPM
 from hidiff.errors import UserError
-from hidiff.models.base import DeblurModel
+from hidiff.models.base import DeblurModel, Transform
 from hidiff.registry import MODELS
 
 
@@ -63,11 +63,13 @@ class DiffusionModel(DeblurModel):
         gt: Tensor | None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        transform: Transform | None = None,
     ) -> Tensor:
         """(B, 3, H, W) and noise (B, N, C') → (B, 3, H, W)."""
         c = self.net_le_dm(lq)
         noise = standard_normal(c, generator) if noise is None else noise.to(c)
-        return self.net_g(lq, self.diffusion.reverse(self.net_d, noise, c, generator=generator))
+        prior = self.diffusion.reverse(self.net_d, noise, c, generator=generator)
+        return (transform or self.net_g)(lq, prior)
 
 
 def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:

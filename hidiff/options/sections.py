@@ -241,7 +241,8 @@ class ValOptions:
     pictures of a test and none of validation. `precision` is that of `hidiff.models.precision`;
     `compile` uses torch.compile in test.py, which pays for many images of one size. `num_workers`
     threads read, score and write while the GPU restores: 'auto' takes up to 4 beside a GPU and none
-    beside a CPU.
+    beside a CPU. `strip_rows` is that of `hidiff.models.memory`: images are restored in strips of
+    so many rows, or all at once, as compiled blocks always do.
     """
 
     val_freq: PositiveInt | None = None
@@ -255,9 +256,16 @@ class ValOptions:
     precision: Precision = "tf32"
     compile: bool = False
     local: LocalOptions = field(default_factory=LocalOptions)
+    strip_rows: PositiveInt | Literal["auto", "whole"] = "auto"
     metrics: Mapping[str, Section] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.compile and isinstance(self.strip_rows, int):
+            raise error(
+                "val.strip_rows",
+                f"{self.strip_rows} does not go with val.compile, which restores images all at "
+                "once; leave one of them out",
+            )
         if self.suffix:
             _require_file_name(self.suffix, "val.suffix")
         for name, section in self.metrics.items():

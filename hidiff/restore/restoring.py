@@ -83,9 +83,9 @@ def restore_item(
     sides = ("lq", "gt") if model.restores_from_gt and "gt" in item else ("lq",)
     size = "×".join(str(side) for side in item["lq"].shape[:0:-1])
     kind = "GPU" if device.type == "cuda" else "computer"
-    way_out = "use a larger GPU or the CPU (--device cpu; of test.py: --force_yml num_gpu=0)"
+    way_out = "use precision bf16, a larger GPU or the CPU (--device cpu; of test.py: num_gpu: 0)"
     if kind != "GPU":
-        way_out = "use one with more memory, or cut the image up"
+        way_out = "use precision bf16, or one with more memory"
     total, count = None, SYMMETRIES if self_ensemble else 1
     restore = model.restore
     if local is not None and local.mode == "tile":

@@ -32,7 +32,19 @@ def test_variants_alternate_and_warm_up_calls_do_not_count():
     assert calls == ["first", "second"] * 4
     assert 0.002 <= timings["first"].median < 0.05
     assert timings["second"].median < timings["first"].median
-    assert timings["first"].peak_bytes is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak")
+def test_the_memory_is_the_peak_of_the_call_alone():
+    kept = torch.ones(2**23)  # 32 MiB that were there before
+
+    def work():
+        torch.ones(2**24)  # 64 MiB, freed at once
+        kept.add_(1)
+
+    peaks = [alternate({"work": work}, repeats=repeats)["work"].peak_bytes for repeats in (1, 2)]
+    for peak in peaks:
+        assert peak == pytest.approx(2**26, rel=0.2)
 
 
 def test_the_ratio_is_that_of_the_medians():
@@ -60,15 +72,17 @@ def run(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "variants", "cases"),
     [
-        (["restore", "--size", "24", "30", "--variants", "fp32", "bf16"],
-         ["plain+fp32", "fp32", "bf16"], ["24×30"]),
+        (["restore", "--size", "24", "30", "--variants", "fp32", "bf16", "bf16+strips"],
+         ["plain+fp32", "fp32", "bf16", "bf16+strips"], ["24×30"]),
+        (["restore", "--size", "16", "16", "--alone", "--variants", "fp32+strips", "fp32"],
+         ["fp32+strips", "fp32"], ["16×16"]),
         (["train-step", "--variants", "fp32", "fp32+checkpoint1", "fp32+checkpoint1234"],
          ["plain+fp32", "fp32", "fp32+checkpoint1", "fp32+checkpoint1234"],
          ["phase 1, 2×16²", "phase 2, 1×32²"]),
         (["data", "--phase", "2", "--cache", "cache"],
          ["read all", "ours", "ours, cache"], ["phase 2, 1×32²"]),
     ],
-    ids=["restore", "train-step", "data"],
+    ids=["restore", "alone", "train-step", "data"],
 )  # fmt: skip
 def test_the_program_compares_variants(run, tmp_path, arguments, variants, cases):
     make_pairs(tmp_path / "train", 3)

@@ -1,0 +1,161 @@
+"""How much memory restoring needs, how much there is, and what follows from that."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from hidiff.archs.latent_encoder import LatentEncoder
+from hidiff.archs.strips import Strips, block_dtype
+from hidiff.archs.transformer import Transformer
+from hidiff.errors import UserError
+
+LOG = logging.getLogger("hidiff")
+
+StripRows = int | Literal["auto", "whole"]
+"""Rows of a strip, or the whole image at once. 'auto' takes strips on CPUs, where they are faster,
+and on GPUs for images that do not fit at once."""
+
+DEVICE_SHARE = 0.8
+"""Of a GPU's free memory, what an estimate may fill."""
+
+NOTABLE = 2**30
+"""Bytes from which on the estimate is written to the log."""
+
+CGROUP_LIMITS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+"""Files with a container's limit and what it uses, of the cgroups of version 2 and 1."""
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process can still allocate on a device."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + kept
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(line for line in lines if line.startswith("MemAvailable:"))
+        found.append(int(available.split()[1]) * 1024)
+    for limit, used in CGROUP_LIMITS:
+        with suppress(OSError, ValueError):  # 'max' is no limit
+            found.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+    return min(found)
+
+
+def restoring_bytes(
+    network: Transformer,
+    encoder: LatentEncoder | None,
+    images: torch.Size,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    strips: Strips | None,
+    device: torch.device,
+) -> int:
+    """An estimate of what restoring needs at its peak, without the weights.
+
+    In strips, for C = dim and a pixel: 2·C features of full resolution, C/2, C/4 and C/8 of the
+    coarser levels, the image and the result; and a few blocks. All at once: GDFN of the last level
+    with its 2·C features in four places and its h hidden channels in six, and the skips. The latent
+    encoder computes at a quarter of the resolution, before the Transformer.
+
+    Args:
+        network, encoder: the Transformer, and what computes the prior from images, if anything.
+        images: shape (B, 3, H, W).
+        dtypes: of the images, and of the Transformer's feature maps.
+        strips: how feature maps are cut; None for all at once.
+        device: where it is computed.
+    """
+    batch, _, height, width = images
+    pixels, dim = height * width, network.patch_embed.proj.out_channels
+    image_bytes, feature_bytes = (dtype.itemsize for dtype in dtypes)
+    hidden = int(2 * dim * network.ffn_expansion_factor)
+    if strips is None:
+        features = batch * pixels * (10.75 * dim + 6 * hidden) * feature_bytes
+    else:
+        block_bytes = block_dtype(dtypes[1], device).itemsize
+        columns = strips.columns(width, 2 * hidden * block_bytes) + 2
+        blocks = 3 * (strips.rows + 3) * columns * 2 * hidden * block_bytes
+        resampled = 6 * (strips.rows + 2) * width * 2 * dim * block_bytes
+        features = pixels * 2.875 * dim * feature_bytes + blocks + resampled
+    encoding = 0.0
+    if encoder is not None:
+        convolutions = [layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d)]
+        widest = max(layer.out_channels for layer in convolutions)
+        encoding = batch * pixels / 16 * (16 * encoder.in_chans + 3 * widest) * image_bytes
+    # As given, padded and restored.
+    return int(3 * 3 * batch * pixels * image_bytes + max(features, encoding))
+
+
+def plan(
+    network: Transformer,
+    encoder: LatentEncoder | None,
+    images: Tensor,
+    wanted: StripRows,
+) -> Strips | None:
+    """How to restore images with the memory that is free now; None for all at once.
+
+    What is large is written to the log with its estimate.
+
+    Args:
+        network, encoder: see `restoring_bytes`.
+        images: (B, 3, H, W).
+        wanted: what the user asks for.
+
+    Raises:
+        UserError: it does not fit into the memory.
+    """
+    device, free = images.device, free_memory(images.device)
+    dtype = network.feature_dtype or images.dtype
+
+    def needed(strips: Strips | None, features: torch.dtype = dtype) -> int:
+        dtypes = (images.dtype, features)
+        return restoring_bytes(network, encoder, images.shape, dtypes, strips, device)
+
+    cut = Strips()
+    if device.type != "cpu":
+        fitting = (Strips(rows, None) for rows in (256, 128, 64, 32, 16))
+        fits = (strips for strips in fitting if needed(strips) <= DEVICE_SHARE * free)
+        cut = next(fits, Strips(8, None))
+    if wanted == "whole" or (
+        wanted == "auto" and device.type != "cpu" and needed(None) <= DEVICE_SHARE * free
+    ):
+        strips = None
+    else:
+        strips = cut if wanted == "auto" else dataclasses.replace(cut, rows=wanted)
+
+    size = f"{images.shape[3]}×{images.shape[2]} pixels"
+    way = "all at once" if strips is None else f"in strips of {strips.rows} rows"
+    if needed(strips) > free:
+        outs = ["use a machine with more memory"]
+        if device.type != "cpu":
+            outs.append("the CPU (--device cpu; of test.py: --force_yml num_gpu=0)")
+        if needed(cut, torch.bfloat16) < needed(cut, dtype) and (
+            (smaller := needed(cut, torch.bfloat16)) <= free
+        ):
+            outs.insert(0, f"use precision bf16, which needs {_gib(smaller)}")
+        if strips != cut and (smaller := needed(cut)) <= free:
+            outs.insert(0, f"use val.strip_rows: auto, which needs {_gib(smaller)}")
+        raise UserError(
+            f"{size} need about {_gib(needed(strips))} of memory {way}, and {_gib(free)} are free; "
+            f"{', or '.join(outs)}"
+        )
+    if needed(strips) >= NOTABLE:
+        LOG.info(
+            "%s: restored %s, needs about %s (%s all at once); %s are free",
+            *(size, way, _gib(needed(strips)), _gib(needed(None)), _gib(free)),
+        )
+    return strips
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"

@@ -1,0 +1,133 @@
+"""Restoring with the memory that there is: the estimate, the choice, the refusal."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from small_data import TINY_G, train_options
+
+from hidiff import UserError, build_model
+from hidiff.archs.strips import Strips
+from hidiff.benchmark.timing import measure
+from hidiff.models import memory
+from hidiff.models.memory import plan, restoring_bytes
+from hidiff.models.precision import precision
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model(train_options(Path("unused"), 2)).eval()
+
+
+@pytest.fixture(scope="module")
+def baseline():
+    options = {"model_type": "Restormer", "network_g": {**TINY_G, "guidance": "none"}}
+    return build_model(options).eval()
+
+
+def restored(model, size, rows, **kwargs):
+    torch.manual_seed(1)
+    lq, gt = torch.rand(2, 2, 3, *size)
+    model.strip_rows = rows
+    return model.restore(lq, gt, generator=torch.Generator().manual_seed(3), **kwargs)
+
+
+@pytest.mark.parametrize("size", [(37, 43), (24, 16)])
+def test_every_stage_restores_the_same_in_strips(model, baseline, size):
+    stage1 = build_model(train_options(Path("unused"), 1)).eval()
+    for stage in (model, stage1, baseline):
+        whole = restored(stage, size, "whole")
+        for rows in ("auto", 5):
+            torch.testing.assert_close(restored(stage, size, rows), whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", ["auto", "whole"])
+def test_progress_ends_at_one(model, rows):
+    seen = []
+    restored(model, (16, 24), rows, progress=seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+    assert (len(seen) > 10) == (rows == "auto")
+
+
+def test_training_is_never_in_strips(model):
+    lq = torch.rand(1, 3, 16, 16)
+    model.strip_rows = 4
+    assert model.predict(lq, None, torch.zeros(1, 16, 32)).requires_grad
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak")
+@pytest.mark.parametrize("bits", [32, 16])
+@pytest.mark.parametrize("rows", ["auto", "whole"])
+def test_the_estimate_is_what_is_measured(baseline, rows, bits):
+    size = (512, 640) if rows == "whole" else (1024, 1536)
+    baseline.strip_rows = rows
+    image = torch.rand(1, 3, *size)
+    with precision(baseline, "fp32" if bits == 32 else "bf16"):
+        dtypes = (torch.float32, baseline.net_g.feature_dtype or torch.float32)
+        strips = plan(baseline.net_g, None, image, rows)
+        _, peak = measure(lambda: baseline.restore(image), CPU)
+    # One of the three images was there before, and there is no padded one.
+    estimate = restoring_bytes(baseline.net_g, None, image.shape, dtypes, strips, CPU)
+    assert peak == pytest.approx(estimate - 2 * image.nbytes, rel=0.25)
+
+
+def choice(monkeypatch, model, device, free, wanted="auto", size=(4000, 6000)):
+    monkeypatch.setattr(memory, "free_memory", lambda device: int(free * GIB))
+    images = torch.empty(1, 3, *size, device="meta")
+    # Nothing is computed, so there need be no such device.
+    images = type("Images", (), {"shape": images.shape, "dtype": images.dtype, "device": device})
+    return plan(model.net_g, model.net_le_dm, images, wanted)
+
+
+def test_a_cpu_takes_strips_and_a_gpu_what_fits(monkeypatch, model):
+    assert choice(monkeypatch, model, CPU, 100) == Strips()
+    assert choice(monkeypatch, model, CPU, 100, wanted=3).rows == 3
+    assert choice(monkeypatch, model, CPU, 100, wanted="whole") is None
+    assert choice(monkeypatch, model, CUDA, 100) is None
+    large, small = (choice(monkeypatch, model, CUDA, free) for free in (8, 3.5))
+    assert large.block_bytes is small.block_bytes is None
+    assert small.rows < large.rows
+
+
+@pytest.mark.parametrize(
+    ("device", "free", "wanted", "way_out"),
+    [
+        (CPU, 3.5, "whole", "val.strip_rows: auto"),
+        (CPU, 2.5, "auto", "bf16"),
+        (CPU, 0.1, "auto", "more memory"),
+        (CUDA, 0.1, "auto", "--device cpu"),
+    ],
+)
+def test_what_does_not_fit_is_refused(monkeypatch, model, device, free, wanted, way_out):
+    with pytest.raises(UserError, match=rf"6000×4000.*GiB.*{free} GiB.*{way_out}"):
+        choice(monkeypatch, model, device, free, wanted)
+
+
+def test_restoring_asks_for_the_plan(monkeypatch, model, caplog):
+    model.strip_rows = "auto"
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
+    with pytest.raises(UserError, match="24×16 pixels"):
+        model.restore(torch.rand(1, 3, 16, 24))
+    with caplog.at_level(logging.INFO, "hidiff"):
+        assert choice(monkeypatch, model, CPU, 100)
+    assert "6000×4000 pixels" in caplog.text
+
+
+def test_free_memory_is_that_of_the_machine():
+    machine = torch.tensor(0).element_size()  # any tensor can be allocated
+    assert machine < memory.free_memory(CPU) < 2**50
+
+
+def test_a_containers_limit_counts(monkeypatch, tmp_path):
+    (tmp_path / "max").write_text("5000\n")
+    (tmp_path / "current").write_text("2000\n")
+    files = (str(tmp_path / "max"), str(tmp_path / "current"))
+    monkeypatch.setattr(memory, "CGROUP_LIMITS", (files,))
+    assert memory.free_memory(CPU) == 3000
+    (tmp_path / "max").write_text("max\n")
+    assert memory.free_memory(CPU) > 3000
