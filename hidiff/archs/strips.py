@@ -61,8 +61,8 @@ class Strips:
             columns wide. None leaves strips whole.
     """
 
-    rows: int = 8
-    block_bytes: int | None = 4 * 2**20
+    rows: int = 32
+    block_bytes: int | None = 8 * 2**20
 
     def columns(self, width: int, pixel_bytes: int) -> int:
         """The width of a block in pixels."""

@@ -85,7 +85,7 @@ def restoring_bytes(
         block_bytes = block_dtype(dtypes[1], device).itemsize
         columns = strips.columns(width, 2 * hidden * block_bytes) + 2
         blocks = 3 * (strips.rows + 3) * columns * 2 * hidden * block_bytes
-        resampled = 6 * (strips.rows + 2) * width * 2 * dim * block_bytes
+        resampled = 3 * (strips.rows + 2) * width * 2 * dim * block_bytes
         features = pixels * 2.875 * dim * feature_bytes + blocks + resampled
     encoding = 0.0
     if encoder is not None:
