@@ -84,7 +84,7 @@ def restoring_bytes(
     else:
         block_bytes = block_dtype(dtypes[1], device).itemsize
         columns = strips.columns(width, 2 * hidden * block_bytes) + 2
-        blocks = 3 * (strips.rows + 3) * columns * 2 * hidden * block_bytes
+        blocks = 5 * (strips.rows + 3) * columns * 2 * hidden * block_bytes
         resampled = 3 * (strips.rows + 2) * width * 2 * dim * block_bytes
         features = pixels * 2.875 * dim * feature_bytes + blocks + resampled
     encoding = 0.0
@@ -136,18 +136,18 @@ def plan(
     size = f"{images.shape[3]}×{images.shape[2]} pixels"
     way = "all at once" if strips is None else f"in strips of {strips.rows} rows"
     if needed(strips) > free:
-        outs = ["use a machine with more memory"]
+        outs = ["a machine with more memory, or tiles (val.local.mode: tile; --local tile)"]
         if device.type != "cpu":
             outs.append("the CPU (--device cpu; of test.py: --force_yml num_gpu=0)")
         if needed(cut, torch.bfloat16) < needed(cut, dtype) and (
             (smaller := needed(cut, torch.bfloat16)) <= free
         ):
-            outs.insert(0, f"use precision bf16, which needs {_gib(smaller)}")
+            outs.insert(0, f"precision bf16, which needs {_gib(smaller)}")
         if strips != cut and (smaller := needed(cut)) <= free:
-            outs.insert(0, f"use val.strip_rows: auto, which needs {_gib(smaller)}")
+            outs.insert(0, f"val.strip_rows: auto, which needs {_gib(smaller)}")
         raise UserError(
             f"{size} need about {_gib(needed(strips))} of memory {way}, and {_gib(free)} are free; "
-            f"{', or '.join(outs)}"
+            f"use {', or '.join(outs)}"
         )
     if needed(strips) >= NOTABLE:
         LOG.info(

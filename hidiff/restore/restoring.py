@@ -83,9 +83,11 @@ def restore_item(
     sides = ("lq", "gt") if model.restores_from_gt and "gt" in item else ("lq",)
     size = "×".join(str(side) for side in item["lq"].shape[:0:-1])
     kind = "GPU" if device.type == "cuda" else "computer"
-    way_out = "use precision bf16, a larger GPU or the CPU (--device cpu; of test.py: num_gpu: 0)"
+    way_out = (
+        "use precision bf16, tiles, a larger GPU or the CPU (--device cpu; of test.py: num_gpu: 0)"
+    )
     if kind != "GPU":
-        way_out = "use precision bf16, or one with more memory"
+        way_out = "use precision bf16, tiles (--local tile), or one with more memory"
     total, count = None, SYMMETRIES if self_ensemble else 1
     restore = model.restore
     if local is not None and local.mode == "tile":
