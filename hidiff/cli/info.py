@@ -33,7 +33,7 @@ def lines_about(model: StoredModel) -> list[str]:
     lines = [f"{key:{width}}  {value}" for key, value in rows]
     if scores:
         metrics = sorted({metric for row in scores for metric in row["restored"]})
-        header = ["data set", "protocol", "source", "images", *metrics]
+        header = ["data set", "protocol", "local", "source", "images", *metrics]
         lines += ["", *text_table(header, [_score_row(row, metrics) for row in scores])]
     return [*lines, *model.notices]
 
@@ -48,10 +48,10 @@ def _text(value: Any) -> str:
 
 def _score_row(row: dict[str, Any], metrics: list[str]) -> list[str]:
     means = row["restored"]
-    bound = " (upper bound)" if row.get("upper_bound") else ""
+    source = row["source"] + " (upper bound)" * bool(row.get("upper_bound"))
     cells = [f"{float(means[metric]):.4f}" if metric in means else "-" for metric in metrics]
-    known = [row["dataset"], row["protocol"], f"{row['source']}{bound}", row.get("images", "-")]
-    return [*map(str, known), *cells]
+    known = (row["dataset"], row["protocol"], row.get("local") or "?", source)
+    return [*known, str(row.get("images", "-")), *cells]
 
 
 def main(arguments: Sequence[str]) -> int:

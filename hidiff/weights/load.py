@@ -318,14 +318,17 @@ def validation_scores(model: StoredModel) -> list[dict[str, Any]]:
     Raises:
         UserError: the training state that has the scores is damaged.
     """
-    state = model.folder and _newest_state(model.folder)
+    if model.folder is None or (state := _newest_state(model.folder)) is None:
+        return []
+    options = _options_of(model.folder)
     found: dict[str, dict[str, Any]] = {}
-    for key, top in (state[1]["best"] if state else {}).items():
+    for key, top in state[1]["best"].items():
         dataset, _, metric = key.rpartition("/")
         if top["step"] == model.step:
             row = {
                 "dataset": dataset,
                 "protocol": "basicsr",
+                "local": options and str(options.val.local),
                 "source": "validation",
                 "upper_bound": model.model.restores_from_gt,
                 "restored": {},

@@ -12,7 +12,7 @@ from torch import nn
 
 from hidiff import UserError
 from hidiff.engine import checkpoint
-from hidiff.weights.pretrained import _read_together
+from hidiff.weights.pretrained import read_together
 from hidiff.weights.read import load_network, load_weights, require_one_step
 
 WHERE = "path.pretrain_network_g"
@@ -153,10 +153,10 @@ def test_weights_beside_a_training_that_saves_are_read_again(tmp_path):
         return read
 
     checkpoint.save_networks(NETWORKS, tmp_path, 0, 100)
-    read = _read_together(reader([1, 2]))
+    read = read_together(reader([1, 2]))
     assert [weights.step for weights in read.values()] == [2, 2]
     with pytest.raises(UserError, match=r"_latest\.pth of step"):
-        _read_together(reader([3, 4, 5, 6, 7, 8]))
+        read_together(reader([3, 4, 5, 6, 7, 8]))
 
 
 def test_a_checkpoint_of_another_configuration_says_what_differs(tmp_path, network):

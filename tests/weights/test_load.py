@@ -205,6 +205,7 @@ def test_scores_of_the_same_weights_are_found(trained, data, monkeypatch):
     assert (validation["source"], validation["dataset"]) == ("validation", "ValSet")
     assert (test["settings"]["name"], test["protocol"], test["images"]) == ("of_S2", "basicsr", 2)
     assert set(test["restored"]) == {"psnr", "ssim"}
+    assert validation["local"] == test["local"] == "none"
     # The validation has the same images, noise and weights.
     assert validation["restored"]["psnr"] == pytest.approx(test["restored"]["psnr"], rel=1e-6)
     (other,) = with_scores(find_model("tiny_S2@2")).scores
