@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 
@@ -56,10 +57,10 @@ def _fields(block: bytes, order: str, at: int) -> Iterator[tuple[int, int]]:
 def read_tags(block: bytes) -> tuple[str, Tags]:
     """Byte order and tags of an EXIF block, or of the first image of a TIFF file.
 
-    A thumbnail and directories that EXIF does not know are left out.
+    A thumbnail, directories that EXIF does not know, and what is damaged are left out.
 
     Raises:
-        ValueError, struct.error: the block is damaged.
+        ValueError, struct.error: the first directory is damaged.
     """
     order = _order(block)
 
@@ -68,13 +69,14 @@ def read_tags(block: bytes) -> tuple[str, Tags]:
         for tag, position in _fields(block, order, at):
             kind, count, first = struct.unpack_from(f"{order}HII", block, position + 2)
             if tag in inner:
-                tags[tag] = read(first, inner[tag])
+                with suppress(struct.error):
+                    tags[tag] = read(first, inner[tag])
             elif kind in SIZES:
                 size = SIZES[kind] * count
                 start = position + 8 if size <= 4 else first
-                tags[tag] = kind, bytes(block[start : start + size])
-                if len(tags[tag][1]) < size:
-                    raise ValueError(f"tag {tag} is cut off")
+                value = bytes(block[start : start + size])
+                if len(value) == size:
+                    tags[tag] = kind, value
         return tags
 
     return order, read(struct.unpack_from(f"{order}I", block, 4)[0], DIRECTORIES)
@@ -114,7 +116,7 @@ def upright(block: bytes, *, swap: bool) -> bytes:
         swap: exchange width and height.
 
     Raises:
-        ValueError, struct.error: the block is damaged.
+        ValueError, struct.error: the first directory is damaged.
     """
     order, changed = _order(block), bytearray(block)
     (first,) = struct.unpack_from(f"{order}I", block, 4)
@@ -122,7 +124,8 @@ def upright(block: bytes, *, swap: bool) -> bytes:
     inner = {}
     if EXIF in main:
         at = struct.unpack_from(f"{order}I", block, main[EXIF] + 8)[0]
-        inner = dict(_fields(block, order, at))
+        with suppress(struct.error):
+            inner = dict(_fields(block, order, at))
     if ORIENTATION in main:
         value = struct.pack(f"{order}HIHH", SHORT, 1, 1, 0)
         changed[main[ORIENTATION] + 2 : main[ORIENTATION] + 12] = value

@@ -323,6 +323,27 @@ def test_a_photograph_outlives_a_damaged_exif_block(tmp_path, block):
     assert Image.open(io.BytesIO(written)).size == (9, 14)
 
 
+def test_of_a_partly_damaged_exif_block_the_rest_is_kept(tmp_path):
+    block = bytearray(exif_block(6))
+    entry = 8 + 2 + 2 * 12  # the third one's value is made to lie outside, and GPS too
+    block[entry + 8 : entry + 12] = block[entry + 24 + 8 : entry + 24 + 12] = b"\0\1\0\0"
+    data = encoded("JPEG", RGB, exif=b"Exif\0\0" + block)
+    photo, _, _ = copied(data, tmp_path / "out.jpg")
+    assert photo.pixels.shape == (9, 14, 3)
+    assert photo.notices == ()
+    _, written, _ = copied(data, tmp_path / "out.tif")
+    tags = found_exif(written)
+    assert tags[0x010F] == (2, b"Maker\0")
+    assert 0x8769 in tags
+    assert not {0x013B, 0x8825} & tags.keys()
+
+
+def test_an_impossible_resolution_is_dropped(tmp_path):
+    data = plain_tiff(noise(3, "uint8"), resolution=(4e9, 300), resolutionunit=2)
+    for ending in ("png", "jpg", "bmp"):
+        assert copied(data, tmp_path / f"out.{ending}")[0].dpi is None
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_jpeg_files_are_written_at_quality_95_in_full_colour_resolution(tmp_path, mode):
     data = encoded("JPEG", Image.fromarray(picture(3, 40, 30)).convert(mode), subsampling=2)
