@@ -34,6 +34,7 @@ from hidiff.models.base import SIDE_MULTIPLE
 from hidiff.options import load_options
 from hidiff.scoring.record import library_versions
 
+DEFAULT_SIZE = (256, 256)
 DEFAULT_VARIANTS = {
     "cpu": ("fp32", "fp32+strips"),
     "cuda": ("plain+tf32", "tf32", "bf16", "bf16+compile"),
@@ -54,7 +55,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--alone", action="store_true", help="without plain+fp32, compared with the first variant"
     )
-    parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"))
+    parser.add_argument("--size", type=int, nargs=2, default=DEFAULT_SIZE, metavar=("H", "W"))
     parser.add_argument(
         "--phase", type=int, nargs="+", metavar="N", help="of progressive training; default: all"
     )
@@ -108,8 +109,10 @@ def main(arguments: Sequence[str]) -> int:
         "versions": library_versions(),
     }
     if args.write:
-        patch = f", patch {args.patch}" if args.patch else ""
-        name = f"{args.command}{patch} on {args.device.type}"
+        of = f", patch {args.patch}" if args.patch else ""
+        if tuple(args.size) != DEFAULT_SIZE:
+            of = f" {args.size[0]}×{args.size[1]}"
+        name = f"{args.command}{of} on {args.device.type}"
         write_table(args.write, name, table(report))
     print(json.dumps(report, indent=2) if args.json else table(report))
     return 0

@@ -26,8 +26,8 @@ and on GPUs for images that do not fit at once."""
 DEVICE_SHARE = 0.8
 """Of a GPU's free memory, what an estimate may fill."""
 
-NOTABLE = 2**30
-"""Bytes from which on the estimate is written to the log."""
+NOTABLE = 4_000_000
+"""Pixels from which on the estimate is written to the log."""
 
 CGROUP_LIMITS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -149,7 +149,7 @@ def plan(
             f"{size} need about {_gib(needed(strips))} of memory {way}, and {_gib(free)} are free; "
             f"use {', or '.join(outs)}"
         )
-    if needed(strips) >= NOTABLE:
+    if images.shape[2] * images.shape[3] >= NOTABLE:
         LOG.info(
             "%s: restored %s, needs about %s (%s all at once); %s are free",
             *(size, way, _gib(needed(strips)), _gib(needed(None)), _gib(free)),
