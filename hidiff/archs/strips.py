@@ -21,7 +21,7 @@ image; a feature map is (H, W, C) here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +39,7 @@ from hidiff.archs.restormer import (
     at_least_float32,
 )
 from hidiff.archs.transformer import HIM, BasicLayer, Transformer
+from hidiff.archs.windows import Windows
 
 ALIGNED = 16
 """Channels of a vector register: GDFN's hidden width is filled up with zeros to a multiple, because
@@ -46,6 +47,9 @@ its 127, 255 or 510 channels are computed one by one otherwise."""
 
 ATTENTION_COSTS, FEED_FORWARD_COST = (3, 2), 9
 """Of MDTA's two passes and GDFN's one, in C² multiply-adds a pixel or so; for the progress."""
+
+Area = tuple[tuple[slice, slice], Tensor]
+"""Rows and columns of a feature map, and the weights (h, w) of its pixels."""
 
 Progress = Callable[[float], None]
 """Told how much is done, in [0, 1], never less than before."""
@@ -78,6 +82,7 @@ def restore_in_strips(
     prior: Tensor | None = None,
     strips: Strips = Strips(),
     progress: Progress | None = None,
+    local: Windows | None = None,
 ) -> Tensor:
     """What `network(inp_img, prior)` computes; see there for the arguments.
 
@@ -85,9 +90,12 @@ def restore_in_strips(
         network: its `feature_dtype` is that of the feature maps in memory.
         strips: how they are cut.
         progress: called after each strip.
+        local: MDTA's statistics are those of such windows in place of the whole image, as the
+            patches of the training had them (after "test-time local converter", Chu et al., ECCV
+            2022). Each window has an attention of its own, and what they make of v is blended.
     """
     assert prior is None or network.guidance != "none", "this network takes no prior"
-    run = _Run(network, strips, progress, images=len(inp_img))
+    run = _Run(network, strips, progress, local, images=len(inp_img))
     return torch.stack(
         [
             run.restore(image, None if prior is None else prior[index : index + 1])
@@ -106,9 +114,14 @@ class _Run:
     """One call of `restore_in_strips`."""
 
     def __init__(
-        self, network: Transformer, strips: Strips, progress: Progress | None, images: int
+        self,
+        network: Transformer,
+        strips: Strips,
+        progress: Progress | None,
+        local: Windows | None,
+        images: int,
     ) -> None:
-        self.network, self.strips, self.progress = network, strips, progress
+        self.network, self.strips, self.progress, self.local = network, strips, progress, local
         self.done, self.images = 0.0, images
 
     def restore(self, image: Tensor, prior: Tensor | None) -> Tensor:
@@ -120,6 +133,7 @@ class _Run:
             z3 = net.down_2(z2).flatten(1)  # (1, C')
 
         _, height, width = image.shape
+        self.height = height
         pixels = image.permute(1, 2, 0)
         dtype = net.feature_dtype or image.dtype
         self.dtype = block_dtype(dtype, image.device)
@@ -220,27 +234,43 @@ class _Run:
         """x + attn(norm(x)), in place."""
         dim, heads = x.shape[-1], attn.num_heads
         affine = attn.affine(prior)
-        gram = x.new_zeros(heads, dim // heads, dim // heads, dtype=torch.float64)
-        squares = x.new_zeros(2 * dim, dtype=torch.float64)
+        areas = self._areas(x)
+        gram = x.new_zeros(len(areas), heads, dim // heads, dim // heads, dtype=torch.float64)
+        squares = x.new_zeros(len(areas), 2 * dim, dtype=torch.float64)
         queries_and_keys, values = slice(0, 2 * dim), slice(2 * dim, 3 * dim)
 
         widened = _Widened.of(attn.qkv, attn.qkv_dwconv, self.dtype, lambda t: t[queries_and_keys])
-        for window, _, _ in self._windows(x, norm, affine, widened, ATTENTION_COSTS[0]):
-            qk = at_least_float32(widened.convolve(window).flatten(0, 1))  # (pixels, 2·dim)
-            q, k = (t.unflatten(1, (heads, -1)).transpose(0, 1) for t in qk.chunk(2, dim=1))
-            gram += q.transpose(1, 2) @ k
-            squares += qk.square_().sum(dim=0)
+        for window, *place in self._windows(x, norm, affine, widened, ATTENTION_COSTS[0]):
+            block = widened.convolve(window)
+            for area, part, _ in _inside(areas, place):
+                qk = at_least_float32(block[part].flatten(0, 1))  # (pixels, 2·dim)
+                q, k = (t.unflatten(1, (heads, -1)).transpose(0, 1) for t in qk.chunk(2, dim=1))
+                gram[area] += q.transpose(1, 2) @ k
+                squares[area] += qk.square().sum(dim=0)
         dtype = at_least_float32(x.new_empty(0)).dtype
-        q_norms, k_norms = squares.sqrt().to(dtype).view(2, 1, heads, -1)
-        matrix = attn.folded(attn.softmax(gram[None].to(dtype), q_norms, k_norms))[0]
-        matrix = matrix.to(self.dtype)
+        q_norms, k_norms = squares.sqrt().to(dtype).unflatten(1, (2, heads, -1)).unbind(dim=1)
+        matrices = attn.folded(attn.softmax(gram.to(dtype), q_norms, k_norms)).to(self.dtype)
 
         widened = _Widened.of(attn.qkv, attn.qkv_dwconv, self.dtype, lambda t: t[values])
         bias = _as(attn.project_out.bias, self.dtype)
         for window, *place in self._windows(
             x, norm, affine, widened, ATTENTION_COSTS[1], changed=True
         ):
-            x[tuple(place)] += F.linear(widened.convolve(window), matrix, bias)
+            v = widened.convolve(window)
+            if self.local is None:
+                out = F.linear(v, matrices[0])
+            else:
+                out = torch.zeros_like(v)
+                for area, part, weight in _inside(areas, place):
+                    out[part] += F.linear(v[part], matrices[area]) * weight[..., None].to(v)
+            x[tuple(place)] += out if bias is None else out + bias
+
+    def _areas(self, x: Tensor) -> list[Area]:
+        """The parts of x with a Gram matrix each: all of it, or the windows of `local`."""
+        height, width, _ = x.shape
+        if self.local is not None:
+            return self.local.over(height, width, scale=self.height // height)
+        return [((slice(0, height), slice(0, width)), x.new_ones(()).expand(height, width))]
 
     def _feed_forward(
         self, ffn: FeedForward, norm: LayerNorm2d, x: Tensor, prior: Tensor | None
@@ -365,6 +395,24 @@ class _Widened:
         """The second, of a window with its border: (1, out, H + 2, W + 2) → (H, W, out)."""
         out = F.conv2d(window, self.taps, self.taps_bias, groups=len(self.taps))
         return out[0].permute(1, 2, 0)
+
+
+def _inside(
+    areas: list[Area], block: Sequence[slice]
+) -> Iterator[tuple[int, tuple[slice, slice], Tensor]]:
+    """What areas share with a block: their index, their part of the block, its pixels' weights."""
+    for index, (place, weights) in enumerate(areas):
+        starts = [max(a.start, b.start) for a, b in zip(place, block, strict=True)]
+        stops = [min(a.stop, b.stop) for a, b in zip(place, block, strict=True)]
+        if starts[0] < stops[0] and starts[1] < stops[1]:
+            of_block, of_area = (
+                tuple(
+                    slice(start - axis.start, stop - axis.start)
+                    for start, stop, axis in zip(starts, stops, axes, strict=True)
+                )
+                for axes in (block, place)
+            )
+            yield index, of_block, weights[of_area]
 
 
 def _as(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from hidiff import build_network
+from hidiff.archs.restormer import Attention
 from hidiff.archs.strips import Strips, restore_in_strips
+from hidiff.archs.windows import Windows
 
 CONFIGURATIONS = {
     "released": {"ffn_expansion_factor": 2.66},
@@ -103,3 +105,36 @@ def test_progress_rises_to_one():
     assert 0 < seen[0] < 0.05
     assert seen[-1] == pytest.approx(1.0)
     assert max(b - a for a, b in itertools.pairwise(seen)) < 0.1
+
+
+def attention_in_windows(windows, height):
+    """MDTA with the attention of each window, computed as the network's own on what is cut out."""
+
+    def forward(attn, x):
+        qkv = attn.qkv_dwconv(attn.qkv(x))
+        out = torch.zeros_like(x)
+        for place, weight in windows.over(*x.shape[2:], scale=height // x.shape[2]):
+            part = qkv[..., *place]
+            q, k, v = (t.flatten(2).unflatten(1, (attn.num_heads, -1)) for t in part.chunk(3, 1))
+            q, k = (torch.nn.functional.normalize(t, dim=-1) for t in (q, k))
+            attention = (q @ k.transpose(-2, -1) * attn.temperature).softmax(dim=-1)
+            restored = attn.project_out((attention @ v).reshape(part[:, : x.shape[1]].shape))
+            out[..., *place] += restored * weight.to(x)
+        return out
+
+    return forward
+
+
+@pytest.mark.parametrize("strips", [Strips(3, 1), Strips(64, None)], ids=["blocks", "one strip"])
+def test_local_statistics_are_those_of_the_windows(monkeypatch, strips):
+    net = network(bias=True).double()
+    images = inputs(net, torch.float64, batch=2)
+    windows = Windows(16, 8)
+    local = restore_in_strips(net, *images, strips, local=windows)
+    whole = net(*images)
+    monkeypatch.setattr(Attention, "forward", attention_in_windows(windows, 24))
+    # The windows' weights are float32, and sum to 1 as such.
+    assert relative(local, net(*images)) < 1e-7
+    assert relative(local, whole) > 1e-4
+    one = restore_in_strips(net, *images, strips, local=Windows(40, 8))
+    assert relative(one, whole) < 1e-10
