@@ -68,18 +68,20 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--local",
-        choices=("none", "tile"),
+        choices=("none", "tile", "tlc"),
         default="none",
-        help="tile: overlapping tiles, each with a prior of its own, blended; default: none, the "
-        "whole image as the paper has it",
+        help="tile: overlapping tiles, each with a prior of its own, blended; tlc: the attention's "
+        "statistics of overlapping windows; default: none, the whole image as the paper has it",
     )
     parser.add_argument(
         "--size",
         type=int,
-        help="of a tile, in pixels, a multiple of 8; default: the patch size of the training",
+        help="of one, in pixels, a multiple of 8; default: the patch size of the training",
     )
     parser.add_argument(
-        "--overlap", type=int, help="of tiles, in pixels; default: 32, or half of a smaller tile"
+        "--overlap",
+        type=int,
+        help="of them, in pixels; default: 32, or half the size if that is less",
     )
     parser.add_argument("--suffix", default="", metavar="TEXT", help="added to the results' names")
     parser.add_argument(

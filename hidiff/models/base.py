@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hidiff.archs.strips import Progress, restore_in_strips
+from hidiff.archs.windows import Windows
 from hidiff.errors import UserError
 from hidiff.models.memory import StripRows, plan
 
@@ -158,6 +159,7 @@ class DeblurModel(nn.Module):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
         progress: Progress | None = None,
+        local: Windows | None = None,
     ) -> Tensor:
         """Restore blurry images of any size.
 
@@ -172,6 +174,7 @@ class DeblurModel(nn.Module):
             generator: CPU generator for that draw (and for Eq. 6's noise); torch's global one by
                 default.
             progress: called with the part that is done, from 0 to 1, after each strip.
+            local: MDTA's statistics are those of such windows, see `restore_in_strips`.
 
         Returns:
             (B, 3, H, W) RGB, about [0, 1], not clamped.
@@ -186,11 +189,11 @@ class DeblurModel(nn.Module):
         lq = pad_to_multiple(lq)
         gt = None if gt is None else pad_to_multiple(gt)
         encoder = getattr(self, "net_le" if self.restores_from_gt else "net_le_dm", None)
-        strips = plan(self.net_g, encoder, lq, self.strip_rows)
+        strips = plan(self.net_g, encoder, lq, self.strip_rows, only_strips=local is not None)
         transform = self.net_g
         if strips is not None:
             transform = functools.partial(
-                restore_in_strips, self.net_g, strips=strips, progress=progress
+                restore_in_strips, self.net_g, strips=strips, progress=progress, local=local
             )
         restored = self.predict(lq, gt, noise, generator, transform)
         if progress is not None:

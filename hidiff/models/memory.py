@@ -101,6 +101,8 @@ def plan(
     encoder: LatentEncoder | None,
     images: Tensor,
     wanted: StripRows,
+    *,
+    only_strips: bool = False,
 ) -> Strips | None:
     """How to restore images with the memory that is free now; None for all at once.
 
@@ -110,6 +112,7 @@ def plan(
         network, encoder: see `restoring_bytes`.
         images: (B, 3, H, W).
         wanted: what the user asks for.
+        only_strips: what is asked for is computed in strips only.
 
     Raises:
         UserError: it does not fit into the memory.
@@ -126,12 +129,10 @@ def plan(
         fitting = (Strips(rows, None) for rows in (256, 128, 64, 32, 16))
         fits = (strips for strips in fitting if needed(strips) <= DEVICE_SHARE * free)
         cut = next(fits, Strips(8, None))
-    if wanted == "whole" or (
-        wanted == "auto" and device.type != "cpu" and needed(None) <= DEVICE_SHARE * free
-    ):
+    fits_whole = device.type != "cpu" and needed(None) <= DEVICE_SHARE * free
+    strips = dataclasses.replace(cut, rows=wanted) if isinstance(wanted, int) else cut
+    if not only_strips and (wanted == "whole" or (wanted == "auto" and fits_whole)):
         strips = None
-    else:
-        strips = cut if wanted == "auto" else dataclasses.replace(cut, rows=wanted)
 
     size = f"{images.shape[3]}×{images.shape[2]} pixels"
     way = "all at once" if strips is None else f"in strips of {strips.rows} rows"

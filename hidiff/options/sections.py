@@ -210,12 +210,14 @@ class LocalOptions:
     """`val.local`: whether statistics and prior are those of a part of the image.
 
     'none' (the paper's): of the whole. 'tile': the image is restored in tiles, each with a prior of
-    its own (`hidiff.restore.tiles`). `size` and `overlap` are in pixels.
+    its own (`hidiff.restore.tiles`). 'tlc': MDTA's statistics are those of windows, the prior and
+    all else that of the whole (`hidiff.archs.strips`). `size` and `overlap` of both are
+    in pixels.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
-    mode: Literal["none", "tile"] = "none"
+    mode: Literal["none", "tile", "tlc"] = "none"
     size: PositiveInt = 384
     overlap: NonNegativeInt = 32
 
@@ -265,6 +267,12 @@ class ValOptions:
                 "val.strip_rows",
                 f"{self.strip_rows} does not go with val.compile, which restores images all at "
                 "once; leave one of them out",
+            )
+        if self.local.mode == "tlc" and (self.compile or self.strip_rows == "whole"):
+            raise error(
+                "val.local.mode",
+                "tlc is computed in strips, so it goes neither with val.compile nor with "
+                "val.strip_rows: whole",
             )
         if self.suffix:
             _require_file_name(self.suffix, "val.suffix")

@@ -70,7 +70,7 @@ def restore_item(
         self_ensemble: average the restorations of the 8 symmetries of the image.
         seeds: average as many restorations from different noise; the seeds count up from `seed`.
         normalization: what the model was trained with; it is undone in the result.
-        local: whether in tiles; None for the whole image at once.
+        local: whether in tiles or with statistics of windows; None for neither.
         progress: called with the part that is done, 0 to 1.
 
     Returns:
@@ -92,6 +92,8 @@ def restore_item(
     restore = model.restore
     if local is not None and local.mode == "tile":
         restore = functools.partial(restore_in_tiles, model, Windows(local.size, local.overlap))
+    elif local is not None and local.mode == "tlc":
+        restore = functools.partial(model.restore, local=Windows(local.size, local.overlap))
     with memory_errors(
         f"{item['name']}: {size} pixels do not fit into the {kind}'s memory", way_out
     ):

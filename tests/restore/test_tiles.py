@@ -116,3 +116,26 @@ def test_mistakes_in_the_section(tmp_path, local, place):
     options["val"]["local"] = local
     with pytest.raises(UserError, match=place):
         parse_options(options)
+
+
+def test_statistics_of_windows_are_a_mode_of_their_own(model):
+    item = {"lq": torch.rand(3, 37, 43), "name": "a"}
+    seen = []
+    none, tlc, wide = (
+        restore_item(model, item, seed=0, device=CPU, local=local, progress=seen.append)
+        for local in (None, LocalOptions("tlc", 16, 8), LocalOptions("tlc", 48, 8))
+    )
+    assert not torch.allclose(tlc, none, rtol=0, atol=1e-6)
+    # The weights and the prior are the same: it is not another picture.
+    assert (tlc - none).norm() < 0.5 * none.norm()
+    torch.testing.assert_close(wide, none, rtol=0, atol=1e-6)
+    assert len(seen) > 30
+    assert seen[-1] == 1.0
+
+
+@pytest.mark.parametrize("beside", [{"compile": True}, {"strip_rows": "whole"}])
+def test_statistics_of_windows_need_strips(beside, tmp_path):
+    options = train_options(tmp_path, 2)
+    options["val"] |= {"local": {"mode": "tlc"}, **beside}
+    with pytest.raises(UserError, match=r"val\.local\.mode"):
+        parse_options(options)
