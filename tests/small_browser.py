@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM = shutil.which("chromium")
 
 FLAGS = [
     "--headless",
@@ -43,7 +43,7 @@ class Browser:
         patience: seconds to wait for an answer.
     """
 
-    def __init__(self, folder: Path, *, patience: float = 20) -> None:
+    def __init__(self, folder: Path, *, patience: float = 60) -> None:
         # Numbers above 4, so that neither pipe is in the way of the other.
         theirs, ours, answers, say = (
             fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10)
@@ -128,12 +128,15 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def mouse(self, *points, button: str = "left", count: int = 1) -> None:
+    def mouse(self, *points, button: str = "left") -> None:
         """Press at the first point, move over the others and let go; points in CSS pixels."""
         kinds = ["mousePressed", *["mouseMoved"] * (len(points) - 1), "mouseReleased"]
+        held = {"left": 1, "right": 2}[button]
         for kind, (x, y) in zip(kinds, [*points, points[-1]], strict=True):
-            self("Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, buttons=1,
-                 clickCount=count)  # fmt: skip
+            self(
+                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button,
+                buttons=held if kind != "mouseReleased" else 0, clickCount=1,
+            )  # fmt: skip
 
     def touch(self, *steps) -> None:
         """Put fingers down at the first step's points, move them over the others, lift them."""

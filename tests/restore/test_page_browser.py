@@ -5,6 +5,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from small_browser import CHROMIUM, Browser
 from small_data import write_rgb
 
@@ -218,6 +219,17 @@ def test_the_views_are_chosen(page):
     assert names() == ["Before | after", "Before", "After"]
     page.keys("5")
     assert page.js("state.view.join()") == "before,after"
+
+
+def test_the_other_side_does_not_show_through(browser, folder, tmp_path):
+    Image.fromarray(np.zeros((300, 400, 4), np.uint8)).save(tmp_path / "clear.png")
+    entries = [Comparison("a", folder / "red.png", tmp_path / "clear.png")]
+    write_page(tmp_path / "p.html", entries, title="t", embed=False)
+    browser.open((tmp_path / "p.html").as_uri(), 1000, 600)
+    left, _, right, bottom = map(round, area(browser))
+    background = look(browser)[bottom + 5, left + 5]
+    assert is_divided(browser, (left + right) / 2, RED, background)
+    assert browser.complaints == []
 
 
 def test_the_list_leads_through_the_pictures(page):
