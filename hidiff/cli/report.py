@@ -130,7 +130,10 @@ def write_comparisons(photographs: Photographs, page: Path, *, embed: bool) -> l
     """
     if not photographs:
         return []
-    titles = [f"{title}, protocol {scores.protocol}" for title, scores, _ in photographs]
+    titles = [
+        f"{title}, protocol {scores.protocol}" + f", local {scores.local}" * bool(scores.local)
+        for title, scores, _ in photographs
+    ]
     alone = len(titles) == 1
     entries = [
         entry

@@ -291,7 +291,9 @@ def test_a_page_of_all_photographs(folder, report, capsys):
         ImageScore(str(index), restored={"psnr": 31.254, "ssim": 0.9}, blurry={"psnr": 20.0})
         for index in range(2)
     ]
-    scores = SetScores("photographs", "basicsr", "test", images, target="true", input="blurred")
+    scores = SetScores(
+        "photographs", "basicsr", "test", images, target="true", input="blurred", local="none"
+    )
     write_scores(result, [scores])
     with pytest.raises(UserError, match="--page"):
         main(["--results", "mine", "--output", "report.md", "--embed"])
@@ -303,7 +305,7 @@ def test_a_page_of_all_photographs(folder, report, capsys):
     assert 'data-sharp="true/0.png"' in page
     assert "<b>PSNR</b> 20.00 → 31.25 dB" in page
     assert "<b>SSIM</b> 0.9000" in page
-    assert "<h1>mine photographs, protocol basicsr</h1>" in page
+    assert "<h1>mine photographs, protocol basicsr, local none</h1>" in page
     assert "1 is not on the page: " in capsys.readouterr().out
     main(["--results", "mine", "--output", "report.md", "--page", "--embed"])
     assert 'data-after="data:image/png;base64,' in (folder / "report.html").read_text()
