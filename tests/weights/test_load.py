@@ -257,6 +257,23 @@ def test_models_come_from_the_hub(hub, tmp_path, lq):
             load_model(wrong)
 
 
+def test_what_was_downloaded_before_is_found_without_a_network(tmp_path, monkeypatch):
+    """With the real huggingface_hub, on its folder of downloads."""
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    downloads, commit = tmp_path / "cache" / "models--owner--name", 5 * "0123abcd"
+    make_experiment(tmp_path / "e", SECTIONS[2])
+    expected = find_model(tmp_path / "e")
+    pack(expected, downloads / "snapshots" / commit / "model.safetensors")
+    (downloads / "refs").mkdir()
+    (downloads / "refs" / "main").write_text(commit)
+    for source in ("hf:owner/name", "hf:owner/name/model.safetensors", f"hf:owner/name@{commit}"):
+        assert same(load_model(source).model, expected.model)
+    with pytest.raises(UserError, match="hf:owner/other"):
+        load_model("hf:owner/other")
+
+
 def test_the_hub_needs_a_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match="pip install huggingface_hub"):
