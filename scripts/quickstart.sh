@@ -48,3 +48,4 @@ echo "== test: photographs that were not trained on"
     --target datasets/quickstart/test/target \
     --output results/quickstart/comparison.png
 echo "done in $((SECONDS - started)) s; look at results/quickstart/comparison.png"
+echo "restore a photograph of yours: $PYTHON -m hidiff restore PHOTO -o restored --compare"

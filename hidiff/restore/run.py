@@ -290,7 +290,9 @@ def _read(job: Job, *, overwrite: bool) -> None:
 def _work(job: Job, *, restore: Restore) -> None:
     # A bar from 0 to 1, as `restore` tells how far it is.
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-    with tqdm(desc=job.source.name, total=1, leave=False, disable=None, bar_format=form) as bar:
+    with tqdm(
+        desc=job.source.name, total=1, leave=False, disable=None, bar_format=form, smoothing=0
+    ) as bar:
         item = photo_item(job.photo.pixels, job.source.stem)
         restored = restore(item, lambda done: bar.update(done - bar.n))
     lost = write_photo(job.target, job.photo, to_pixels(restored, job.photo))
