@@ -13,6 +13,7 @@ from hidiff.benchmark.timing import measure
 from hidiff.models import memory
 from hidiff.models.memory import plan, restoring_bytes
 from hidiff.models.precision import precision
+from hidiff.options import parse_options
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 GIB = 2**30
@@ -129,3 +130,11 @@ def test_a_containers_limit_counts(monkeypatch, tmp_path):
     assert memory.free_memory(CPU) == 3000
     (tmp_path / "max").write_text("max\n")
     assert memory.free_memory(CPU) > 3000
+
+
+@pytest.mark.parametrize("val", [{"strip_rows": 0}, {"strip_rows": 8, "compile": True}])
+def test_wrong_options_are_named(val):
+    options = train_options(Path("unused"), 2)
+    options["val"] |= val
+    with pytest.raises(UserError, match=r"val\.strip_rows"):
+        parse_options(options)

@@ -20,6 +20,7 @@ from hidiff.archs.restormer import DepthwiseConv2d
 from hidiff.data.image import read_image
 from hidiff.engine.trainer import Trainer
 from hidiff.metrics import evaluate_pair
+from hidiff.models import base
 from hidiff.options import parse_options
 from hidiff.restore.restoring import restore_item
 from hidiff.scoring.files import read_scores
@@ -483,3 +484,17 @@ def test_testing_needs_weights_for_every_network(data, tmp_path, monkeypatch):
     del options["path"]
     with pytest.raises(UserError, match=r"path\.pretrain_network_g: "):
         run_test(parse_options(options), ALONE)
+
+
+@pytest.mark.parametrize(
+    ("val", "wanted"), [({}, "auto"), ({"strip_rows": 5}, 5), ({"compile": True}, "whole")]
+)
+def test_strips_are_as_the_option_says(trained, data, monkeypatch, val, wanted):
+    monkeypatch.chdir(trained[0])
+    monkeypatch.setattr("hidiff.scoring.test_run.compile_blocks", lambda model, where: None)
+    seen, plan = [], base.plan
+    monkeypatch.setattr(base, "plan", lambda *a, **k: seen.append(a[3]) or plan(*a, **k))
+    options = {**test_options(data), "name": "strips"}
+    options["val"] |= val
+    assert run_test(parse_options(options), ALONE)
+    assert seen == [wanted] * 2
