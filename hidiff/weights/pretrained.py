@@ -152,6 +152,11 @@ def load_pretrained(
     notices, origins = [], {}
     files: dict[str, tuple[Path, str, str | None]] = {}
     source = options.path.weights
+    if source is not None and source.is_file():
+        raise UserError(
+            f"path.weights: {source} is a file; name a training, or a folder with net_*.pth. Of a "
+            f"packed file `hidiff unpack {source} -o FOLDER` makes one, with an option file"
+        )
     for name in model.networks():
         given, param_key, _ = options.path.of(name)
         where = f"path.pretrain_network_{name.removeprefix('net_')}"

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from pathlib import Path
 
 import pytest
 import safetensors
@@ -10,12 +11,15 @@ import safetensors.torch
 import torch
 from small_data import train_options
 from small_models import make_experiment, presets, same, small
+from small_training import ALONE
 
 from hidiff import UserError
 from hidiff.cli import main
 from hidiff.options import load_options, parse_options
+from hidiff.scoring.test_run import run_test
 from hidiff.weights.load import find_model, load_model
-from hidiff.weights.packed import describe, pack, read_packed, unpack
+from hidiff.weights.packed import _metadata_sha256, describe, pack, read_packed, unpack
+from hidiff.weights.read import state_sha256
 
 
 @pytest.fixture(scope="module")
@@ -173,9 +177,6 @@ def test_every_flipped_bit_and_every_cut_is_noticed(packed, tmp_path):
 
 def rewritten(packed, path, change):
     """The packed file after `change(metadata, tensors)`, with fitting sums."""
-    from hidiff.weights.packed import _metadata_sha256
-    from hidiff.weights.read import state_sha256
-
     texts, tensors = raw(packed)
     metadata = {key: json.loads(text) for key, text in texts.items()}
     change(metadata, tensors)
@@ -213,6 +214,18 @@ def test_what_does_not_fit_is_named(packed, tmp_path, change, place):
     with pytest.raises(UserError, match=place) as error:
         load_model(path)
     assert "other.safetensors" in str(error.value)
+
+
+def test_a_packed_file_is_tested_after_unpacking(packed, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    unpack(packed, Path("folder"))
+    images = f"datasets.test_1.dataroot_lq={data / 'test/input'}"
+    options = load_options("folder/options.yml", [images])
+    assert run_test(options, ALONE)
+    assert len(list(tmp_path.rglob("photographs/*.png"))) == 2
+    options = load_options("folder/options.yml", [images, f"path.weights={packed}"])
+    with pytest.raises(UserError, match=r"^path\.weights: .*unpack"):
+        run_test(options, ALONE)
 
 
 def test_files_of_other_programs_are_refused(tmp_path, packed):
