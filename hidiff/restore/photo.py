@@ -48,8 +48,8 @@ with suppress(ImportError):
 
     pillow_heif.register_heif_opener()
 
-# Of EXIF blocks that are damaged; `Photo.notices` says it.
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+# Of blocks that are damaged; `Photo.notices` says what it costs.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 Image.init()
 _MORE = [".avif"] if features.check("avif") else []

@@ -31,6 +31,7 @@ from hidiff.restore.photo import (
 )
 from hidiff.restore.restoring import photo_item
 from hidiff.weights.experiment import EXPERIMENTS
+from hidiff.weights.packed import SUFFIX
 from hidiff.weights.read import load_weights
 
 LOG = logging.getLogger("hidiff")
@@ -62,15 +63,15 @@ class Job:
 
 
 def default_model() -> str:
-    """Weights in the usual places: those of the release, else of the newest complete training.
+    """The model that is there: released weights or a packed file, else the newest training's.
 
     Raises:
         UserError: there are none; the message says how to get some.
     """
     released = EXPERIMENTS / "pretrained_models"
-    for folder in (released / "HI_Diff_GoPro", *sorted(released.glob("*"))):
-        if all((folder / f"{name}.pth").is_file() for name in NETWORKS):
-            return str(folder)
+    for place in (released / "HI_Diff_GoPro", *sorted(released.glob("*"))):
+        if place.suffix == SUFFIX or all((place / f"{n}.pth").is_file() for n in NETWORKS):
+            return str(place)
     trainings = []
     for folder in EXPERIMENTS.glob("*/models"):
         files = [folder / f"{name}_latest.pth" for name in NETWORKS]
@@ -83,9 +84,10 @@ def default_model() -> str:
             return str(file.parent.parent)
         unfinished = f" ({file.parent.parent} has not reached its last step; -m takes it as it is)"
     raise UserError(
-        f"-m: no weights in {EXPERIMENTS.absolute()}{unfinished}. Name a model with -m; or put the "
-        f"release's {', '.join(f'{name}.pth' for name in NETWORKS)} into "
-        f"{released / 'HI_Diff_GoPro'}; or train a small one in minutes: bash scripts/quickstart.sh"
+        f"-m: no weights in {EXPERIMENTS.absolute()}{unfinished}. Name a model with -m; put a "
+        f"packed file into {released}, or the release's "
+        f"{', '.join(f'{name}.pth' for name in NETWORKS)} into {released / 'HI_Diff_GoPro'}; or "
+        "train a small network in minutes: bash scripts/quickstart.sh"
     )
 
 

@@ -95,6 +95,9 @@ def test_without_a_model_the_usual_places_are_searched(here, tmp_path, monkeypat
     with pytest.raises(UserError, match=r"^-m: .*begun_S2"):
         default_model()
     (places / "pretrained_models").mkdir()
+    packed = places / "pretrained_models/mine.safetensors"
+    packed.touch()
+    assert Path(default_model()) == packed.relative_to(tmp_path)
     (places / "begun_S2/models").rename(released := places / "pretrained_models/HI_Diff_GoPro")
     for file in released.iterdir():
         file.rename(released / file.name.replace("_latest", ""))
