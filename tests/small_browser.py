@@ -128,14 +128,14 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def mouse(self, *points, button: str = "left") -> None:
+    def mouse(self, *points, button: str = "left", count: int = 1) -> None:
         """Press at the first point, move over the others and let go; points in CSS pixels."""
         kinds = ["mousePressed", *["mouseMoved"] * (len(points) - 1), "mouseReleased"]
         held = {"left": 1, "right": 2}[button]
         for kind, (x, y) in zip(kinds, [*points, points[-1]], strict=True):
             self(
                 "Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button,
-                buttons=held if kind != "mouseReleased" else 0, clickCount=1,
+                buttons=held if kind != "mouseReleased" else 0, clickCount=count,
             )  # fmt: skip
 
     def touch(self, *steps) -> None:

@@ -196,6 +196,14 @@ def test_the_wheel_zooms_where_it_points(page):
     assert page.js("state.zoom") == 1
 
 
+def test_two_clicks_zoom_in_and_out(page):
+    page.keys("ArrowDown")
+    for zoom in (1, "fit"):
+        for count in (1, 2):
+            page.mouse((500, 200), count=count)
+        assert page.js("state.zoom") == zoom
+
+
 def test_the_views_are_chosen(page):
     def names():
         return page.js("[...$('views').children].filter(b => !b.hidden).map(b => b.textContent)")
