@@ -33,22 +33,29 @@ class Timing:
     peak_bytes: int | None = None
 
 
-def measure(work: Callable[[], Any], device: torch.device) -> tuple[float, int | None]:
-    """Seconds that a call takes, and the memory that it needs (None where it cannot be told)."""
-    cuda = device.type == "cuda"
-    if cuda:
+def measure(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that a call takes."""
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def measure_with_memory(work: Callable[[], Any], device: torch.device) -> tuple[float, int | None]:
+    """Seconds that a call takes, and the memory that it needs (None where it cannot be told).
+
+    On CPUs it starts with as little memory as the process can do with, and asking the system for it
+    again takes time.
+    """
+    if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-    else:
-        before = _resident_from_now()
-    started = time.perf_counter()
-    work()
-    if cuda:
-        torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - started
-    if cuda:
+        seconds = measure(work, device)
         return seconds, torch.cuda.max_memory_allocated(device) - before
+    before = _resident_from_now()
+    seconds = measure(work, device)
     return seconds, None if before is None else _resident("VmHWM") - before
 
 
@@ -78,23 +85,17 @@ def alternate(
 
     Args:
         variants: what to call, by name.
-        repeats: calls of each that count. Before several there is one that does not.
+        repeats: calls of each that count. Before several there is one for the memory.
         device: waited for after each call where it is a GPU.
     """
     device = device or torch.device("cpu")
-    warm_up = int(repeats > 1)
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    peaks: dict[str, list[int]] = {name: [] for name in variants}
-    for turn in range(warm_up + repeats):
+    first = {name: measure_with_memory(work, device) for name, work in variants.items()}
+    seconds = {name: [taken] if repeats == 1 else [] for name, (taken, _) in first.items()}
+    for _ in range(repeats if repeats > 1 else 0):
         for name, work in variants.items():
-            taken, peak = measure(work, device)
-            if turn >= warm_up:
-                seconds[name].append(taken)
-                peaks[name] += [] if peak is None else [peak]
+            seconds[name].append(measure(work, device))
     return {
-        name: Timing(
-            statistics.median(values), min(values), max(values), max(peaks[name], default=None)
-        )
+        name: Timing(statistics.median(values), min(values), max(values), first[name][1])
         for name, values in seconds.items()
     }
 

@@ -94,6 +94,10 @@ def main(arguments: Sequence[str]) -> int:
     _check(args)
     torch.backends.cudnn.benchmark = True
     names = args.variants or DEFAULT_VARIANTS.get(args.device.type, ("fp32",))
+    if args.command == "train-step":
+        if any("+strips" in name for name in args.variants or ()):
+            raise UserError("--variants: training is never in strips; leave +strips out")
+        names = [name for name in names if "+strips" not in name]
     names = dict.fromkeys(names if args.alone else (BASELINE, *names))
     args.variants = [Variant.parse(name) for name in names]
     machine = Machine(args.device)

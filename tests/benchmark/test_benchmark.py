@@ -133,6 +133,7 @@ def test_evaluation_is_compared_image_by_image(run, tmp_path):
     [
         (["train-step", "--phase", "3"], "--phase 3"),
         (["restore", "--variants", "fp16"], "--variants fp16"),
+        (["train-step", "--variants", "fp32+strips"], "--variants"),
         (["restore", "--variants", "fp32+fast"], "--variants fp32+fast"),
         (["restore", "--variants", "fp32+checkpoint5"], "--variants fp32+checkpoint5"),
         (["restore", "--device", "cuda"], "--device cuda"),

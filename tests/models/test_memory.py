@@ -65,7 +65,7 @@ MEASURED = """
 import json, sys
 import torch
 from hidiff import build_model
-from hidiff.benchmark.timing import measure
+from hidiff.benchmark.timing import measure_with_memory
 from hidiff.models.memory import plan, restoring_bytes
 from hidiff.models.precision import precision
 
@@ -78,7 +78,7 @@ with precision(model, name):
     dtypes = (torch.float32, model.net_g.feature_dtype or torch.float32)
     strips = plan(model.net_g, None, image, rows)
     model.restore(image[..., :64, :64])  # loads what the libraries need
-    _, peak = measure(lambda: model.restore(image), cpu)
+    _, peak = measure_with_memory(lambda: model.restore(image), cpu)
 # One of the three images was there before, and there is no padded one.
 estimate = restoring_bytes(model.net_g, None, image.shape, dtypes, strips, cpu)
 print(peak, estimate - 2 * image.nbytes)
