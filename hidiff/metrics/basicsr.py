@@ -6,7 +6,6 @@ import math
 
 import cv2
 import numpy as np
-from skimage.metrics import structural_similarity
 
 from hidiff.errors import UserError
 from hidiff.metrics.pair import SIGMA, WINDOW, check_pair
@@ -71,6 +70,9 @@ def calculate_ssim(
         UserError: the images are not uint8 RGB of one size, or fewer than 11 pixels are left
             between the borders.
     """
+    # Imported late: it takes most of a second, and training may never need it.
+    from skimage.metrics import structural_similarity
+
     restored, target = _crop(restored, target, crop_border, smallest_side=WINDOW)
     if test_y_channel:
         restored, target = _luma(restored), _luma(target)

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from skimage.metrics import structural_similarity
 
 from hidiff.metrics.pair import SIGMA, WINDOW, check_pair
 
@@ -143,6 +142,9 @@ def _psnr(image: np.ndarray, sharp: np.ndarray, mask: np.ndarray) -> float:
 
 def _ssim(image: np.ndarray, sharp: np.ndarray, mask: np.ndarray) -> float:
     """Mean of the SSIM map of two masked images (H, W, 3) over the inner mask (H, W)."""
+    # Imported late: it takes most of a second, and training may never need it.
+    from skimage.metrics import structural_similarity
+
     _, similarity = structural_similarity(
         sharp,
         image,

@@ -8,12 +8,12 @@ import platform
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy
-import skimage
 import torch
 
 import hidiff
@@ -35,7 +35,7 @@ def library_versions() -> dict[str, str]:
         "torch": torch.__version__,
         "numpy": numpy.__version__,
         "opencv": cv2.__version__,
-        "scikit-image": skimage.__version__,
+        "scikit-image": version("scikit-image"),
     }
 
 
