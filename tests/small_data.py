@@ -19,6 +19,15 @@ TINY_G = {
     "ffn_expansion_factor": 2,
     "embed_dim": 8,
 }
+TRANSFORMERS = {
+    "released": {"ffn_expansion_factor": 2.66},
+    "bias": {"bias": True},
+    "bias_free": {"LayerNorm_type": "BiasFree", "bias": True},
+    "single_scale": {"guidance": "single_scale"},
+    "no_prior": {"guidance": "none"},
+}
+"""Changes that make the Transformer compute something else."""
+
 TINY_LE = {"type": "latent_encoder_gelu", "embed_dim": 8, "block_num": 1}
 STAGE2 = {
     "network_le_dm": {**TINY_LE, "in_chans": 3, "stage": 2},

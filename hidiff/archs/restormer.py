@@ -180,9 +180,7 @@ class Attention(PriorModulation):
         if torch.is_grad_enabled():
             heads = attention.to(v.dtype) @ v.unflatten(1, (self.num_heads, -1))
             return self.project_out(heads.reshape_as(x))
-        out = v.transpose(1, 2) @ self.folded(attention).to(v.dtype).transpose(
-            1, 2
-        )  # (B, H·W, dim)
+        out = v.mT @ self.folded(attention).to(v.dtype).mT  # (B, H·W, dim)
         if self.project_out.bias is not None:
             out = out + self.project_out.bias.to(v.dtype)
         return out.transpose(1, 2).unflatten(2, x.shape[-2:])

@@ -29,11 +29,15 @@ DEVICE_SHARE = 0.8
 NOTABLE = 4_000_000
 """Pixels from which on the estimate is written to the log."""
 
-CGROUP_LIMITS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+CGROUPS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    (
+        "/sys/fs/cgroup/memory",
+        *("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ),
 )
-"""Files with a container's limit and what it uses, of the cgroups of version 2 and 1."""
+"""Of the cgroups of version 2 and 1: the folder, files with a container's limit and what it uses,
+and the line of `memory.stat` with what of that is a cache of files, which the system gives back."""
 
 
 def free_memory(device: torch.device) -> int:
@@ -47,9 +51,11 @@ def free_memory(device: torch.device) -> int:
         lines = Path("/proc/meminfo").read_text().splitlines()
         available = next(line for line in lines if line.startswith("MemAvailable:"))
         found.append(int(available.split()[1]) * 1024)
-    for limit, used in CGROUP_LIMITS:
+    for folder, limit, used, cache in CGROUPS:
         with suppress(OSError, ValueError):  # 'max' is no limit
-            found.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+            found.append(int(Path(folder, limit).read_text()) - int(Path(folder, used).read_text()))
+            lines = Path(folder, "memory.stat").read_text().splitlines()
+            found[-1] += sum(int(n) for key, n in map(str.split, lines) if key == cache)
     return min(found)
 
 
@@ -64,9 +70,11 @@ def restoring_bytes(
     """An estimate of what restoring needs at its peak, without the weights.
 
     In strips, for C = dim and a pixel: 2·C features of full resolution, C/2, C/4 and C/8 of the
-    coarser levels, the image and the result; and a few blocks. All at once: GDFN of the last level
-    with its 2·C features in four places and its h hidden channels in six, and the skips. The latent
-    encoder computes at a quarter of the resolution, before the Transformer.
+    coarser levels, the image and the result; and a few blocks, of which the allocator keeps some
+    when they are no longer used. All at once: GDFN of the last level with its 2·C features in four
+    places and its h hidden channels in seven (six or eight, as the convolution copies its input or
+    not), and the skips. The latent encoder computes at a quarter of the resolution, before the
+    Transformer.
 
     Args:
         network, encoder: the Transformer, and what computes the prior from images, if anything.
@@ -80,12 +88,12 @@ def restoring_bytes(
     image_bytes, feature_bytes = (dtype.itemsize for dtype in dtypes)
     hidden = int(2 * dim * network.ffn_expansion_factor)
     if strips is None:
-        features = batch * pixels * (10.75 * dim + 6 * hidden) * feature_bytes
+        features = batch * pixels * (10.75 * dim + 7 * hidden) * feature_bytes
     else:
         block_bytes = block_dtype(dtypes[1], device).itemsize
         columns = strips.columns(width, 2 * hidden * block_bytes) + 2
-        blocks = 5 * (strips.rows + 3) * columns * 2 * hidden * block_bytes
-        resampled = 3 * (strips.rows + 2) * width * 2 * dim * block_bytes
+        blocks = 8 * (strips.rows + 3) * columns * 2 * hidden * block_bytes
+        resampled = 5 * (strips.rows + 2) * width * 2 * dim * block_bytes
         features = pixels * 2.875 * dim * feature_bytes + blocks + resampled
     encoding = 0.0
     if encoder is not None:

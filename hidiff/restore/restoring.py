@@ -90,10 +90,10 @@ def restore_item(
         way_out = "use precision bf16, tiles (--local tile), or one with more memory"
     total, count = None, SYMMETRIES if self_ensemble else 1
     restore = model.restore
-    if local is not None and local.mode == "tile":
-        restore = functools.partial(restore_in_tiles, model, Windows(local.size, local.overlap))
-    elif local is not None and local.mode == "tlc":
-        restore = functools.partial(model.restore, local=Windows(local.size, local.overlap))
+    if local is not None and local.mode != "none":
+        windows = Windows(local.size, local.overlap)
+        tiles = functools.partial(restore_in_tiles, model, windows)
+        restore = tiles if local.mode == "tile" else functools.partial(restore, local=windows)
     with memory_errors(
         f"{item['name']}: {size} pixels do not fit into the {kind}'s memory", way_out
     ):

@@ -2,17 +2,11 @@
 
 import pytest
 import torch
+from small_data import TRANSFORMERS
 
 from hidiff import build_network
 from hidiff.archs.reference import as_written
 
-CONFIGURATIONS = {
-    "released": {"ffn_expansion_factor": 2.66},
-    "bias": {"bias": True},
-    "bias_free": {"LayerNorm_type": "BiasFree", "bias": True},
-    "single_scale": {"guidance": "single_scale"},
-    "no_prior": {"guidance": "none"},
-}
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
@@ -20,7 +14,7 @@ def relative(out, reference):
     return float(((out - reference).norm() / reference.norm()).detach())
 
 
-@pytest.fixture(params=CONFIGURATIONS, ids=str)
+@pytest.fixture(params=TRANSFORMERS, ids=str)
 def options(request):
     return {
         "type": "Transformer",
@@ -29,7 +23,7 @@ def options(request):
         "num_refinement_blocks": 1,
         "heads": [1, 2, 4, 8],
         "embed_dim": 8,
-        **CONFIGURATIONS[request.param],
+        **TRANSFORMERS[request.param],
     }
 
 

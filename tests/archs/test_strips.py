@@ -4,18 +4,14 @@ import itertools
 
 import pytest
 import torch
+from small_data import TRANSFORMERS
 
 from hidiff import build_network
 from hidiff.archs.restormer import Attention
 from hidiff.archs.strips import Strips, restore_in_strips
 from hidiff.archs.windows import Windows
 
-CONFIGURATIONS = {
-    "released": {"ffn_expansion_factor": 2.66},
-    "bias": {"bias": True},
-    "bias_free": {"LayerNorm_type": "BiasFree", "bias": True},
-    "single_scale": {"guidance": "single_scale"},
-    "no_prior": {"guidance": "none"},
+CONFIGURATIONS = TRANSFORMERS | {
     "dual_pixel": {"dual_pixel_task": True},
     "no_blocks": {"num_blocks": [0, 1, 0, 1], "num_refinement_blocks": 0},
 }

@@ -86,7 +86,8 @@ def test_without_a_model_the_usual_places_are_searched(here, tmp_path, monkeypat
     for name, step in (("old_S2", 4), ("new_S2", 4), ("begun_S2", 2)):
         (places / name / "models").mkdir(parents=True)
         for net in ("net_g", "net_le_dm", "net_d"):
-            weights = torch.load(here / f"experiments/tiny_S2/models/{net}_latest.pth")
+            file = here / f"experiments/tiny_S2/models/{net}_latest.pth"
+            weights = torch.load(file, weights_only=True)
             torch.save({**weights, "step": step}, places / name / f"models/{net}_latest.pth")
     os.utime(places / "old_S2/models/net_d_latest.pth", (1e9, 1e9))
     assert Path(default_model()).name == "new_S2"

@@ -100,8 +100,7 @@ def test_the_estimate_is_what_is_measured(tmp_path, rows, name, size):
     result = run(tmp_path, "-c", MEASURED, arguments)
     assert result.returncode == 0, result.stderr
     peak, estimate = map(int, result.stdout.split())
-    # Small tensors leave gaps in the heap, which count more here than for real networks.
-    assert peak == pytest.approx(estimate, rel=0.35, abs=60e6)
+    assert peak == pytest.approx(estimate, rel=0.25)
 
 
 def choice(monkeypatch, model, device, free, wanted="auto", size=(4000, 6000)):
@@ -154,11 +153,13 @@ def test_free_memory_is_that_of_the_machine():
 def test_a_containers_limit_counts(monkeypatch, tmp_path):
     (tmp_path / "max").write_text("5000\n")
     (tmp_path / "current").write_text("2000\n")
-    files = (str(tmp_path / "max"), str(tmp_path / "current"))
-    monkeypatch.setattr(memory, "CGROUP_LIMITS", (files,))
-    assert memory.free_memory(CPU) == 3000
+    # Files that were read stay in memory until it is needed.
+    (tmp_path / "memory.stat").write_text("anon 900\ninactive_file 700\nactive_file 400\n")
+    group = (str(tmp_path), "max", "current", "inactive_file")
+    monkeypatch.setattr(memory, "CGROUPS", (group,))
+    assert memory.free_memory(CPU) == 3700
     (tmp_path / "max").write_text("max\n")
-    assert memory.free_memory(CPU) > 3000
+    assert memory.free_memory(CPU) > 3700
 
 
 @pytest.mark.parametrize("val", [{"strip_rows": 0}, {"strip_rows": 8, "compile": True}])

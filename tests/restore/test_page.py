@@ -94,12 +94,7 @@ def test_a_phones_jpeg_with_a_second_picture_is_shown_as_it_is(tmp_path):
     entry = pair(tmp_path)
     image = Image.fromarray(picture(0, 20, 30))
     image.save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=[image])
-    write_page(
-        tmp_path / "p.html",
-        [Comparison("a", tmp_path / "x.jpg", entry.after)],
-        title="t",
-        embed=False,
-    )
+    write_one(tmp_path, "x.jpg", entry.after)
     assert Items(tmp_path / "p.html").buttons[0]["data-before"] == "x.jpg"
 
 
@@ -125,18 +120,19 @@ def test_what_browsers_do_not_show_is_converted(tmp_path, kind, embed):
     assert np.abs(shown.astype(int) - image).max() <= (8 if kind == "cmyk" else 0)
 
 
+def write_one(folder, name, after):
+    """A page with the picture of that name before."""
+    entries = [Comparison("a", folder / name, after)]
+    write_page(folder / "p.html", entries, title="t", embed=False)
+
+
 def test_a_converted_picture_keeps_its_colour_space(tmp_path):
     from PIL import ImageCms
 
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     entry = pair(tmp_path)
     Image.fromarray(picture(0, 20, 30)).save(tmp_path / "x.tif", icc_profile=profile)
-    write_page(
-        tmp_path / "p.html",
-        [Comparison("a", tmp_path / "x.tif", entry.after)],
-        title="t",
-        embed=False,
-    )
+    write_one(tmp_path, "x.tif", entry.after)
     (converted,) = (tmp_path / "p_files").iterdir()
     assert Image.open(converted).info["icc_profile"] == profile
 
@@ -149,12 +145,7 @@ def test_pictures_are_as_they_are_looked_at(tmp_path, kind):
     image = picture(0, 30, 20)
     Image.fromarray(image).save(tmp_path / f"x.{kind}", exif=exif)
     entry = pair(tmp_path)
-    write_page(
-        tmp_path / "p.html",
-        [Comparison("a", tmp_path / f"x.{kind}", entry.after)],
-        title="t",
-        embed=False,
-    )
+    write_one(tmp_path, f"x.{kind}", entry.after)
     (button,) = Items(tmp_path / "p.html").buttons
     assert (button["data-width"], button["data-height"]) == ("30", "20")
     if kind == "png":
@@ -168,12 +159,7 @@ def test_transparency_and_grey_are_kept(tmp_path):
     entry = pair(tmp_path)
     image = picture(0, 20, 30)[..., :2]
     Image.fromarray(image).save(tmp_path / "x.tif")  # grey and alpha
-    write_page(
-        tmp_path / "p.html",
-        [Comparison("a", tmp_path / "x.tif", entry.after)],
-        title="t",
-        embed=False,
-    )
+    write_one(tmp_path, "x.tif", entry.after)
     (converted,) = (tmp_path / "p_files").iterdir()
     assert np.array_equal(pixels(converted.read_bytes()), image)
 
