@@ -21,14 +21,20 @@ from torch.utils.data import Dataset
 from hidiff.benchmark.roofline import restoring, training_step
 from hidiff.benchmark.timing import alternate, bytes_for_backward, comparison
 from hidiff.benchmark.variants import Machine, Variant
-from hidiff.data import BatchPlan, PhaseBatchSampler, build_dataset, training_batches
+from hidiff.data import (
+    BatchPlan,
+    PhaseBatchSampler,
+    build_dataset,
+    build_training_set,
+    training_batches,
+)
 from hidiff.data.transfer import to_device
 from hidiff.engine.distributed import Processes
 from hidiff.engine.optim import GRAD_CLIP_NORM, build_optimizer, clip_gradients
 from hidiff.errors import UserError
 from hidiff.models import DeblurModel, build_model
 from hidiff.models.base import SIDE_MULTIPLE
-from hidiff.options import Options, Phase
+from hidiff.options import DatasetOptions, Options, Phase
 from hidiff.scoring.evaluator import build_test_scorer, evaluate
 
 BASELINE = "plain+fp32"
@@ -139,13 +145,22 @@ def _as_released(
     return lq, gt
 
 
+def _cached(section: DatasetOptions, folder: Path) -> DatasetOptions:
+    """The same data through a cache in `folder`, where its class has one."""
+    more = {"cache": str(folder)} if "cache" in section.source else {}
+    return dataclasses.replace(
+        section,
+        source={**section.source, **more},
+        mixture=tuple(_cached(entry, folder) for entry in section.mixture),
+    )
+
+
 def data(options: Options, args: argparse.Namespace, machine: Machine) -> list[dict[str, Any]]:
     """Load the batches of each phase, with one core."""
     section = options.for_training()[1]
-    datasets = {"ours": build_dataset(section)}
+    datasets = {"ours": build_training_set(section)}
     if args.cache:
-        source = {**section.source, "cache": str(args.cache)}
-        datasets["ours, cache"] = build_dataset(dataclasses.replace(section, source=source))
+        datasets["ours, cache"] = build_training_set(_cached(section, args.cache))
     plain_dataset = datasets["ours"]
     torch.set_num_threads(1)
     random.seed(options.manual_seed)
@@ -157,6 +172,7 @@ def data(options: Options, args: argparse.Namespace, machine: Machine) -> list[d
                 dataset,
                 PhaseBatchSampler(
                     size=len(dataset),
+                    shares=dataset.shares,
                     plan=BatchPlan([phase], 1),
                     rank=0,
                     seed=options.manual_seed,

@@ -5,19 +5,23 @@ from __future__ import annotations
 from torch.utils.data import Dataset
 
 from hidiff.data.loader import training_batches
+from hidiff.data.mixture import Mixture
 from hidiff.data.paired_dataset import PairedImageIRDataset
 from hidiff.data.sampler import BatchPlan, CropRequest, PhaseBatchSampler
 from hidiff.data.transforms import Normalization
+from hidiff.errors import UserError
 from hidiff.options import DatasetOptions
 from hidiff.registry import DATASETS
 
 __all__ = [
     "BatchPlan",
     "CropRequest",
+    "Mixture",
     "Normalization",
     "PairedImageIRDataset",
     "PhaseBatchSampler",
     "build_dataset",
+    "build_training_set",
     "normalization_of",
     "training_batches",
 ]
@@ -34,6 +38,23 @@ def build_dataset(options: DatasetOptions) -> Dataset:
     dataset = DATASETS.build(options.source, options.where, where=options.where)
     dataset.normalization = normalization_of(options)
     return dataset
+
+
+def build_training_set(options: DatasetOptions) -> Mixture:
+    """The data sets of `datasets.train` whose weight is not 0.
+
+    Raises:
+        UserError: an unknown option, or data that is missing, unpaired or without sharp images.
+    """
+    sections = [section for section in options.mixture if section.weight] or [options]
+    sets = []
+    for section in sections:
+        sets.append(build_dataset(section))
+        if not sets[-1].has_gt:
+            raise UserError(f"{section.where}.dataroot_gt: training needs the sharp images")
+    mixture = Mixture(sections, sets)
+    mixture.normalization = normalization_of(options)
+    return mixture
 
 
 def normalization_of(options: DatasetOptions) -> Normalization | None:

@@ -4,6 +4,9 @@ The order is a pure function of the seed and the step: nothing has to be stored 
 number of loader workers plays no part. A step's global batch is cut into slots of the phase's batch
 size; process r of W fills slot m·W + r with its m-th micro-batch. So W processes that accumulate k
 micro-batches read what k·W processes read at once.
+
+Of a mixture every position of the order belongs to one set, in a fixed pattern that keeps the
+shares exact from the first sample on, and each set goes through shuffled epochs of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import bisect
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -101,24 +105,61 @@ class BatchPlan:
         ]
 
 
+class Shares:
+    """How the samples of a training are dealt out to the sets of a mixture.
+
+    Of the first n samples the first set has its share of n, rounded; the second its share of what
+    is left, rounded; and so on. These counts never fall and never jump, so sample n + 1 belongs to
+    the one set whose count rises. No history is needed.
+
+    Args:
+        weights: of the sets, above 0; only their ratios count.
+        sizes: pairs in each set.
+    """
+
+    def __init__(self, weights: Sequence[float], sizes: Sequence[int]) -> None:
+        # As written: 0.1 is a tenth. Floating point could not keep the counts' promise.
+        exact = [Fraction(str(weight)) for weight in weights]
+        self._of_the_rest = [share / sum(exact[i:]) for i, share in enumerate(exact)]
+        self.sizes = tuple(sizes)
+        self.starts = [0, *itertools.accumulate(self.sizes)]
+
+    def counts(self, samples: int) -> list[int]:
+        """How many of the first `samples` are of each set."""
+        counts = []
+        for share in self._of_the_rest:
+            numerator, denominator = share.as_integer_ratio()
+            counts.append((2 * samples * numerator + denominator) // (2 * denominator))
+            samples -= counts[-1]
+        return counts
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """The set that the 0-based sample belongs to, and how many of the set come before it."""
+        before, after = self.counts(position), self.counts(position + 1)
+        index = next(i for i, count in enumerate(before) if after[i] > count)
+        return index, before[index]
+
+
 class PhaseBatchSampler(Sampler[list[CropRequest]]):
     """Yields the micro-batches of one process, `plan.accumulation` for each step.
 
     Args:
         size: pairs in the data set.
+        shares: of the sets that follow one another in it; None where it is one set.
         plan: phases and processes.
         rank: of this process.
         seed: of the order, the crops and the symmetries.
         crop_size: see `CropRequest`.
         total_iter: the last step.
         first_step: the first step, above 1 when resuming.
-        enlarge_ratio: an epoch shows every pair this many times.
+        enlarge_ratio: an epoch of a set shows each of its pairs this many times.
     """
 
     def __init__(
         self,
         *,
         size: int,
+        shares: Shares | None = None,
         plan: BatchPlan,
         rank: int,
         seed: int,
@@ -127,14 +168,14 @@ class PhaseBatchSampler(Sampler[list[CropRequest]]):
         first_step: int = 1,
         enlarge_ratio: int = 1,
     ) -> None:
-        self.size = size
-        self.epoch_length = size * enlarge_ratio
+        self.shares = shares or Shares([1], [size])
+        self.enlarge_ratio = enlarge_ratio
         self.plan = plan
         self.rank = rank
         self.seed = seed
         self.crop_size = crop_size
         self.steps = range(first_step, total_iter + 1)
-        self._permutation: tuple[int, np.ndarray] | None = None
+        self._permutations: dict[int, tuple[int, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.steps) * self.plan.accumulation
@@ -157,9 +198,12 @@ class PhaseBatchSampler(Sampler[list[CropRequest]]):
                 ]
 
     def _index(self, position: int) -> int:
-        """The pair at a place of the endless sequence of shuffled epochs."""
-        epoch, offset = divmod(position, self.epoch_length)
-        if self._permutation is None or self._permutation[0] != epoch:
-            rng = np.random.default_rng((self.seed, 0, epoch))
-            self._permutation = (epoch, rng.permutation(self.epoch_length))
-        return int(self._permutation[1][offset]) % self.size
+        """The pair at a place of the endless order; for each set that is shuffled epochs."""
+        part, number = self.shares.locate(position)
+        size = self.shares.sizes[part]
+        epoch, offset = divmod(number, size * self.enlarge_ratio)
+        if part not in self._permutations or self._permutations[part][0] != epoch:
+            # The first set has the order that it has alone.
+            rng = np.random.default_rng((self.seed, 0, epoch, *([part] if part else [])))
+            self._permutations[part] = (epoch, rng.permutation(size * self.enlarge_ratio))
+        return self.shares.starts[part] + int(self._permutations[part][1][offset]) % size

@@ -47,8 +47,8 @@ WITHOUT_INFLUENCE = (
     r"val\..*",
     r"datasets\.(val|test).*",
     # The place of the data may change; that it is the same data is the user's word.
-    r"datasets\.train\.(name|num_worker_per_gpu|timeout|dataroot_\w+|io_backend.*)",
-    r"datasets\.train\.(meta_info_file|cache|num_prefetch_queue|pin_memory)",
+    r"datasets\.train(\[\d+\])?\.(name|num_worker_per_gpu|timeout|dataroot_\w+|io_backend.*)",
+    r"datasets\.train(\[\d+\])?\.(meta_info_file|cache|num_prefetch_queue|pin_memory)",
     r"path\..*",
     r"dist_params\..*",
     r"train\.(max_bad_steps|on_bad_image)",
@@ -71,7 +71,7 @@ class TrainingState:
         average: a copy of the model with the average of its weights, None without one.
         options: the sections of the option file.
         slots: micro-batches of a global batch.
-        training_pairs: in the data set.
+        training_pairs: in the training set; a list of those of each set of a mixture.
         started_from: file, step and SHA-256 of the weights that each network began with.
         step: after which it stands.
         bad_steps: steps in a row, up to this one, whose loss or gradient was not finite.
@@ -86,7 +86,7 @@ class TrainingState:
     average: DeblurModel | None
     options: Mapping[str, Any]
     slots: int
-    training_pairs: int
+    training_pairs: int | list[int]
     started_from: dict[str, dict[str, Any]] = field(default_factory=dict)
     step: int = 0
     bad_steps: int = 0

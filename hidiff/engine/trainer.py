@@ -10,7 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hidiff.data import BatchPlan, PhaseBatchSampler, build_dataset, training_batches
+from hidiff.data import (
+    BatchPlan,
+    PhaseBatchSampler,
+    build_dataset,
+    build_training_set,
+    training_batches,
+)
 from hidiff.data.transfer import DeviceBatches
 from hidiff.engine import checkpoint
 from hidiff.engine.distributed import GRACE, Processes, StopRequest, no_sync
@@ -70,9 +76,7 @@ class Trainer:
             total_iter=self.total_iter,
             warmup_iter=self.train_options.warmup_iter,
         )
-        self.dataset = build_dataset(data_options)
-        if not self.dataset.has_gt:
-            raise UserError(f"{data_options.where}.dataroot_gt: training needs the sharp images")
+        self.dataset = build_training_set(data_options)
         lock_notices = hold(self.experiment.folder, processes)
         sections = [part for key, part in options.datasets.items() if key.startswith("val")]
         self.validator = Validator(
@@ -95,13 +99,14 @@ class Trainer:
         if saved is None:
             notices, started_from = load_pretrained(self.model, options, training=True)
             self.notices += notices
+        sizes = list(self.dataset.shares.sizes)
         self.state = checkpoint.TrainingState(
             self.model,
             optimizer,
             copy.deepcopy(self.model).eval() if self.train_options.ema_decay else None,
             options.sections,
             slots=self.plan.slots,
-            training_pairs=len(self.dataset),
+            training_pairs=sizes if len(sizes) > 1 else sizes[0],
             started_from=started_from,
         )
         if saved is not None:
@@ -152,6 +157,7 @@ class Trainer:
         device = self.processes.device
         sampler = PhaseBatchSampler(
             size=len(self.dataset),
+            shares=self.dataset.shares,
             plan=self.plan,
             rank=self.processes.rank,
             seed=self.options.manual_seed,
@@ -181,7 +187,7 @@ class Trainer:
         )
         return [
             f"{self.options.model_type}: {counts} on {self.processes.device}",
-            f"training set: {len(self.dataset)} pairs",
+            *self.dataset.describe(self.plan.samples_before(self.total_iter + 1)),
             *self.plan.describe(),
         ]
 
@@ -368,6 +374,9 @@ class Trainer:
                 checkpoint.save(self.state, self.experiment, self.total_iter, weights=weights)
                 what = "weights and training state" if weights else "the scores of the validation"
                 self.log.info("step %d: saved %s", step, what)
+                if weights and len(self.dataset.sets) > 1:
+                    samples = self.plan.samples_before(step + 1)
+                    self.log.info("samples so far: %s", self.dataset.counted(samples))
             except OSError as error:
                 problem = f"step {step}: the checkpoint could not be written ({error})"
                 self.log.error(

@@ -30,9 +30,9 @@ from hidiff.registry import ARCHS, DATASETS, LOSSES, METRICS, OPTIMIZERS, SCHEDU
 from hidiff.typecheck import check_call, expanded, plain, suggestion
 
 DEAD_OPTIONS = {
-    r"datasets\.\w+\.use_shuffle": "training data is always shuffled, validation data never",
-    r"datasets\.\w+\.prefetch_mode": "batches are always prefetched by the loader's workers",
-    r"datasets\.\w+\.persistent_workers": "the loader's workers always live as long as the run",
+    r"datasets\.[^.]+\.use_shuffle": "training data is always shuffled, validation data never",
+    r"datasets\.[^.]+\.prefetch_mode": "batches are always prefetched by the loader's workers",
+    r"datasets\.[^.]+\.persistent_workers": "the loader's workers always live as long as the run",
     r"train\.mixing_augs": "the released training never mixes images",
     r"logger\.wandb": "metrics go to TensorBoard",
     r"val\.metrics\.\w+\.input_order": "pictures are always height × width × channels",
@@ -44,9 +44,13 @@ DEAD_OPTIONS = {
 PATH_OPTIONS = r"dataroot_\w+|meta_info_file|cache"
 """Options of a data set's `source` that are paths."""
 
+_NOT_OF_THE_LOADER = ("source", "where", "weight", "mixture")
 _LOADER_FIELDS = [
-    f.name for f in dataclasses.fields(DatasetOptions) if f.name not in ("source", "where")
+    f.name for f in dataclasses.fields(DatasetOptions) if f.name not in _NOT_OF_THE_LOADER
 ]
+_MIXTURE_FIELDS = ("name", "weight")
+"""What an entry of a mixture says beside its `source`; the rest stands in the first one only."""
+
 _INTERNAL_FIELDS = {"sections", "notices", "overrides", "file"}
 _LOSS_OPTIONS = ("pixel_opt", "pixel_diff_opt", "perceptual_opt")
 _TYPES: dict[str, tuple[Registry, tuple[str, ...]]] = {
@@ -78,21 +82,64 @@ def _checked(cls: type, content: Any, where: str, supplied: Sequence[str] = ()) 
     return check_call(cls, content, where, supplied=supplied)
 
 
-def _dataset(key: str, content: Any) -> DatasetOptions:
-    where = f"datasets.{key}"
+def _dataset(key: str, content: Any, entry: int | None = None) -> DatasetOptions:
+    """A section of `datasets`, or the entry of a mixture."""
+    where = f"datasets.{key}" if entry is None else f"datasets.{key}[{entry}]"
     if not isinstance(content, Mapping):
         raise error(where, f"expected a section, got {content!r}")
-    loader = {"name": key, **{k: v for k, v in content.items() if k in _LOADER_FIELDS}}
+    known = _LOADER_FIELDS if entry is None else (*_LOADER_FIELDS, *_MIXTURE_FIELDS)
+    loader = {"name": key, **{k: v for k, v in content.items() if k in known}}
     source = {
         k: expanded(v) if isinstance(v, str) and re.fullmatch(PATH_OPTIONS, k) else v
         for k, v in content.items()
-        if k not in _LOADER_FIELDS
+        if k not in known
     }
+    supplied = [name for name in _NOT_OF_THE_LOADER if name not in known]
     return DatasetOptions(
-        **_checked(DatasetOptions, loader, where, ("source", "where")),
-        source=source,
-        where=where,
+        **_checked(DatasetOptions, loader, where, supplied), source=source, where=where
     )
+
+
+def _training_set(content: Any) -> DatasetOptions:
+    """`datasets.train`, a section or the list of those that are mixed."""
+    if not isinstance(content, list):
+        return _dataset("train", content)
+    if not content:
+        raise error("datasets.train", "expected a section or a list of sections, got []")
+    entries = tuple(_dataset("train", part, index) for index, part in enumerate(content))
+    for entry, part in zip(entries[1:], content[1:], strict=True):
+        for key in part:
+            if key in _LOADER_FIELDS and key not in _MIXTURE_FIELDS:
+                raise error(
+                    f"{entry.where}.{key}",
+                    f"the whole mixture has one '{key}', which stands in its first entry, "
+                    f"{entries[0].where}; move it there",
+                )
+    if not any(entry.weight for entry in entries):
+        raise error(
+            "datasets.train", "every weight is 0, so nothing is left to train on; raise one"
+        )
+    return dataclasses.replace(entries[0], mixture=entries)
+
+
+def _resolved(section: DatasetOptions) -> DatasetOptions:
+    """The section with the defaults of its source."""
+    return dataclasses.replace(
+        section,
+        source=DATASETS.resolved(section.source, section.where, supplied=("where",)),
+        mixture=tuple(map(_resolved, section.mixture)),
+    )
+
+
+def _written(section: DatasetOptions) -> Section | list[Section]:
+    """As it stands in an option file that leaves nothing out."""
+    if section.mixture:
+        first, *others = (
+            {**{name: getattr(entry, name) for name in _MIXTURE_FIELDS}, **entry.source}
+            for entry in section.mixture
+        )
+        return [{**{name: getattr(section, name) for name in _LOADER_FIELDS}, **first}, *others]
+    return {**{name: getattr(section, name) for name in _LOADER_FIELDS}, **section.source}
 
 
 def _drop_dead_options(content: dict[str, Any], where: str = "") -> list[str]:
@@ -100,12 +147,16 @@ def _drop_dead_options(content: dict[str, Any], where: str = "") -> list[str]:
     notices = []
     for key in list(content):
         place = f"{where}{key}"
+        inner = content[key] if isinstance(content[key], list) else ()
         reason = next((r for p, r in DEAD_OPTIONS.items() if re.fullmatch(p, place)), None)
         if reason is not None:
             del content[key]
             notices.append(f"{place} has no effect: {reason}")
         elif isinstance(content[key], dict):
             notices += _drop_dead_options(content[key], f"{place}.")
+        for index, section in enumerate(inner):
+            if isinstance(section, dict):
+                notices += _drop_dead_options(section, f"{place}[{index}].")
     return notices
 
 
@@ -116,7 +167,11 @@ def _datasets(content: Mapping[str, Any]) -> dict[str, DatasetOptions]:
     for key in datasets:
         if not re.fullmatch(r"train|val\w*|test\w*", str(key)):
             raise error(f"datasets.{key}", "a data set is called train, val or test_1, test_2, …")
-    checked = {key: _dataset(key, value) for key, value in datasets.items() if value is not None}
+    checked = {
+        key: _training_set(value) if key == "train" else _dataset(key, value)
+        for key, value in datasets.items()
+        if value is not None
+    }
     for kind in ("val", "test"):
         names: dict[str, str] = {}
         for key, section in checked.items():
@@ -177,13 +232,7 @@ def parse_options(content: dict[str, Any], *, file: Path = Path()) -> Options:
     for key in content:
         if key not in known:
             raise error(str(key), f"there is no such option{suggestion(str(key), known)}")
-    datasets = {
-        key: dataclasses.replace(
-            section,
-            source=DATASETS.resolved(section.source, section.where, supplied=("where",)),
-        )
-        for key, section in _datasets(content).items()
-    }
+    datasets = {key: _resolved(section) for key, section in _datasets(content).items()}
     apart = {*_SECTION_CLASSES, "datasets"}
     rest = {key: value for key, value in content.items() if key not in apart}
     sections = check_call(Options, rest, "", supplied=apart | _INTERNAL_FIELDS)
@@ -198,10 +247,7 @@ def parse_options(content: dict[str, Any], *, file: Path = Path()) -> Options:
         # Which losses a model has without these options is the model's to say.
         if options.train is not None and key not in content["train"]:
             del sections["train"][key]
-    sections["datasets"] = {
-        key: {**{name: getattr(section, name) for name in _LOADER_FIELDS}, **section.source}
-        for key, section in datasets.items()
-    }
+    sections["datasets"] = {key: _written(section) for key, section in datasets.items()}
     if options.train is not None and "train" in datasets:
         notices += datasets["train"].phase_notices(options.train.total_iter)
     return dataclasses.replace(
@@ -253,11 +299,14 @@ def _origin(message: str, layers: Mapping[Any, Section]) -> str:
 
 
 def flatten(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'train': {'total_iter': 5}} → {'train.total_iter': 5}."""
+    """{'train': {'total_iter': 5}} → {'train.total_iter': 5}; lists of sections are [0], [1], …"""
     flat = {}
     for key, value in sections.items():
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            for index, section in enumerate(value):
+                flat |= flatten(section, f"{prefix}{key}[{index}].")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

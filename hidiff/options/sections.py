@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 from hidiff.errors import UserError
 
@@ -54,11 +61,16 @@ class DatasetOptions:
     copies to a GPU that do not block, by default where there is one; each loader process keeps
     `num_prefetch_queue` batches ready. `mean` and `std` of red, green and blue are what networks
     see images normalised by; scores and pictures are of what they restore, taken back to [0, 1].
+
+    Where `datasets.train` is a list, this is its first entry and `mixture` has all of them; the
+    share of each in the samples is in proportion to its `weight`.
     """
 
     name: str
     source: Section
     where: str
+    weight: NonNegativeFloat = 1.0
+    mixture: tuple[DatasetOptions, ...] = ()
     num_worker_per_gpu: NonNegativeInt = 4
     timeout: PositiveFloat = 600.0
     num_prefetch_queue: PositiveInt = 2
@@ -74,6 +86,12 @@ class DatasetOptions:
 
     def __post_init__(self) -> None:
         _require_file_name(self.name, f"{self.where}.name")
+
+    @property
+    def label(self) -> str:
+        """Its place in the option file, with its name where it has one of its own."""
+        default = self.where.removeprefix("datasets.").partition("[")[0]
+        return self.where if self.name == default else f"{self.where} ({self.name})"
 
     def phases(self, total_iter: int) -> tuple[Phase, ...]:
         """The phases of progressive training up to `total_iter`; one when the file lists none.

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ def set_steps(content: dict[str, Any], steps: int) -> None:
         return [max(1, round(number * ratio)) for number in numbers]
 
     train["total_iter"] = steps
-    scheduler, data = train["scheduler"], content["datasets"]["train"]
+    scheduler, data = train["scheduler"], _loader_section(content)
     if "periods" in scheduler:
         scheduler["periods"] = scaled(scheduler["periods"])
         # Rounding must not leave steps without a period.
@@ -126,6 +127,12 @@ def set_steps(content: dict[str, Any], steps: int) -> None:
         train["warmup_iter"] = scaled([train["warmup_iter"]])[0]
     if data.get("iters"):
         data["iters"] = scaled(data["iters"])
+
+
+def _loader_section(content: dict[str, Any]) -> dict[str, Any]:
+    """`datasets.train`, or the first entry of a mixture, which has the options of the phases."""
+    train = content["datasets"]["train"]
+    return train[0] if isinstance(train, list) else train
 
 
 def shrink(content: dict[str, Any]) -> None:
@@ -143,7 +150,7 @@ def shrink(content: dict[str, Any]) -> None:
                 )
             section.update(copy.deepcopy(TINY_NETWORKS[section["type"]]))
     set_steps(content, TINY_STEPS)
-    data = content["datasets"]["train"]
+    data = _loader_section(content)
     for key in ("mini_batch_sizes", "iters", "gt_sizes"):
         data.pop(key, None)
     data.update(TINY_TRAIN_SET)
@@ -162,7 +169,8 @@ def _without_validation(content: dict[str, Any]) -> None:
 def _set_data(content: dict[str, Any], data: Mapping[str, Path]) -> None:
     """Train and test on these folders, in place; validation on other data ends."""
     _without_validation(content)
-    train = content["datasets"]["train"]
+    train = _loader_section(content)
+    train.pop("weight", None)
     for key in ("io_backend", "filename_tmpl", "meta_info_file"):
         train.pop(key, None)
     test = {"name": "test", "type": train["type"]}
@@ -190,7 +198,8 @@ def _changed(file: Path, changes: Changes) -> dict[str, Any]:
         section = override.partition(":")[0]
         if not section.startswith(("network_", "diffusion_schedule")) or content.get(section):
             apply_overrides(content, [override])
-    for section in filter(None, content["datasets"].values()):
+    sets = [s if isinstance(s, list) else [s] for s in content["datasets"].values() if s]
+    for section in itertools.chain(*sets):
         for key in ("dataroot_lq", "dataroot_gt", "meta_info_file"):
             if section.get(key):
                 section[key] = str(Path(section[key]).absolute())

@@ -142,18 +142,19 @@ def dataset_folders(option_file: str | os.PathLike[str]) -> list[DataSource]:
     if not datasets:
         raise UserError(f"-opt: {option_file} has no section 'datasets' with data sets in it")
     sources = []
-    for key, options in datasets.items():
-        where, section = options.where, options.source
+    entries = [(main, entry) for main in datasets.values() for entry in main.mixture or [main]]
+    for main, options in entries:
+        section = options.source
         if not section.get("dataroot_lq"):
-            raise UserError(f"{option_file}: datasets.{key}.dataroot_lq is missing")
+            raise UserError(f"{option_file}: {options.where}.dataroot_lq is missing")
         sources.append(
             DataSource(
-                name=where if options.name == key else f"{where} ({options.name})",
+                name=options.label,
                 lq=str(section["dataroot_lq"]),
                 gt=str(section["dataroot_gt"]) if section.get("dataroot_gt") else None,
                 filename_tmpl=str(section.get("filename_tmpl", "{}")),
                 meta_info_file=str(meta) if (meta := section.get("meta_info_file")) else None,
-                patch_size=options.gt_size,
+                patch_size=main.gt_size,
             )
         )
     return sources

@@ -22,7 +22,7 @@ from hidiff.data import Normalization, normalization_of
 from hidiff.errors import UserError
 from hidiff.files import load_torch_file
 from hidiff.models import DeblurModel
-from hidiff.options import Options, load_options
+from hidiff.options import DatasetOptions, Options, load_options
 from hidiff.typecheck import expanded, plain, suggestion
 from hidiff.weights.experiment import EXPERIMENTS
 from hidiff.weights.packed import SUFFIX, read_packed
@@ -359,14 +359,23 @@ def _training_facts(options: Options | None) -> dict[str, Any]:
     section = options.datasets.get("train") or next(iter(options.datasets.values()))
     if options.train is None or "train" not in options.datasets:
         return {"normalization": normalization_of(section), "patch_size": section.gt_size}
-    data = {
+    data: dict[str, Any] = {"name": section.name, **_folders(section)}
+    if section.mixture:
+        data = {
+            entry.label.removeprefix("datasets."): {**_folders(entry), "weight": entry.weight}
+            for entry in section.mixture
+        }
+    return {
+        "normalization": normalization_of(section),
+        "patch_size": max(p.patch_size for p in section.phases(options.train.total_iter)),
+        "data": plain(data),
+    }
+
+
+def _folders(section: DatasetOptions) -> dict[str, str]:
+    return {
         # Folders above are of the machine, and nobody's business.
         key: value if not Path(str(value)).is_absolute() else str(Path(*Path(value).parts[-3:]))
         for key, value in section.source.items()
         if key.startswith("dataroot_") and value is not None
-    }
-    return {
-        "normalization": normalization_of(section),
-        "patch_size": max(p.patch_size for p in section.phases(options.train.total_iter)),
-        "data": plain({"name": section.name, **data}),
     }

@@ -4,10 +4,12 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hidiff import UserError
 from hidiff.data import BatchPlan, PhaseBatchSampler
+from hidiff.data.sampler import Shares
 from hidiff.options import Phase
 
 RELEASED = tuple(
@@ -77,19 +79,61 @@ def test_enlarging_shows_every_pair_that_many_times_an_epoch():
     assert Counter(r.index for r in requests[:10]) == dict.fromkeys(range(5), 2)
 
 
-def test_two_processes_share_what_one_reads():
+def test_the_order_of_one_set_is_that_of_earlier_versions():
+    rng = [np.random.default_rng((5, 0, epoch)) for epoch in range(3)]
+    expected = [int(i) % 7 for r in rng for i in r.permutation(14)]
+    requests = [r for b in sampler(total_iter=12, enlarge_ratio=2) for r in b]
+    assert [r.index for r in requests] == expected[: len(requests)]
+    assert [r.seed for r in requests] == [(5, 1, p) for p in range(len(requests))]
+
+
+MIXED = Shares([2, 0.5, 1], [4, 3, 5])
+
+
+@pytest.mark.parametrize("weights", [[1], [1, 1], [2, 0.5, 1], [0.1, 0.2, 0.7], [1e-7, 3, 1e-3, 5]])
+def test_every_set_has_its_share_of_the_samples_so_far(weights):
+    shares = Shares(weights, [9] * len(weights))
+    seen = [0] * len(weights)
+    for position in range(300):
+        assert shares.counts(position) == seen
+        part, number = shares.locate(position)
+        assert number == seen[part]
+        seen[part] += 1
+        for count, weight in zip(seen, weights, strict=True):
+            assert abs(count - (position + 1) * weight / sum(weights)) <= 1
+    late = shares.counts(10**12)
+    assert sum(late) == 10**12
+    np.testing.assert_allclose(late, 1e12 * np.array(weights) / sum(weights), rtol=0, atol=1.5)
+
+
+def test_every_set_of_a_mixture_goes_through_epochs_of_its_own():
+    requests = [r for b in sampler(shares=MIXED, total_iter=300) for r in b]
+    for part, (start, size) in enumerate(((0, 4), (4, 3), (7, 5))):
+        own = [r.index - start for r in requests if start <= r.index < start + size]
+        epochs = [own[i : i + size] for i in range(0, len(own) - size, size)]
+        assert len(epochs) > 20
+        assert all(sorted(epoch) == list(range(size)) for epoch in epochs), part
+        assert len({tuple(epoch) for epoch in epochs}) > 4, "shuffled anew"
+    first = [r.index for r in requests if r.index < 4]
+    alone = [r.index for b in sampler(size=4, total_iter=300) for r in b]
+    assert first == alone[: len(first)]
+
+
+@pytest.mark.parametrize("shares", [None, MIXED])
+def test_two_processes_share_what_one_reads(shares):
     """Rank r takes slot r of each step; one process that accumulates takes both in turn."""
-    alone = list(sampler(reference=2))
-    ranks = [list(sampler(world_size=2, rank=rank)) for rank in range(2)]
+    alone = list(sampler(reference=2, shares=shares))
+    ranks = [list(sampler(world_size=2, rank=rank, shares=shares)) for rank in range(2)]
     assert alone[0::2] == ranks[0]
     assert alone[1::2] == ranks[1]
 
 
-def test_resuming_goes_on_where_the_order_was():
+@pytest.mark.parametrize("shares", [None, MIXED])
+def test_resuming_goes_on_where_the_order_was(shares):
     for world, reference in ((1, None), (1, 2), (2, None)):
-        whole = list(sampler(world_size=world, reference=reference))
+        whole = list(sampler(world_size=world, reference=reference, shares=shares))
         accumulation = (reference or world) // world
-        rest = list(sampler(world_size=world, reference=reference, first_step=4))
+        rest = list(sampler(world_size=world, reference=reference, first_step=4, shares=shares))
         assert rest == whole[3 * accumulation :]
 
 

@@ -1,0 +1,77 @@
+"""The training set: one data set, or several that are mixed."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from hidiff.data.sampler import CropRequest, Shares
+from hidiff.data.transforms import Normalization
+from hidiff.options import DatasetOptions
+
+
+class Mixture(Dataset):
+    """The pairs of several data sets, one set after the other.
+
+    Items are those of the sets. Where there are several, `name` begins with the set's place among
+    the options, as in 'train[1]/scene-007'.
+
+    Args:
+        sections: the options of each set.
+        sets: as `PairedImageIRDataset`, with sharp images.
+
+    Attributes:
+        shares: of the sets in the samples.
+        pairs, notices: of all sets.
+        normalization: of all sets; None unless `build_training_set` gives one.
+    """
+
+    def __init__(self, sections: Sequence[DatasetOptions], sets: Sequence[Dataset]) -> None:
+        self.sections, self.sets = tuple(sections), tuple(sets)
+        self.shares = Shares([section.weight for section in sections], [len(s) for s in sets])
+        places = [section.where.removeprefix("datasets.") for section in sections]
+        self._prefixes = [f"{place}/" for place in places] if len(places) > 1 else [""]
+        self.pairs = [
+            dataclasses.replace(pair, name=prefix + pair.name)
+            for prefix, part in zip(self._prefixes, sets, strict=True)
+            for pair in part.pairs
+        ]
+        self.notices = [notice for part in sets for notice in part.notices]
+        self.normalization: Normalization | None = None
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, item: int | CropRequest) -> dict[str, Any]:
+        index = item.index if isinstance(item, CropRequest) else item
+        number = bisect.bisect_right(self.shares.starts, index) - 1
+        index -= self.shares.starts[number]
+        if isinstance(item, CropRequest):
+            index = dataclasses.replace(item, index=index)
+        found = self.sets[number][index]
+        return {**found, "name": self._prefixes[number] + found["name"]}
+
+    def fingerprint(self) -> str:
+        """That of every set, see `PairedImageIRDataset.fingerprint`."""
+        return "; ".join(part.fingerprint() for part in self.sets)
+
+    def counted(self, samples: int) -> str:
+        """How many of the first `samples` of a training are of each set, for the log."""
+        counts = zip(self.sections, self.shares.counts(samples), strict=True)
+        return ", ".join(f"{section.label} {count}" for section, count in counts)
+
+    def describe(self, samples: int) -> list[str]:
+        """What is mixed, for the log of a training on `samples`; a line a set."""
+        if len(self.sets) == 1:
+            return [f"training set: {len(self)} pairs"]
+        return [
+            f"training set {section.label}: {size} pairs, weight {section.weight:g}, {count} of "
+            f"{samples} samples"
+            for section, size, count in zip(
+                self.sections, self.shares.sizes, self.shares.counts(samples), strict=True
+            )
+        ]
