@@ -31,8 +31,9 @@ def load(source: str | Path, *, device: str = "cpu") -> DeblurModel:
     which `restore` leaves to its caller.
 
     Args:
-        source: an experiment's name or folder, a packed file, a folder with net_g.pth and its like,
-            or hf:OWNER/NAME; see `hidiff.weights.load`.
+        source: starter (the model that comes with the package), an experiment's name or folder, a
+            packed file, a folder with net_g.pth and its like, or hf:OWNER/NAME; see
+            `hidiff.weights.load`.
         device: where the model is to be, such as 'cuda'.
 
     Raises:

@@ -67,8 +67,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a packed file, an experiment's name or folder (NAME@best, NAME@STEP), a folder with "
-        "net_g.pth and its like, or hf:OWNER/NAME",
+        help="a packed file, starter, an experiment's name or folder (NAME@best, NAME@STEP), a "
+        "folder with net_g.pth and its like, or hf:OWNER/NAME",
     )
     args = parser.parse_args(arguments)
     print("\n".join(lines_about(with_scores(find_model(args.model)))))

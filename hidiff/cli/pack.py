@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hidiff.cli.info import lines_about
+from hidiff.scoring.files import read_scores
 from hidiff.scoring.rows import with_scores
 from hidiff.weights.load import find_model
 from hidiff.weights.packed import HALVES, pack
@@ -41,12 +42,31 @@ def main(arguments: Sequence[str]) -> int:
         choices=HALVES,
         help="store the weights in 16 bits (default: float16); they are read back as float32",
     )
+    parser.add_argument(
+        "--for-training",
+        action="store_true",
+        help="keep the encoder of stage 1 too, which training on from the file needs",
+    )
     parser.add_argument("--licence", metavar="TEXT", help="of the weights, such as CC-BY-4.0")
+    parser.add_argument("--data", metavar="TEXT", help="what it was trained on, in words")
+    parser.add_argument(
+        "--scores",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="folders of test.py whose scores to note, in place of those that it finds",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
     args = parser.parse_args(arguments)
-    model = with_scores(find_model(args.model))
+    model = find_model(args.model, training=args.for_training)
+    if args.scores:
+        scores = [data.row() for folder in args.scores for data in read_scores(folder)]
+        model = dataclasses.replace(model, scores=scores)
+    model = with_scores(model)
     if args.licence:
         model = dataclasses.replace(model, licence=args.licence)
+    if args.data:
+        model = dataclasses.replace(model, data={**(model.data or {}), "description": args.data})
     model = pack(model, args.output, half=args.half, overwrite=args.overwrite)
     print("\n".join(lines_about(model)))
     print(f"written to {args.output}, {args.output.stat().st_size / 2**20:.1f} MiB")

@@ -48,7 +48,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--model",
         metavar="MODEL",
         help="a training's name or folder (NAME, NAME@best, NAME@12000), a packed file, or a "
-        "folder with net_*.pth; default: the released weights, or your newest complete training",
+        "folder with net_*.pth; default: weights in experiments/pretrained_models, else the model "
+        "that comes with the package (starter)",
     )
     parser.add_argument("--recursive", action="store_true", help="search sub-folders too")
     parser.add_argument(
@@ -141,7 +142,10 @@ def main(arguments: Sequence[str]) -> int:
     prepare_folder(args.out)
     if args.compare:
         check_replaceable(args.out / PAGE)
-    loaded = load_model(args.model or default_model(), device=device)
+    if args.model is None:
+        args.model, advice = default_model()
+        notices.append(f"the model was not named (-m): this one is taken; {advice}")
+    loaded = load_model(args.model, device=device)
     for line in (loaded.description, *loaded.notices, *notices):
         LOG.info(line)
 

@@ -31,7 +31,7 @@ from hidiff.restore.photo import (
 )
 from hidiff.restore.restoring import photo_item
 from hidiff.weights.experiment import EXPERIMENTS
-from hidiff.weights.packed import SUFFIX
+from hidiff.weights.packed import STARTER, SUFFIX
 from hidiff.weights.read import load_weights
 
 LOG = logging.getLogger("hidiff")
@@ -62,16 +62,21 @@ class Job:
     photo: Photo | None = None
 
 
-def default_model() -> str:
-    """The model that is there: released weights or a packed file, else the newest training's.
+def default_model() -> tuple[str, str]:
+    """The model that is taken where none is named, and how to take another one.
+
+    Weights that somebody has put into `experiments/pretrained_models` come first, then the model
+    that comes with the package. What is trained here is taken only where both are missing, so that
+    a short experiment never replaces a better model unasked.
 
     Raises:
-        UserError: there are none; the message says how to get some.
+        UserError: there is none; the message says how to get some.
     """
+    advice = "-m NAME takes another one"
     released = EXPERIMENTS / "pretrained_models"
     for place in (released / "HI_Diff_GoPro", *sorted(released.glob("*"))):
         if place.suffix == SUFFIX or all((place / f"{n}.pth").is_file() for n in NETWORKS):
-            return str(place)
+            return str(place), advice
     trainings = []
     for folder in EXPERIMENTS.glob("*/models"):
         files = [folder / f"{name}_latest.pth" for name in NETWORKS]
@@ -81,8 +86,13 @@ def default_model() -> str:
     for _, file in sorted(trainings, reverse=True):
         weights = load_weights(file, "-m")
         if weights.step == weights.total_iter:
-            return str(file.parent.parent)
+            name = file.parent.parent.name
+            if STARTER.is_file():
+                return str(STARTER), f"{advice}, such as your newest training: -m {name}"
+            return name, advice
         unfinished = f" ({file.parent.parent} has not reached its last step; -m takes it as it is)"
+    if STARTER.is_file():
+        return str(STARTER), advice
     raise UserError(
         f"-m: no weights in {EXPERIMENTS.absolute()}{unfinished}. Name a model with -m; put a "
         f"packed file into {released}, or the release's "

@@ -76,7 +76,7 @@ def with_scores(model: StoredModel, results: Path = RESULTS) -> StoredModel:
         f"the weights of {name}": state_sha256(
             {key: value.float() for key, value in network.state_dict().items()}
         )
-        for name, network in model.model.networks().items()
+        for name, network in model.restoring.items()
     }
     scores = validation_scores(model)
     for path in sorted(results.glob(f"*/{ROWS}/run.json")):

@@ -3,6 +3,7 @@
 NAME, NAME@best, NAME@12000     an experiment's newest weights, those of the validation with the
                                 best score, or those of a step; NAME is its name or its folder
 FILE.safetensors                a packed file, see `hidiff.weights.packed`
+starter                         the trained model that comes with the package
 FOLDER                          one with a packed file, or with net_g.pth and its like and their
                                 option file; without that the architecture is read off them
 hf:OWNER/NAME[/PLACE][@VERSION] any of these in a repository of the Hugging Face Hub
@@ -22,10 +23,11 @@ from hidiff.data import Normalization, normalization_of
 from hidiff.errors import UserError
 from hidiff.files import load_torch_file
 from hidiff.models import DeblurModel
+from hidiff.models.stage2 import DiffusionModel
 from hidiff.options import DatasetOptions, Options, load_options
 from hidiff.typecheck import expanded, plain, suggestion
 from hidiff.weights.experiment import EXPERIMENTS
-from hidiff.weights.packed import SUFFIX, read_packed
+from hidiff.weights.packed import STARTER, SUFFIX, read_packed
 from hidiff.weights.pretrained import read_together, stage1_file, weights_in
 from hidiff.weights.read import Weights, load_weights, require_finite
 from hidiff.weights.shapes import read_off
@@ -94,14 +96,34 @@ def load_model(source: str | Path, *, device: str | torch.device = "cpu") -> Loa
     )
 
 
-def find_model(source: str | Path) -> StoredModel:
-    """Find, read and check a model of any stage; see `load_model`."""
+def find_model(source: str | Path, *, training: bool = False) -> StoredModel:
+    """Find, read and check a model of any stage; see `load_model`.
+
+    Args:
+        training: with the networks that only training needs; without it they are there where a
+            packed file has them.
+
+    Raises:
+        UserError: see `load_model`; `training`, and one of these networks is not there.
+    """
+    stored = _find(source, training=training)
+    incomplete = "net_le" not in stored.model.networks()
+    if training and incomplete and isinstance(stored.model, DiffusionModel):
+        raise UserError(
+            f"{stored.place}: training needs net_le too, the encoder of stage 1, which is not "
+            "there; take the experiment, or pack it again with --for-training"
+        )
+    return stored
+
+
+def _find(source: str | Path, *, training: bool) -> StoredModel:
+    """`find_model`, where a packed file may lack what training needs."""
     text = str(source)
     path, which = (_from_hub(text), "") if text.startswith(HUB) else _locate(expanded(text))
     if path.is_dir():
         packed = sorted(path.glob(f"*{SUFFIX}"))
         if which or not packed or any(weights_in(path, name).is_file() for name in NETWORKS):
-            return _from_folder(path, which)
+            return _from_folder(path, which, training=training)
         if len(packed) > 1:
             raise UserError(
                 f"{path} has several packed files; name one: {', '.join(p.name for p in packed)}"
@@ -129,6 +151,8 @@ def _locate(text: str) -> tuple[Path, str]:
                 if not re.fullmatch(r"|best|\d+", step):
                     raise UserError(f"{text}: after @ stands best, or the number of a step")
                 return path, step
+    if text == STARTER.stem and STARTER.is_file():
+        return STARTER, ""
     known = (path.name for path in EXPERIMENTS.glob("*") if path.is_dir())
     raise UserError(
         f"{text}: there is no such experiment, folder or packed file{suggestion(text, known)}"
@@ -171,7 +195,7 @@ def _from_hub(text: str) -> Path:
     return Path(folder, part)
 
 
-def _from_folder(folder: Path, which: str) -> StoredModel:
+def _from_folder(folder: Path, which: str, *, training: bool) -> StoredModel:
     """The model in an experiment's folder, or in one with files of the released layout."""
     options = _options_of(folder)
     experiment = folder.parent if folder.name == "models" else folder
@@ -184,7 +208,7 @@ def _from_folder(folder: Path, which: str) -> StoredModel:
     if options is None:
         names = [name for name in NETWORKS if weights_in(folder, name, step).is_file()]
     else:
-        model = blank_model(options.sections, str(options.file))
+        model = blank_model(options.sections, str(options.file), training=training)
         names = list(model.networks())
     if not names:
         raise _nothing_in(folder, weights_in(folder, "net_g", step))
@@ -204,7 +228,7 @@ def _from_folder(folder: Path, which: str) -> StoredModel:
     weights = read_together(read)
     if options is None:
         sections, more = read_off(weights)
-        model = blank_model(sections, str(folder))
+        model = blank_model(sections, str(folder), training=training)
     else:
         sections = options.sections
         more = [notice for part in weights.values() for notice in part.notices]

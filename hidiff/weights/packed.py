@@ -1,4 +1,4 @@
-"""Packed files: all networks that restoring needs and what is known about them, in one file.
+"""Packed files: networks and what is known about them, in one file.
 
 A packed file is a safetensors file: named tensors and texts, nothing that can run. Its tensors are
 called `net_g.…`, `net_le_dm.…`; its metadata holds JSON texts by the names of `describe`.
@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import logging
 import platform
 import re
 from collections.abc import Mapping
@@ -29,6 +30,8 @@ from hidiff.typecheck import check_call, plain
 from hidiff.weights.read import Weights, require_finite, state_sha256
 from hidiff.weights.stored import StoredModel, blank_model, fill
 
+LOG = logging.getLogger("hidiff")
+
 FORMAT = 1
 """Of the metadata; a reader refuses files of another one."""
 
@@ -41,6 +44,10 @@ KNOWN = (
     *("scores", "licence", "versions", "origin"),
 )
 """Fields of `StoredModel` that the metadata has as they are."""
+
+STARTER = Path(__file__).with_name(f"starter{SUFFIX}")
+"""The trained model that comes with the package; where nothing else is called so, its stem is its
+name."""
 
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -104,12 +111,12 @@ def pack(
     return model
 
 
-def read_packed(path: Path) -> StoredModel:
-    """Read a packed file, and check all of it.
+def packed_weights(path: Path) -> tuple[dict[str, Any], dict[str, Weights]]:
+    """The metadata of a packed file without its sums, and the weights by network.
 
     Raises:
         UserError: the file is missing, damaged or no packed file, is of a later format, or its
-            weights are not finite or do not fit its options.
+            weights are not finite.
     """
     if not path.is_file():
         raise UserError(f"{path} is a folder" if path.is_dir() else missing(path))
@@ -124,7 +131,7 @@ def read_packed(path: Path) -> StoredModel:
     if "hidiff_format" not in texts:
         raise UserError(f"{path}: not a packed file of this project; `hidiff pack` makes them")
     metadata = _parsed(texts, path)
-    expected = metadata.pop("sha256")
+    expected, sha256 = metadata.pop("sha256"), file_sha256(path)
     weights = {
         name: Weights(
             path=path,
@@ -134,9 +141,9 @@ def read_packed(path: Path) -> StoredModel:
                 for key, value in tensors.items()
                 if key.startswith(f"{name}.")
             },
-            step=None,
+            step=metadata.get("step"),
             total_iter=None,
-            sha256=expected[name],
+            sha256=sha256,
         )
         for name in expected
         if name != "metadata"
@@ -147,6 +154,16 @@ def read_packed(path: Path) -> StoredModel:
         if state_sha256(part.state_dict) != expected[name]:
             raise _damaged(path, f"the SHA-256 of {name} is another")
         require_finite(part.state_dict, f"{path}: {name}")
+    return metadata, weights
+
+
+def read_packed(path: Path) -> StoredModel:
+    """Read a packed file, and check all of it.
+
+    Raises:
+        UserError: see `packed_weights`; or the weights do not fit the options in the file.
+    """
+    metadata, weights = packed_weights(path)
     known = check_call(
         StoredModel,
         {key: value for key, value in metadata.items() if key in KNOWN},
@@ -155,7 +172,8 @@ def read_packed(path: Path) -> StoredModel:
     )
     sections = {key: value for key, value in metadata.items() if key not in KNOWN}
     del sections["hidiff_format"]
-    model = blank_model(sections, str(path))
+    # Of what only training needs there is a section where it was packed too.
+    model = blank_model(sections, str(path), training=True)
     if absent := sorted(set(model.networks()) - set(weights)):
         raise _damaged(path, f"it has no {', '.join(absent)}")
     return StoredModel(
@@ -166,6 +184,7 @@ def read_packed(path: Path) -> StoredModel:
 def unpack(path: Path, folder: Path, *, overwrite: bool = False) -> list[Path]:
     """Write the networks of a packed file in the released layout, and an option file.
 
+    A warning tells of weights that were packed with fewer bits than they were trained with.
     `net_g.pth` and its like hold `{'params': …}` with the tensors of the packed file, bit for bit.
 
     Args:
@@ -180,6 +199,12 @@ def unpack(path: Path, folder: Path, *, overwrite: bool = False) -> list[Path]:
         UserError: see `read_packed`; a file exists or cannot be written.
     """
     model = read_packed(path)
+    kinds = {str(p.dtype).removeprefix("torch.") for p in model.model.parameters()} - {"float32"}
+    if kinds:
+        LOG.warning(
+            "%s holds %s: not bit for bit what was trained, but rounded to it",
+            *(path, ", ".join(sorted(kinds))),
+        )
     files: dict[Path, bytes] = {}
     for name, network in model.model.networks().items():
         content: dict[str, Any] = {"params": dict(network.state_dict())}

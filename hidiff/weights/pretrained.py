@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from hidiff.files import file_sha256
 from hidiff.models import DeblurModel
 from hidiff.options import Options
 from hidiff.weights.experiment import EXPERIMENTS, Experiment
+from hidiff.weights.packed import STARTER, SUFFIX, packed_weights
 from hidiff.weights.read import Weights, load_network, load_weights, require_one_step
 
 
@@ -131,6 +133,25 @@ def read_together(read: Callable[[], dict[str, Weights]]) -> dict[str, Weights]:
     return weights
 
 
+def _packed_file(source: Path | None) -> Path | None:
+    """The packed file that `path.weights` names, if it names one.
+
+    Raises:
+        UserError: it names a file of another kind.
+    """
+    if source is None:
+        return None
+    for path in (EXPERIMENTS / source, source):
+        if path.is_file() and path.suffix != SUFFIX:
+            raise UserError(
+                f"path.weights: {path} is a file; name a training, a packed file ({SUFFIX}), or a "
+                "folder with net_*.pth"
+            )
+        if path.exists():
+            return path if path.is_file() else None
+    return STARTER if str(source) == STARTER.stem and STARTER.is_file() else None
+
+
 def load_pretrained(
     model: DeblurModel, options: Options, *, training: bool
 ) -> tuple[list[str], dict[str, dict[str, Any]]]:
@@ -152,15 +173,25 @@ def load_pretrained(
     notices, origins = [], {}
     files: dict[str, tuple[Path, str, str | None]] = {}
     source = options.path.weights
-    if source is not None and source.is_file():
-        raise UserError(
-            f"path.weights: {source} is a file; name a training, or a folder with net_*.pth. Of a "
-            f"packed file `hidiff unpack {source} -o FOLDER` makes one, with an option file"
-        )
+    packed = _packed_file(source)
+    ready: dict[str, Weights] = {}
+    if packed is not None:
+        known, ready = packed_weights(packed)
+        ready = {n: dataclasses.replace(w, where="path.weights") for n, w in ready.items()}
+        theirs, ours = (part.get("diffusion_schedule") for part in (known, options.sections))
+        if theirs != ours:
+            notices.append(f"diffusion_schedule: {ours}, but that of {packed} is {theirs}")
     for name in model.networks():
         given, param_key, _ = options.path.of(name)
         where = f"path.pretrain_network_{name.removeprefix('net_')}"
         from_stage1 = name in model.from_stage1 and (training or name in model.frozen)
+        if name in ready:
+            continue
+        if packed is not None and given is None and not options.path.stage1:
+            raise UserError(
+                f"path.weights: {packed} has no {name}; take another file, or pack that training "
+                "again with --for-training"
+            )
         if source is not None and (path := weights_in(source, name)).is_file():
             where = "path.weights"
         elif given is not None:
@@ -179,6 +210,7 @@ def load_pretrained(
             continue
         files[name] = (path, where, param_key)
     read = read_together(lambda: {name: load_weights(*file) for name, file in files.items()})
+    read |= {name: ready[name] for name in model.networks() if name in ready}
     for name, weights in read.items():
         incomplete_is_fine = options.path.allow_incomplete_stage1 or weights.where == "path.weights"
         if training and name in model.from_stage1 and not incomplete_is_fine:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from hidiff.data import Normalization
 from hidiff.errors import UserError
@@ -24,6 +25,7 @@ class StoredModel:
         place: where it was read, for messages.
         model: on the CPU, with the weights in the dtype that they were stored in.
         sections: what it was built from: `model_type`, `network_*`, `diffusion_schedule`.
+            `network_le` of a stage 2 is there where its encoder is, which only training needs.
         step: after which the weights were saved; None where that is not known.
         normalization: what the networks see images normalised by; None for [0, 1].
         patch_size: side of the largest training patch in pixels; None where it is not known.
@@ -52,18 +54,30 @@ class StoredModel:
     notices: tuple[str, ...] = ()
 
     @property
+    def restoring(self) -> dict[str, nn.Module]:
+        """The networks that restoring needs."""
+        networks = self.model.networks()
+        if not self.model.restores_from_gt:
+            networks.pop("net_le", None)
+        return networks
+
+    @property
     def description(self) -> str:
         """What it is and where it is from, on one line."""
-        parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
+        networks = self.restoring.values()
+        parameters = sum(p.numel() for network in networks for p in network.parameters()) / 1e6
         step = "" if self.step is None else f", step {self.step}"
         kind = self.sections["model_type"]
         return f"{kind}, {parameters:.3g} M parameters{step}, from {self.place}"
 
 
-def blank_model(sections: Mapping[str, Any], place: str) -> DeblurModel:
-    """The model of some option sections without the networks that only training needs.
+def blank_model(sections: Mapping[str, Any], place: str, *, training: bool = False) -> DeblurModel:
+    """The model of some option sections; its parameters have shapes and no memory.
 
-    Its parameters have shapes and no memory; `fill` gives them theirs.
+    `fill` gives them theirs.
+
+    Args:
+        training: with the networks that only training needs, where they have a section.
 
     Raises:
         UserError: a section is missing or wrong.
@@ -71,7 +85,8 @@ def blank_model(sections: Mapping[str, Any], place: str) -> DeblurModel:
     try:
         with torch.device("meta"):
             return build_model(
-                {key: value for key, value in sections.items() if key != "train"}, training=False
+                {key: value for key, value in sections.items() if key != "train"},
+                training=training,
             )
     except UserError as error:
         raise UserError(f"{place}: {error}") from None

@@ -77,7 +77,8 @@ def test_tiles(here, tmp_path):
 
 
 def test_without_a_model_the_usual_places_are_searched(here, tmp_path, monkeypatch):
-    assert Path(default_model()).name == "tiny_S2"
+    monkeypatch.setattr("hidiff.restore.run.STARTER", tmp_path / "starter.safetensors")
+    assert default_model()[0] == "tiny_S2"
     assert hidiff(["restore", str(photographs(tmp_path / "in")), "-o", str(tmp_path / "out")]) == 0
     places = tmp_path / "experiments"
     monkeypatch.chdir(tmp_path)
@@ -90,7 +91,12 @@ def test_without_a_model_the_usual_places_are_searched(here, tmp_path, monkeypat
             weights = torch.load(file, weights_only=True)
             torch.save({**weights, "step": step}, places / name / f"models/{net}_latest.pth")
     os.utime(places / "old_S2/models/net_d_latest.pth", (1e9, 1e9))
-    assert Path(default_model()).name == "new_S2"
+    assert default_model()[0] == "new_S2"
+    (tmp_path / "starter.safetensors").touch()
+    model, advice = default_model()
+    assert model == str(tmp_path / "starter.safetensors")
+    assert "-m new_S2" in advice
+    (tmp_path / "starter.safetensors").unlink()
     for name in ("old_S2", "new_S2"):
         (places / name).rename(tmp_path / name)
     with pytest.raises(UserError, match=r"^-m: .*begun_S2"):
@@ -98,11 +104,12 @@ def test_without_a_model_the_usual_places_are_searched(here, tmp_path, monkeypat
     (places / "pretrained_models").mkdir()
     packed = places / "pretrained_models/mine.safetensors"
     packed.touch()
-    assert Path(default_model()) == packed.relative_to(tmp_path)
+    (tmp_path / "starter.safetensors").touch()
+    assert Path(default_model()[0]) == packed.relative_to(tmp_path)
     (places / "begun_S2/models").rename(released := places / "pretrained_models/HI_Diff_GoPro")
     for file in released.iterdir():
         file.rename(released / file.name.replace("_latest", ""))
-    assert Path(default_model()) == released.relative_to(tmp_path)
+    assert Path(default_model()[0]) == released.relative_to(tmp_path)
 
 
 def test_failures_are_told_and_are_the_exit_code(here, tmp_path, capsys):

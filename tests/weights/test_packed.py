@@ -11,11 +11,14 @@ import safetensors.torch
 import torch
 from small_data import train_options
 from small_models import make_experiment, presets, same, small
-from small_training import ALONE
+from small_training import ALONE, parameters
 
 from hidiff import UserError
 from hidiff.cli import main
+from hidiff.engine.trainer import Trainer
 from hidiff.options import load_options, parse_options
+from hidiff.scoring.files import write_scores
+from hidiff.scoring.record import ImageScore, SetScores
 from hidiff.scoring.test_run import run_test
 from hidiff.weights.load import find_model, load_model
 from hidiff.weights.packed import _metadata_sha256, describe, pack, read_packed, unpack
@@ -222,10 +225,52 @@ def test_a_packed_file_is_tested_after_unpacking(packed, data, tmp_path, monkeyp
     images = f"datasets.test_1.dataroot_lq={data / 'test/input'}"
     options = load_options("folder/options.yml", [images])
     assert run_test(options, ALONE)
-    assert len(list(tmp_path.rglob("photographs/*.png"))) == 2
-    options = load_options("folder/options.yml", [images, f"path.weights={packed}"])
-    with pytest.raises(UserError, match=r"^path\.weights: .*unpack"):
+    pictures = [path.read_bytes() for path in sorted(tmp_path.rglob("photographs/*.png"))]
+    assert len(pictures) == 2
+    # Or without unpacking: the same pictures.
+    options = load_options("folder/options.yml", [images, f"path.weights={packed}", "name=direct"])
+    assert run_test(options, ALONE)
+    assert pictures == [p.read_bytes() for p in sorted(Path("results/direct").rglob("*.png"))]
+    options = load_options("folder/options.yml", [images, "path.weights=folder/net_g.pth"])
+    with pytest.raises(UserError, match=r"^path\.weights: .*net_g\.pth"):
         run_test(options, ALONE)
+
+
+def test_a_file_packed_for_training_is_trained_on(trained, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    expected = find_model("tiny_S2", training=True)
+    for options, name in (([], "plain"), (["--for-training", "--half"], "whole")):
+        assert main(["pack", "tiny_S2", "-o", str(tmp_path / f"{name}.safetensors"), *options]) == 0
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"plain\.safetensors: .*net_le.*--for-training"):
+        find_model("plain.safetensors", training=True)
+    model = find_model("whole.safetensors", training=True)
+    encoder = expected.model.net_le.state_dict()
+    assert all(
+        torch.equal(value, encoder[key].half())
+        for key, value in model.model.net_le.state_dict().items()
+    )
+    assert model.description.split(", ")[1] == expected.description.split(", ")[1]
+    monkeypatch.setattr("hidiff.weights.load.STARTER", tmp_path / "starter.safetensors")
+    monkeypatch.setattr("hidiff.weights.pretrained.STARTER", tmp_path / "starter.safetensors")
+    with pytest.raises(UserError, match=r"^starter: "):
+        find_model("starter")
+    Path("whole.safetensors").rename("starter.safetensors")
+    assert same(find_model("starter").model, model.model)
+    options = train_options(data, 2) | {"path": {"weights": "starter"}, "name": "on"}
+    before = parameters(trainer := Trainer(parse_options(options), ALONE))
+    assert set(before) > {f"net_le.{key}" for key in encoder}
+    for key, value in before.items():
+        network, _, entry = key.partition(".")
+        assert torch.equal(value, model.model.networks()[network].state_dict()[entry].float())
+    trainer.run()
+    changed = {
+        key for key, value in parameters(trainer).items() if not torch.equal(value, before[key])
+    }
+    assert {key.partition(".")[0] for key in changed} == {"net_g", "net_le_dm", "net_d"}
+    options["path"]["weights"] = "plain.safetensors"
+    with pytest.raises(UserError, match=r"^path\.weights: plain\.safetensors has no net_le"):
+        Trainer(parse_options({**options, "name": "other"}), ALONE)
 
 
 def test_files_of_other_programs_are_refused(tmp_path, packed):
@@ -241,7 +286,8 @@ def test_files_of_other_programs_are_refused(tmp_path, packed):
 def test_the_commands(packed, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(packed.parent / "experiment", "experiments/mine")
-    assert main(["pack", "mine", "-o", "a.safetensors", "--half", "--licence", "CC-BY-4.0"]) == 0
+    told = ["--licence", "CC-BY-4.0", "--data", "photographs of cats"]
+    assert main(["pack", "mine", "-o", "a.safetensors", "--half", *told]) == 0
     assert main(["unpack", "a.safetensors", "-o", "b"]) == 0
     capsys.readouterr()
     for source in ("a.safetensors", "b", "mine", "mine@8"):
@@ -255,3 +301,10 @@ def test_the_commands(packed, tmp_path, capsys, monkeypatch):
     assert end.value.code == 2
     assert main(["pack", "a.safetensors", "-o", "a.safetensors", "--overwrite"]) == 0
     assert find_model("a.safetensors").licence == "CC-BY-4.0"
+    assert find_model("a.safetensors").data["description"] == "photographs of cats"
+    scores = SetScores("mine", "basicsr", "test", [ImageScore("0", restored={"psnr": 30.0})])
+    Path("scored").mkdir()
+    write_scores(Path("scored"), [scores])
+    assert main(["pack", "mine", "-o", "c.safetensors", "--scores", "scored"]) == 0
+    (row,) = find_model("c.safetensors").scores
+    assert (row["dataset"], row["restored"]) == ("mine", {"psnr": 30.0})
