@@ -43,7 +43,7 @@ from chaos_job import STAGES, Job, name_of, partial_files, running, wait_for
 
 from hidiff.data.image import write_image
 from hidiff.errors import UserError, friendly_errors
-from hidiff.prepare.camera_shake import shake
+from hidiff.synthesis.shake import shake
 
 SAVE_EVERY = 4
 """Steps between checkpoints."""

@@ -13,7 +13,7 @@ LAYERS = [
     ("parallel",),
     ("files", "typecheck"),
     ("registry",),
-    ("diffusion", "losses", "metrics", "kernels"),
+    ("diffusion", "losses", "metrics", "kernels", "synthesis"),
     ("options",),
     ("archs",),
     ("data",),

@@ -8,6 +8,7 @@ from hidiff.data.loader import training_batches
 from hidiff.data.mixture import Mixture
 from hidiff.data.paired_dataset import PairedImageIRDataset
 from hidiff.data.sampler import BatchPlan, CropRequest, PhaseBatchSampler
+from hidiff.data.synthetic_dataset import SyntheticBlurDataset
 from hidiff.data.transforms import Normalization
 from hidiff.errors import UserError
 from hidiff.options import DatasetOptions
@@ -20,6 +21,7 @@ __all__ = [
     "Normalization",
     "PairedImageIRDataset",
     "PhaseBatchSampler",
+    "SyntheticBlurDataset",
     "build_dataset",
     "build_training_set",
     "normalization_of",

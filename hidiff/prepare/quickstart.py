@@ -21,7 +21,7 @@ import skimage
 from hidiff.data.image import read_image, write_image
 from hidiff.errors import UserError
 from hidiff.files import file_sha256, set_aside, write_text
-from hidiff.prepare.camera_shake import shake
+from hidiff.synthesis.shake import shake
 
 RECIPE = 1
 """Raise this with every change that alters the files."""
@@ -30,7 +30,7 @@ RECORD = "made_with.json"
 """File with the recipe, the seed and the SHA-256 of every image."""
 
 STRENGTH = (0.8, 0.95)
-"""Limits of the random strength of a shake; see `hidiff.prepare.camera_shake.shake`."""
+"""Limits of the random strength of a shake; see `hidiff.synthesis.shake.shake`."""
 
 MARGIN = 12
 """Pixels cut off on every side after the shake, so that no mirrored border is in a pair."""

@@ -3,15 +3,9 @@
 import numpy as np
 import pytest
 
-from hidiff.prepare.camera_shake import (
-    add_sensor_noise,
-    camera_path,
-    expose,
-    linear_to_srgb,
-    shake,
-    smooth_path,
-    srgb_to_linear,
-)
+from hidiff.synthesis.motion import smooth_path
+from hidiff.synthesis.shake import add_sensor_noise, camera_path, expose, shake
+from hidiff.synthesis.tone import linear_to_srgb, srgb_to_linear
 
 SEEDS = range(5)
 

@@ -1,4 +1,4 @@
-"""Simulated camera shake: a blurry 8-bit photograph from a sharp one.
+"""Simple camera shake: a blurry 8-bit photograph from a sharp one, as the quickstart's data has it.
 
 While the shutter is open the camera drifts and trembles: it shifts, turns a little about some point
 of the picture and moves slightly back or forth. The photograph is warped along that path, the
@@ -16,40 +16,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-TREMOR_HARMONICS = 4
-"""Cosines in the speed of a path; the fastest turns back this many times during the exposure."""
-
-
-def srgb_to_linear(values: np.ndarray) -> np.ndarray:
-    """sRGB-encoded values in [0, 1] to linear light in [0, 1] (IEC 61966-2-1), any shape."""
-    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
-
-
-def linear_to_srgb(values: np.ndarray) -> np.ndarray:
-    """Linear light, clipped to [0, 1], to sRGB-encoded values in [0, 1]; see `srgb_to_linear`."""
-    values = np.clip(values, 0.0, 1.0)
-    return np.where(values <= 0.0031308, values * 12.92, 1.055 * values ** (1 / 2.4) - 0.055)
-
-
-def smooth_path(rng: np.random.Generator, frames: int, dimensions: int) -> np.ndarray:
-    """A random smooth path around the origin, of extent 1.
-
-    Its velocity is a random constant (the drift) plus a few cosines whose amplitude falls as 1/k
-    (the tremor). The path is that velocity integrated in closed form.
-
-    Returns:
-        (frames, dimensions) float64 positions at evenly spaced times. Their mean is zero, and the
-        two furthest apart are at distance 1. One frame alone stays at the origin.
-    """
-    time = (np.arange(frames)[:, None] + 0.5) / frames
-    k = np.arange(1, TREMOR_HARMONICS + 1)
-    drift = rng.standard_normal(dimensions)
-    tremor = rng.standard_normal((TREMOR_HARMONICS, dimensions)) / k[:, None]
-    # The integral of cos(πkt) is sin(πkt)/(πk).
-    path = time * drift + np.sin(np.pi * k * time) / (np.pi * k) @ tremor
-    path -= path.mean(axis=0)
-    extent = np.linalg.norm(path[:, None] - path[None], axis=-1).max()
-    return path / extent if extent > 0 else path
+from hidiff.synthesis.motion import smooth_path
+from hidiff.synthesis.tone import linear_to_srgb, srgb_to_linear
 
 
 def camera_path(

@@ -1,0 +1,290 @@
+"""Pairs made on the fly: a sharp photograph, and the same with the blur of `hidiff.synthesis`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from torch.utils.data import Dataset
+
+from hidiff.data.frame_cache import FrameCache, file_identity
+from hidiff.data.image import decode_image, listing, to_float, to_uint8
+from hidiff.data.pairs import Pair
+from hidiff.data.sampler import CropRequest
+from hidiff.data.store import ImageStore, open_store
+from hidiff.data.transforms import SYMMETRIES, draw_offset
+from hidiff.errors import UserError
+from hidiff.registry import DATASETS
+from hidiff.synthesis.exposure import Window
+from hidiff.synthesis.recipe import Recipe
+from hidiff.synthesis.recipe import Sample as BlurSample
+from hidiff.typecheck import check_call, expanded, suggestion
+
+KEPT_BYTES = 128 * 2**20
+"""Decoded photographs that each process keeps, those read last."""
+
+
+def build_recipe(section: Mapping[str, Any] | None, where: str) -> Recipe:
+    """The recipe that a section `blur` describes.
+
+    Args:
+        section: a section for each part, None where it is off; what is not there has its defaults.
+        where: its YAML path, for messages.
+
+    Raises:
+        UserError: an unknown part or option, a probability outside 0 to 1, or a range that makes
+            no sense.
+    """
+    if section is not None and not isinstance(section, Mapping):
+        raise UserError(f"{where}: expected a section with parts such as shake, got {section!r}")
+    section = dict(section or {})
+    defaults = Recipe()
+    names = [part.name for part in dataclasses.fields(Recipe)]
+    parts: dict[str, Any] = {}
+    for name, content in section.items():
+        place = f"{where}.{name}"
+        if name not in names:
+            raise UserError(f"{place}: there is no such part{suggestion(str(name), names)}")
+        if name == "sharp":
+            parts |= check_call(Recipe, {"sharp": content}, where, supplied=names[:-1])
+            continue
+        if content is None:
+            parts[name] = None
+            continue
+        if not isinstance(content, Mapping):
+            raise UserError(
+                f"{place}: expected a section with ranges, or ~ to turn it off, got {content!r}"
+            )
+        kind = type(getattr(defaults, name))
+        checked = check_call(kind, content, place, label=name)
+        for option, value in checked.items():
+            _require_range(value, f"{place}.{option}")
+        parts[name] = kind(**checked)
+    return Recipe(**parts)
+
+
+def _require_range(value: Any, where: str) -> None:
+    if isinstance(value, tuple) and value[0] > value[1]:
+        low, high = value
+        raise UserError(f"{where}: [{low:g}, {high:g}] is no range; write the smaller number first")
+
+
+@DATASETS.register()
+class SyntheticBlurDataset(Dataset):
+    """Sharp photographs, and blurry versions of them that are made when they are read.
+
+    Items are those of `PairedImageIRDataset`. Indexed by a number it gives the whole photograph,
+    always with the same blur, that of `seed` and the photograph's name. Indexed by a `CropRequest`
+    it gives a patch and a blur that depend on the photograph, the request and the options alone.
+
+    Grey photographs are used: their targets have three equal channels.
+
+    Args:
+        where: YAML path of the section, for messages.
+        dataroot_gt: folder or LMDB of sharp photographs, or a list of such.
+        blur: a section for each part of `hidiff.synthesis.recipe.Recipe`; `part: ~` turns it off.
+        scale: limits of the random factor, at most 1, by which a photograph is made smaller; it
+            removes noise and traces of compression, and varies the textures. A photograph never
+            becomes smaller than the patch.
+        min_size: photographs with a shorter side below this many pixels are left out.
+        seed: of the blur of whole photographs.
+        cache: folder for the decoded photographs, see `FrameCache`; None decodes when needed, and
+            each process keeps those it read last.
+
+    Attributes:
+        pairs: what it holds, in order; `lq` and `gt` are the same photograph.
+        has_gt: True.
+        notices: what a person should know, such as photographs that are left out.
+
+    Raises:
+        UserError: a folder is missing or has no usable photograph, or an option makes no sense; on
+            reading also: a photograph is damaged, or smaller than the patch.
+    """
+
+    has_gt = True
+
+    def __init__(
+        self,
+        *,
+        where: str,
+        dataroot_gt: str | list[str],
+        blur: Mapping[str, Any] | None = None,
+        scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 1.0),
+        min_size: PositiveInt = 256,
+        seed: NonNegativeInt = 0,
+        cache: str | None = None,
+    ) -> None:
+        self.recipe = build_recipe(blur, f"{where}.blur")
+        _require_range(scale, f"{where}.scale")
+        if scale[1] > 1:
+            raise UserError(
+                f"{where}.scale: {scale[1]:g} would enlarge photographs, which makes them soft; "
+                "name factors up to 1"
+            )
+        self.scale = scale
+        self.seed = seed
+        roots = [dataroot_gt] if isinstance(dataroot_gt, str) else list(dataroot_gt)
+        if not roots:
+            raise UserError(f"{where}.dataroot_gt: the list is empty; name a folder of photographs")
+        self.stores: list[ImageStore] = [
+            open_store(expanded(root), f"{where}.dataroot_gt") for root in roots
+        ]
+        self.notices = [notice for store in self.stores for notice in store.notices]
+        self.pairs: list[Pair] = []
+        self._store_of: list[int] = []
+        self._find(min_size, where)
+        self.cache = None if cache is None else self._cache(cache, f"{where}.cache")
+        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    def _find(self, min_size: int, where: str) -> None:
+        """Fill `pairs` with the photographs that can be used, and name the others."""
+        unreadable, small = [], []
+        for number, store in enumerate(self.stores):
+            for name, key in store.names.items():
+                try:
+                    header = store.header(key)
+                except UserError:
+                    unreadable.append(store.location(key))
+                    continue
+                if min(header.width, header.height) < min_size:
+                    small.append(f"{store.location(key)} ({header.width}×{header.height})")
+                    continue
+                # Folders may have equal names.
+                unique = name if len(self.stores) == 1 else f"{number + 1}_{name}"
+                self.pairs.append(Pair(unique, key, key))
+                self._store_of.append(number)
+        if unreadable:
+            self.notices.append(
+                f"{where}.dataroot_gt: {len(unreadable)} files are damaged or no images and left "
+                f"out ({listing(unreadable)})"
+            )
+        if small:
+            self.notices.append(
+                f"{where}.dataroot_gt: {len(small)} photographs with a side below {min_size} "
+                f"pixels (min_size) are left out ({listing(small)})"
+            )
+        if not self.pairs:
+            raise UserError(
+                f"{where}.dataroot_gt: no photograph can be used: {len(unreadable)} are damaged "
+                f"and {len(small)} have a side below {min_size} pixels "
+                f"({listing(unreadable + small)}); name other folders or lower {where}.min_size"
+            )
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def fingerprint(self) -> str:
+        """The number of the photographs and a SHA-256 of their names, the same on every machine."""
+        names = [pair.name for pair in self.pairs]
+        digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+        return f"{len(names)} photographs, SHA-256 of their names {digest}"
+
+    def files(self, index: int) -> list[str]:
+        """The file that a pair is made of."""
+        return [str(self.stores[self._store_of[index]].file(self.pairs[index].gt))]
+
+    def _location(self, index: int) -> str:
+        return self.stores[self._store_of[index]].location(self.pairs[index].gt)
+
+    def _cache(self, folder: str, where: str) -> FrameCache:
+        places = {self._location(index): index for index in range(len(self))}
+        files = dict.fromkeys(file for index in range(len(self)) for file in self.files(index))
+        parts = [place for place in places if place not in files]  # of an LMDB
+        return FrameCache(
+            folder,
+            list(places),
+            identity=[*map(file_identity, files), *parts],
+            decode=lambda place: self._decode(places[place]),
+            where=where,
+        )
+
+    def _decode(self, index: int) -> np.ndarray:
+        store = self.stores[self._store_of[index]]
+        return to_uint8(decode_image(store.read(self.pairs[index].gt), self._location(index)))
+
+    def _photograph(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8; not to be written to."""
+        if self.cache is not None:
+            image = self.cache.read(self._location(index))
+            # What could not be decoded for the cache tells here what is wrong with it.
+            return self._decode(index) if image is None else image
+        if index in self._kept:
+            self._kept.move_to_end(index)
+            return self._kept[index]
+        image = self._decode(index)
+        self._kept[index] = image
+        while len(self._kept) > 1 and sum(i.nbytes for i in self._kept.values()) > KEPT_BYTES:
+            self._kept.popitem(last=False)
+        return image
+
+    def __getitem__(self, item: int | CropRequest) -> dict[str, Any]:
+        if isinstance(item, CropRequest):
+            return self._patch(item)
+        name = self.pairs[item].name
+        photograph = self._photograph(item)
+        seed = (self.seed, *hashlib.sha256(name.encode()).digest()[:16])
+        scale = np.random.default_rng(seed).uniform(*self.scale)
+        height, width = (max(round(side * scale), 1) for side in photograph.shape[:2])
+        pair = self._make(photograph, (height, width), Window(0, 0, width, height), seed)
+        tensors = {
+            side: torch.from_numpy(np.ascontiguousarray(to_float(image).transpose(2, 0, 1)))
+            for side, image in zip(("lq", "gt"), pair, strict=True)
+        }
+        return {**tensors, "name": name}
+
+    def _patch(self, request: CropRequest) -> dict[str, Any]:
+        photograph = self._photograph(request.index)
+        shorter = min(photograph.shape[:2])
+        if shorter < request.crop_size:
+            height, width = photograph.shape[:2]
+            raise UserError(
+                f"{self._location(request.index)} is {width}×{height} pixels, smaller than the "
+                f"patches of {request.crop_size} (datasets.train.gt_size); lower gt_size and "
+                f"gt_sizes, or leave such photographs out with min_size: {request.crop_size}"
+            )
+        rng = np.random.default_rng(request.seed)
+        scale = max(rng.uniform(*self.scale), request.crop_size / shorter)
+        size = tuple(max(round(side * scale), request.crop_size) for side in photograph.shape[:2])
+        top, left = (
+            draw_offset(length, request.crop_size, request.patch_size, rng) for length in size
+        )
+        symmetry = int(rng.integers(SYMMETRIES))
+        patch = Window(left, top, request.patch_size, request.patch_size)
+        lq, gt = self._make(photograph, size, patch, request.seed)
+        return {
+            "lq": torch.from_numpy(lq),
+            "gt": torch.from_numpy(gt),
+            "symmetry": symmetry,
+            "name": self.pairs[request.index].name,
+        }
+
+    def _make(
+        self,
+        photograph: np.ndarray,
+        size: tuple[int, int],
+        patch: Window,
+        seed: tuple[int, ...],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The blurry and the sharp `patch` of a photograph reduced to `size`, uint8."""
+        sample: BlurSample = self.recipe.draw(seed, size, patch)
+        return sample.render(_part(photograph, sample.source, size))
+
+
+def _part(photograph: np.ndarray, window: Window, size: tuple[int, int]) -> np.ndarray:
+    """The pixels of the photograph that a window of it, reduced to `size`, is made of."""
+
+    def span(start: int, length: int, side: int, reduced: int) -> slice:
+        factor = side / reduced
+        first = min(round(start * factor), side - length)
+        return slice(first, max(round((start + length) * factor), first + length))
+
+    rows = span(window.top, window.height, photograph.shape[0], size[0])
+    columns = span(window.left, window.width, photograph.shape[1], size[1])
+    return photograph[rows, columns]
