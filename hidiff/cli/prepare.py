@@ -5,6 +5,7 @@
     hidiff prepare realblur --source DOWNLOADS/RealBlur
     hidiff prepare patches
     hidiff prepare lmdb     --input datasets/GoPro/crop/train/input_crops --output X.lmdb
+    hidiff prepare video    --input CLIPS/*.mp4 --output datasets/mine --frames 7-13
     hidiff prepare quickstart
 
 gopro, hide and realblur make the layout of links to the download (or copies, with --copy). Nothing
@@ -12,10 +13,12 @@ that exists is overwritten: a file that differs stops the program before it has 
 second run adds what is missing. patches cuts GoPro: 512×512 patches of the training frames (8 of a
 1280×720 frame, 16824 in all) and a centre crop of each test frame; existing ones are kept, so an
 interrupted run goes on. lmdb stores the files' bytes as they are in a database, for file systems
-that are slow with many small files; it needs the package lmdb. quickstart makes a small data set of
+that are slow with many small files; it needs the package lmdb. video makes pairs of high-rate
+video: the mean of consecutive frames is the blurry image, the frame in their middle the sharp one;
+a sequence is in one part only, train/ or test/. quickstart makes a small data set of
 photographs that come with scikit-image.
 
-Exit code: 0, 1 where pairs could not be cut (they are named), 2 for a mistake in the call.
+Exit code: 0, 1 where pairs could not be cut or made (they are named), 2 for a mistake in the call.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from hidiff.parallel import available_cores
 from hidiff.prepare.layout import DOWNLOADS, place_all, summary
 from hidiff.prepare.patches import cut_gopro
 from hidiff.prepare.quickstart import make_quickstart
+from hidiff.prepare.video import RESPONSES, frame_counts, prepare_video, video_tasks
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -76,6 +80,52 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     command.add_argument(
         "--output", required=True, metavar="X.lmdb", help="the LMDB to make; must not exist"
     )
+    command = commands.add_parser("video", help="pairs from high-rate video or folders of frames")
+    command.add_argument(
+        "--input",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="SEQUENCE",
+        help="videos, and folders that hold the frames of one sequence each",
+    )
+    command.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="where train/ and test/ go"
+    )
+    command.add_argument(
+        "--frames",
+        required=True,
+        metavar="N",
+        help="frames that make a blurry image: an odd number, or a range such as 7-13, whose odd "
+        "numbers the pairs take in turn",
+    )
+    command.add_argument(
+        "--stride",
+        type=int,
+        metavar="S",
+        help="frames from the beginning of a pair to that of the next (default: its own frames, so "
+        "that none is in two pairs)",
+    )
+    command.add_argument(
+        "--response",
+        choices=tuple(RESPONSES),
+        default="gamma2.2",
+        help="the camera's, undone before averaging and applied after it; none averages stored "
+        "values, as in GoPro's folder blur (default: gamma2.2)",
+    )
+    parts = command.add_mutually_exclusive_group()
+    parts.add_argument(
+        "--split",
+        type=float,
+        default=0.8,
+        metavar="SHARE",
+        help="of the sequences, in the order of their names, for training; the last ones are for "
+        "testing (default: 0.8)",
+    )
+    parts.add_argument(
+        "--test", nargs="+", default=[], metavar="NAME", help="the sequences for testing, by name"
+    )
+    command.add_argument("--jobs", type=int, default=available_cores(), help="worker processes")
     command = commands.add_parser("quickstart", help="the data of scripts/quickstart.sh")
     command.add_argument(
         "--output",
@@ -90,6 +140,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         require_positive(**{f"--{key}": getattr(args, key) for key in ("size", "val_size", "jobs")})
         if not 0 <= args.overlap < args.size:
             raise UserError(f"--overlap {args.overlap} must be 0 to {args.size - 1}, below --size")
+    if args.command == "video":
+        require_positive(**{"--jobs": args.jobs})
+        if args.stride is not None:
+            require_positive(**{"--stride": args.stride})
+        if not 0 <= args.split <= 1:
+            raise UserError(f"--split {args.split:g} must be 0 to 1")
     if args.command == "quickstart":
         require_positive(0, **{"--seed": args.seed})
     return args
@@ -105,6 +161,17 @@ def main(arguments: Sequence[str]) -> int:
     if args.command == "patches":
         sizes = {key: getattr(args, key) for key in ("size", "overlap", "val_size")}
         return 0 if cut_gopro(args.root, **sizes, jobs=args.jobs) else 1
+    if args.command == "video":
+        tasks = video_tasks(
+            args.input,
+            args.output,
+            counts=frame_counts(args.frames, args.stride),
+            stride=args.stride,
+            response=args.response,
+            split=args.split,
+            test=args.test,
+        )
+        return 0 if prepare_video(tasks, args.jobs) else 1
     if args.command == "lmdb":
         from hidiff.data.lmdb_store import create_lmdb
 

@@ -1,0 +1,353 @@
+"""Blurry and sharp pairs made of high-rate video, as GoPro and REDS were.
+
+A long exposure is the mean of the short ones that it consists of. So the mean of N consecutive
+frames is the blurry image, and the frame in their middle is its sharp target. Light adds up, stored
+values do not: frames pass the inverse of the camera's response before and the response after it.
+Frames are averaged as they are; none are made up between them, so motion must be small from one to
+the next, or the blur shows them as copies.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from hidiff.data.image import check_size, list_images, listing, read_image, to_uint8, write_image
+from hidiff.errors import UserError, missing
+from hidiff.parallel import run_in_order
+from hidiff.prepare.camera_shake import linear_to_srgb, srgb_to_linear
+from hidiff.typecheck import suggestion
+
+Curve = Callable[[np.ndarray], np.ndarray]
+
+RESPONSES: dict[str, tuple[Curve, Curve]] = {
+    "gamma2.2": (lambda stored: stored**2.2, lambda light: light ** (1 / 2.2)),
+    "srgb": (srgb_to_linear, linear_to_srgb),
+    "none": (lambda stored: stored, lambda light: light),
+}
+"""From stored values to light, and back; both in [0, 1]."""
+
+PARTS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class VideoTask:
+    """One sequence, and the pairs to be made of it.
+
+    Args:
+        name: of the sequence; its pairs are called `{name}-{number of the centre frame}.png`.
+        source: a video, or a folder of frames.
+        folder: whose `input` and `target` the pairs go to.
+        counts: frames of a pair, odd; the pairs take these numbers in turn.
+        stride: frames from the beginning of a pair to that of the next; None for its own frames,
+            so that no frame is in two pairs.
+        response: one of `RESPONSES`.
+    """
+
+    name: str
+    source: Path
+    folder: Path
+    counts: tuple[int, ...]
+    stride: int | None
+    response: str
+
+    def exposures(self) -> Iterator[range]:
+        """The frames of each pair, without end."""
+        start = 0
+        for count in itertools.cycle(self.counts):
+            yield range(start, start + count)
+            start += self.stride or count
+
+    def files(self, exposure: range) -> tuple[Path, Path]:
+        """Blurry and sharp image of a pair."""
+        name = f"{self.name}-{_centre(exposure):06d}.png"
+        return self.folder / "input" / name, self.folder / "target" / name
+
+
+@dataclass
+class VideoResult:
+    """What became of a `VideoTask`: its pairs, how many were written now, and what went wrong."""
+
+    task: VideoTask
+    pairs: int = 0
+    written: int = 0
+    problem: str | None = None
+
+
+@dataclass
+class _Exposure:
+    """A pair in the making: the sum of the light so far, and the frame in the middle."""
+
+    frames: range
+    light: np.ndarray | float = 0.0
+    sharp: np.ndarray | None = None
+
+
+def _centre(exposure: range) -> int:
+    return exposure[len(exposure) // 2]
+
+
+def _in_order(name: str) -> list[str | int]:
+    """Sorts frame2 before frame10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def read_frames(source: Path) -> Iterator[np.ndarray]:
+    """The frames of a video or a folder, (H, W, 3) RGB, uint8 or uint16.
+
+    Images of a folder follow one another as numbers do: frame2 before frame10.
+
+    Raises:
+        UserError: it cannot be read, or has no frames, or they differ in size.
+    """
+    first = None
+    for place, frame in _folder_frames(source) if source.is_dir() else _video_frames(source):
+        first = first or (frame.shape, frame.dtype)
+        if (frame.shape, frame.dtype) != first:
+            kinds = [f"{s[1]}×{s[0]} pixels, {d}" for s, d in ((frame.shape, frame.dtype), first)]
+            raise UserError(
+                f"{place}: {kinds[0]} (width×height), and the frames before it {kinds[1]}; the "
+                "frames of a sequence have one size and bit depth"
+            )
+        yield frame
+    if first is None:
+        raise UserError(f"{source}: no frame can be read; name a video, or a folder of images")
+
+
+def _folder_frames(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    images = list_images(folder, "--input")
+    for name in sorted(images, key=_in_order):
+        yield str(images[name]), read_image(images[name])
+
+
+def _video_frames(file: Path) -> Iterator[tuple[str, np.ndarray]]:
+    video = cv2.VideoCapture(str(file))
+    try:
+        sides = (
+            int(video.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
+        )
+        check_size(*sides, str(file))
+        for number in itertools.count():
+            there, frame = video.read()
+            if not there:
+                return
+            yield f"{file}, frame {number}", cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+    finally:
+        video.release()
+
+
+def make_pairs(task: VideoTask) -> VideoResult:
+    """Write the pairs of one sequence that are not there yet.
+
+    Images are written atomically, so one that is there is complete. The first pair that is there is
+    made again and compared, which notices other frames and another response. In memory are the sums
+    of the pairs in the making (one unless the stride lets them overlap), not their frames.
+
+    A sequence that cannot be read, or not to its end, that is too short, or of which another image
+    is there already, comes back with a `problem`.
+    """
+    result = VideoResult(task)
+    try:
+        _make_pairs(task, result)
+    except UserError as error:
+        result.problem = str(error)
+    return result
+
+
+def _make_pairs(task: VideoTask, result: VideoResult) -> None:
+    to_light, to_stored = RESPONSES[task.response]
+    exposures = task.exposures()
+    following, compared = next(exposures), False
+    making: list[_Exposure] = []
+    table = None
+    for number, frame in enumerate(read_frames(task.source)):
+        if table is None:
+            limit = np.iinfo(frame.dtype).max
+            table = to_light(np.arange(limit + 1) / limit).astype(np.float32)
+        if number == following.start:
+            there = all(path.exists() for path in task.files(following))
+            if there and compared:
+                result.pairs += 1
+            else:
+                making.append(_Exposure(following))
+            compared = compared or there
+            following = next(exposures)
+        light = table[frame] if making else None
+        for exposure in making:
+            exposure.light += light
+            if number == _centre(exposure.frames):
+                exposure.sharp = to_uint8(frame)
+        for exposure in [e for e in making if e.frames[-1] == number]:
+            making.remove(exposure)
+            # Rounded here and nowhere before.
+            blurry = to_uint8(to_stored(exposure.light / len(exposure.frames)))
+            images = zip(task.files(exposure.frames), (blurry, exposure.sharp), strict=True)
+            written = [_keep(path, image) for path, image in images]
+            result.written += any(written)
+            result.pairs += 1
+    if not result.pairs:
+        raise UserError(
+            f"{task.source}: {number + 1} frames are fewer than the {task.counts[0]} of a pair"
+        )
+
+
+def _keep(path: Path, image: np.ndarray) -> bool:
+    """Write an image unless it is there; whether it was written.
+
+    Raises:
+        UserError: another one is there, or it cannot be written.
+    """
+    if not path.exists():
+        write_image(path, image)
+        return True
+    if not np.array_equal(read_image(path), image):
+        raise UserError(
+            f"{path} exists and is another image; it was made with other frames or another "
+            "--response. Remove it, or name another --output"
+        )
+    return False
+
+
+def frame_counts(text: str, stride: int | None) -> tuple[int, ...]:
+    """The numbers of frames that `--frames` gives: '7', or the odd ones of '7-13'.
+
+    Raises:
+        UserError: it is not of this form, a number is even or too small, or the stride would give
+            two pairs one centre frame.
+    """
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
+    least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 3 <= least <= most or not least % 2 or not most % 2:
+        raise UserError(
+            f"--frames {text}: write an odd number from 3 on, such as 7, or a range of them, such "
+            "as 7-13; with an even number no frame is in the middle"
+        )
+    if stride is not None and stride <= (most - least) // 2:
+        raise UserError(
+            f"--stride {stride} must be more than {(most - least) // 2} with --frames {text}, or "
+            "two pairs would have one centre frame"
+        )
+    return tuple(range(least, most + 1, 2))
+
+
+def video_tasks(
+    sources: Sequence[Path],
+    output: Path,
+    *,
+    counts: tuple[int, ...],
+    stride: int | None,
+    response: str,
+    split: float,
+    test: Sequence[str] = (),
+) -> list[VideoTask]:
+    """The sequences of the command line, each in one part of the data set.
+
+    Args:
+        sources: videos, and folders of frames.
+        output: where train/ and test/ go.
+        counts, stride, response: see `VideoTask`.
+        split: share of the sequences, in the order of their names, that is for training; the rest
+            is for testing. Of two or more neither part gets none, unless the share is 0 or 1.
+        test: names of the sequences for testing, in place of `split`.
+
+    Raises:
+        UserError: a source is missing, two have one name, `test` names none of them, or the output
+            has images of a sequence that this call would not make.
+    """
+    named: dict[str, Path] = {}
+    for source in sources:
+        if not source.exists():
+            raise UserError(f"--input: {missing(source)}")
+        path = source.resolve()
+        name = path.name if path.is_dir() else path.stem
+        other = next((n for n in named if n.casefold() == name.casefold()), None)
+        if other is not None:
+            raise UserError(
+                f"--input: {named[other]} and {source} are both called '{other}', and pairs are "
+                "named by it; rename one"
+            )
+        named[name] = source
+    for name in test:
+        if name not in named:
+            raise UserError(f"--test: there is no sequence '{name}'{suggestion(name, named)}")
+    names = sorted(named, key=_in_order)
+    if not test:
+        first = round(split * len(names))
+        if 0 < split < 1 and len(names) > 1:
+            first = min(max(first, 1), len(names) - 1)
+        test = names[first:]
+    tasks = [
+        VideoTask(name, named[name], output / PARTS[name in test], counts, stride, response)
+        for name in names
+    ]
+    for task in tasks:
+        _refuse_others(task, output)
+    return tasks
+
+
+def _refuse_others(task: VideoTask, output: Path) -> None:
+    """Refuse images of the sequence that belong to no pair of the task, in either part.
+
+    Raises:
+        UserError: there are some; they would be used with the new ones.
+    """
+    numbers: dict[int, Path] = {}
+    for part, side in itertools.product(PARTS, ("input", "target")):
+        for path in (output / part / side).glob("*.png"):
+            found = re.fullmatch(rf"{re.escape(task.name)}-(\d+)", path.stem)
+            if found is not None and path.parent.parent != task.folder:
+                raise UserError(
+                    f"{path}: the sequence is in {part}/ already, and no scene may be in both "
+                    "parts; say with --test which are for testing, or name another --output"
+                )
+            if found is not None:
+                numbers[int(found[1])] = path
+    last = max(numbers, default=-1)
+    centres = itertools.takewhile(lambda n: n <= last, map(_centre, task.exposures()))
+    if others := numbers.keys() - set(centres):
+        raise UserError(
+            f"{len(others)} pairs in {task.folder} were made with other --frames or another "
+            f"--stride: {listing(numbers[n].name for n in others)}; give those again, or name "
+            "another --output"
+        )
+
+
+def prepare_video(tasks: Sequence[VideoTask], jobs: int) -> bool:
+    """Make the pairs of all sequences, and print what was done.
+
+    Args:
+        tasks: see `video_tasks`.
+        jobs: processes; each works on one sequence at a time.
+
+    Returns:
+        Whether every sequence was read to its end.
+
+    Raises:
+        UserError: a process died.
+    """
+    making = run_in_order(tasks, read=make_pairs, workers=min(jobs, len(tasks)), processes=True)
+    results = list(tqdm(making, "averaging", len(tasks), unit="sequence", disable=None))
+    for part in PARTS:
+        own = [result for result in results if result.task.folder.name == part]
+        pairs, written = (sum(getattr(r, key) for r in own) for key in ("pairs", "written"))
+        print(
+            f"{part}: {len(own)} sequences, {pairs} pairs ({written} written, {pairs - written} "
+            f"there already)"
+        )
+        for result in own:
+            print(f"  {result.task.name}: {result.pairs} pairs")
+    problems = [result.problem for result in results if result.problem is not None]
+    if problems:
+        print(f"error: {len(problems)} sequences have a problem:", file=sys.stderr)
+        for problem in problems:
+            print(f"  {problem}", file=sys.stderr)
+        print("Mend or leave out these, then run again.", file=sys.stderr)
+    return not problems
