@@ -23,7 +23,7 @@ from tqdm import tqdm
 from hidiff.data.image import check_size, list_images, listing, read_image, to_uint8, write_image
 from hidiff.errors import UserError, missing
 from hidiff.parallel import run_in_order
-from hidiff.prepare.camera_shake import linear_to_srgb, srgb_to_linear
+from hidiff.synthesis.tone import linear_to_srgb, srgb_to_linear
 from hidiff.typecheck import suggestion
 
 Curve = Callable[[np.ndarray], np.ndarray]
