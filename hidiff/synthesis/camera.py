@@ -34,8 +34,24 @@ HIGHLIGHT = 0.9
 FEW_ELECTRONS = 10.0
 """Below this many, noise is drawn from Poisson's distribution and not from Gauss's."""
 
-_BLACK, _WHITE = 4096, 61440
-"""What 16-bit raw values 0 and 1 of a mosaic have; negative noise needs room below black."""
+_GREEN = np.array(
+    [[0, 0, -1, 0, 0], [0, 0, 2, 0, 0], [-1, 2, 4, 2, -1], [0, 0, 2, 0, 0], [0, 0, -1, 0, 0]]
+)
+_ALONG = np.array(
+    [[0, 0, 0.5, 0, 0], [0, -1, 0, -1, 0], [-1, 4, 5, 4, -1], [0, -1, 0, -1, 0], [0, 0, 0.5, 0, 0]]
+)
+_ACROSS = np.array(
+    [
+        [0, 0, -1.5, 0, 0],
+        [0, 2, 0, 2, 0],
+        [-1.5, 0, 6, 0, -1.5],
+        [0, 2, 0, 2, 0],
+        [0, 0, -1.5, 0, 0],
+    ]
+)
+"""Eight times the filters of Malvar, He and Cutler, "High-Quality Linear Interpolation for
+Demosaicing of Bayer-Patterned Color Images" (ICASSP 2004): green at red and blue; red or blue at
+green beside it in the row (transposed: in the column); red at blue and blue at red."""
 
 
 def reconstruct_highlights(linear: np.ndarray, boost: float) -> np.ndarray:
@@ -120,23 +136,23 @@ class Camera:
         Returns:
             (H, W, 3) uint8.
         """
-        gains = np.array(self.gains)
+        gains = np.array(self.gains, np.float32)
         matrix = np.eye(3) if self.matrix is None else self.matrix
         to_raw = matrix / gains[:, None]
         plain = np.array_equal(to_raw, np.eye(3))
         raw = linear if plain else cv2.transform(linear, to_raw)
         raw = np.clip(raw, 0.0, 1.0)
         if self.mosaic:
-            raw = _mosaic(raw)
+            raw, gains = _mosaic(raw), _mosaic(np.broadcast_to(gains, raw.shape))
         if noise is not None:
-            raw = np.minimum(noise.add(raw, rng), 1.0)
+            raw = noise.add(raw, rng)
+        # Channels that are full at different light would colour the highlights.
+        balanced = np.minimum(np.minimum(raw, 1.0) * gains, 1.0)
         if self.mosaic:
-            raw = _demosaic(raw)
-        if not plain:
-            # Channels that are full at different light would colour the highlights.
-            balanced = np.minimum(raw * gains.astype(np.float32), 1.0)
-            raw = cv2.transform(balanced, np.linalg.inv(matrix))
-        return encode(raw, self.tone)
+            balanced = _demosaic(balanced)
+        return encode(
+            balanced if plain else cv2.transform(balanced, np.linalg.inv(matrix)), self.tone
+        )
 
 
 def _mosaic(raw: np.ndarray) -> np.ndarray:
@@ -148,10 +164,24 @@ def _mosaic(raw: np.ndarray) -> np.ndarray:
 
 
 def _demosaic(values: np.ndarray) -> np.ndarray:
-    """(H, W) of `_mosaic` to (H, W, 3), interpolated along edges and not across."""
-    scaled = np.clip(values * (_WHITE - _BLACK) + (_BLACK + 0.5), 0, 65535).astype(np.uint16)
-    colours = cv2.demosaicing(scaled, cv2.COLOR_BayerRGGB2RGB_EA)
-    return (colours.astype(np.float32) - _BLACK) / (_WHITE - _BLACK)
+    """(H, W) of `_mosaic`, white-balanced, to (H, W, 3), float32.
+
+    The filters work on square roots, near to what is seen: on linear light their overshoot beside
+    bright edges would be coloured dots in the dark.
+    """
+    values = np.sqrt(np.maximum(values, 0.0))
+    green, along, down, across = (
+        cv2.filter2D(values, -1, kernel / 8, borderType=cv2.BORDER_REFLECT_101)
+        for kernel in (_GREEN, _ALONG, _ALONG.T, _ACROSS)
+    )
+    colours = np.repeat(values[..., None], 3, axis=2)
+    for red, blue, even in ((0, 2, 0), (2, 0, 1)):  # rows with red pixels, then those with blue
+        row, here, beside = slice(even, None, 2), slice(even, None, 2), slice(1 - even, None, 2)
+        colours[row, here, 1] = green[row, here]
+        colours[row, here, blue] = across[row, here]
+        colours[row, beside, red] = along[row, beside]
+        colours[row, beside, blue] = down[row, beside]
+    return np.square(np.maximum(colours, 0.0))
 
 
 def jpeg(image: np.ndarray, quality: int) -> np.ndarray:

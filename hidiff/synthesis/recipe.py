@@ -115,7 +115,7 @@ class Processing:
     tone: tuple[Probability, Probability] = (0.0, 0.6)
     red: PositiveRange = (1.9, 2.4)
     blue: PositiveRange = (1.5, 1.9)
-    mosaic: Probability = 0.5
+    mosaic: Probability = 0.3
 
 
 Quality = Annotated[int, Field(ge=1, le=100)]
