@@ -227,17 +227,23 @@ class SyntheticBlurDataset(Dataset):
     def __getitem__(self, item: int | CropRequest) -> dict[str, Any]:
         if isinstance(item, CropRequest):
             return self._patch(item)
-        name = self.pairs[item].name
-        photograph = self._photograph(item)
-        seed = (self.seed, *hashlib.sha256(name.encode()).digest()[:16])
-        scale = np.random.default_rng(seed).uniform(*self.scale)
-        height, width = (max(round(side * scale), 1) for side in photograph.shape[:2])
-        pair = self._make(photograph, (height, width), Window(0, 0, width, height), seed)
         tensors = {
             side: torch.from_numpy(np.ascontiguousarray(to_float(image).transpose(2, 0, 1)))
-            for side, image in zip(("lq", "gt"), pair, strict=True)
+            for side, image in zip(("lq", "gt"), self.whole(item), strict=True)
         }
-        return {**tensors, "name": name}
+        return {**tensors, "name": self.pairs[item].name}
+
+    def whole(self, index: int, number: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """The blurry and the sharp version of a whole photograph, (H, W, 3) uint8 RGB.
+
+        Args:
+            number: of the blur; 0 is that of the data set's items.
+        """
+        photograph = self._photograph(index)
+        seed = (self.seed, number, *hashlib.sha256(self.pairs[index].name.encode()).digest()[:16])
+        scale = np.random.default_rng(seed).uniform(*self.scale)
+        height, width = (max(round(side * scale), 1) for side in photograph.shape[:2])
+        return self._make(photograph, (height, width), Window(0, 0, width, height), seed)
 
     def _patch(self, request: CropRequest) -> dict[str, Any]:
         photograph = self._photograph(request.index)

@@ -36,7 +36,8 @@ def busiest_window(image: np.ndarray, height: int, width: int) -> tuple[int, int
     return int(top), int(left)
 
 
-def _labelled(image: np.ndarray, label: str) -> np.ndarray:
+def labelled(image: np.ndarray, label: str) -> np.ndarray:
+    """A picture with a line of text above it, (H', W, 3) uint8 RGB."""
     strip = np.full((LABEL_HEIGHT, image.shape[1], 3), BACKGROUND, np.uint8)
     cv2.putText(
         strip, label, (2, LABEL_HEIGHT - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.5, TEXT_COLOUR, 1,
@@ -45,7 +46,8 @@ def _labelled(image: np.ndarray, label: str) -> np.ndarray:
     return np.concatenate([strip, image])
 
 
-def _beside(images: Sequence[np.ndarray]) -> np.ndarray:
+def beside(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures in a row, (H, W', 3) uint8 RGB."""
     height = max(image.shape[0] for image in images)
     parts = []
     for image in images:
@@ -78,8 +80,8 @@ def comparison_row(images: Sequence[np.ndarray], labels: Sequence[str]) -> np.nd
             framed, (left, top), (left + box_width - 1, top + box_height - 1), BOX_COLOUR, 2
         )
         space = np.full((GAP, width, 3), BACKGROUND, np.uint8)
-        columns.append(_labelled(np.concatenate([framed, space, zoomed]), label))
-    return _beside(columns)
+        columns.append(labelled(np.concatenate([framed, space, zoomed]), label))
+    return beside(columns)
 
 
 def comparison_sheet(rows: Sequence[np.ndarray]) -> np.ndarray:
