@@ -17,6 +17,7 @@ from hidiff.data.store import ImageFiles, ImageStore, open_store
 from hidiff.errors import UserError
 from hidiff.options import load_datasets
 from hidiff.parallel import run_in_order
+from hidiff.typecheck import expanded
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,17 @@ def dataset_folders(option_file: str | os.PathLike[str]) -> list[DataSource]:
     entries = [(main, entry) for main in datasets.values() for entry in main.mixture or [main]]
     for main, options in entries:
         section = options.source
+        if section.get("type") == "SyntheticBlurDataset":
+            roots = section.get("dataroot_gt") or []
+            roots = roots if isinstance(roots, list) else [roots]
+            if not roots:
+                raise UserError(f"{option_file}: {options.where}.dataroot_gt is missing")
+            # Sharp photographs alone; the blurry ones are made of them.
+            sources += [
+                DataSource(options.label, expanded(str(root)), None, patch_size=main.gt_size)
+                for root in roots
+            ]
+            continue
         if not section.get("dataroot_lq"):
             raise UserError(f"{option_file}: {options.where}.dataroot_lq is missing")
         sources.append(

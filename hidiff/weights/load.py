@@ -397,9 +397,15 @@ def _training_facts(options: Options | None) -> dict[str, Any]:
 
 
 def _folders(section: DatasetOptions) -> dict[str, str]:
-    return {
-        # Folders above are of the machine, and nobody's business.
-        key: value if not Path(str(value)).is_absolute() else str(Path(*Path(value).parts[-3:]))
+    """The data roots of a section; several of one side as one text."""
+    roots = {
+        key: value if isinstance(value, list) else [value]
         for key, value in section.source.items()
         if key.startswith("dataroot_") and value is not None
     }
+    return {key: ", ".join(map(_folder, values)) for key, values in roots.items()}
+
+
+def _folder(root: str) -> str:
+    # Folders above are of the machine, and nobody's business.
+    return str(Path(*Path(root).parts[-3:])) if Path(root).is_absolute() else root

@@ -7,11 +7,17 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from small_data import make_pairs, train_options
+from small_data import make_pairs, train_options, write_yaml
 from small_training import ALONE, parameters, train
 
 from hidiff import UserError
-from hidiff.data import CropRequest, build_training_set
+from hidiff.data import (
+    BatchPlan,
+    CropRequest,
+    PhaseBatchSampler,
+    build_training_set,
+    training_batches,
+)
 from hidiff.engine.trainer import Trainer
 from hidiff.options import parse_options
 from hidiff.prepare.check import dataset_folders
@@ -111,6 +117,35 @@ def test_items_are_those_of_the_sets(folder):
         assert torch.equal(item["gt"], own["gt"])
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_blur_made_on_the_fly_mixes_with_pairs(folder, workers):
+    """The same batches from any number of processes, and from the middle on."""
+    options = mixed_options(folder)
+    options["datasets"]["train"][1] = {
+        "type": "SyntheticBlurDataset",
+        "dataroot_gt": [str(folder / "train" / "target"), str(folder / "deep" / "target")],
+        "min_size": 32,
+    }
+    data = section(options)
+    mixture = build_training_set(data)
+
+    def batches(workers, first_step):
+        plan = BatchPlan(data.phases(4), 1)
+        sampler = PhaseBatchSampler(
+            size=len(mixture), shares=mixture.shares, plan=plan, rank=0, seed=3, crop_size=32,
+            total_iter=4, first_step=first_step,
+        )  # fmt: skip
+        return list(training_batches(mixture, sampler, num_workers=workers))
+
+    alone, others = batches(0, 1), batches(workers, 3)
+    assert len(others) == 2
+    for batch, other in zip(alone[2:], others, strict=True):
+        assert batch["name"] == other["name"]
+        assert torch.equal(batch["lq"], other["lq"])
+        assert torch.equal(batch["gt"], other["gt"])
+    assert {name.partition("/")[0] for b in alone for name in b["name"]} == {"train[0]", "train[1]"}
+
+
 def test_a_set_of_weight_0_is_not_even_opened(folder):
     options = mixed_options(folder, (0, 0.5))
     options["datasets"]["train"][0]["dataroot_lq"] = "nowhere"
@@ -185,10 +220,13 @@ def test_the_model_knows_what_it_was_trained_on(whole, monkeypatch):
 
 
 def test_checking_an_option_file_looks_at_every_set(folder, tmp_path):
-    from small_data import write_yaml
-
-    sources = dataset_folders(write_yaml(tmp_path / "T.yml", mixed_options(folder)))
-    assert [(source.name, source.patch_size) for source in sources] == [
-        ("datasets.train[0] (small)", 32),
-        ("datasets.train[1] (deep)", 32),
+    options = mixed_options(folder)
+    photographs = {"type": "SyntheticBlurDataset", "dataroot_gt": ["a", "b"]}
+    options["datasets"]["train"].append(photographs)
+    sources = dataset_folders(write_yaml(tmp_path / "T.yml", options))
+    assert [(source.name, source.lq[-10:], source.patch_size) for source in sources] == [
+        ("datasets.train[0] (small)", "rain/input", 32),
+        ("datasets.train[1] (deep)", "deep/input", 32),
+        ("datasets.train[2]", "a", 32),
+        ("datasets.train[2]", "b", 32),
     ]
