@@ -43,13 +43,14 @@ def smooth_path(
 
 
 def centred(path: np.ndarray) -> np.ndarray:
-    """A path of homographies (T, 3, 3) with the identity as their mean.
+    """Where pixels look while points move along a path: (T, 3, 3), the inverse of each homography.
 
-    The middle of the exposure is the centroid of the light that a point leaves: there the target
-    shows it. The position at half the time would be an alternative, but nothing in a blurry
-    picture tells where on its streak a point was at that time.
+    The path is first shifted so that its mean is the identity: the middle of the exposure is the
+    centroid of the light that a point leaves, and there the target shows it. The position at half
+    the time would be an alternative, but nothing in a blurry picture tells where on its streak a
+    point was at that time.
     """
-    return path - path.mean(axis=0) + np.eye(3)
+    return np.linalg.inv(path - path.mean(axis=0) + np.eye(3))
 
 
 def camera_homographies(
@@ -78,8 +79,8 @@ def camera_homographies(
         tremor: see `smooth_path`.
 
     Returns:
-        (INSTANTS, 3, 3) float64, `centred`: the point of the sharp picture that a pixel
-        (x, y, 1) sees at each time, in homogeneous coordinates.
+        (INSTANTS, 3, 3) float64, `centred`: from pixels to the points of the sharp picture that
+        they see at each time, in homogeneous coordinates.
     """
     height, width = size
     length = focal * max(size)
