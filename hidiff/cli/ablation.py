@@ -1,4 +1,4 @@
-"""Train and score a list of option files with one budget on one data set.
+"""Train and score a list of option files over several seeds, and compare them in a table.
 
     # Table 1 and the T sweep of Fig. 3 as published: GoPro, full width
     torchrun --nproc_per_node=4 -m hidiff ablation --output results/ablation --launcher pytorch
@@ -6,12 +6,14 @@
     # the same with tiny networks on a CPU: about half an hour a seed on two cores
     hidiff ablation --tiny --data datasets/mine --seeds 0 1 2 --output results/tiny
 
-    # a part of it
-    hidiff ablation options/ablation/HI_Diff_S1.yml options/ablation/T_4.yml --output DIR
+    # any other files, each with its own training data, test sets and budget
+    hidiff ablation my/*.yml --seeds 0 1 2 --output results/mine
 
-Stage 1 is trained before the stage 2 that starts from it; the list must hold both. Everything is
-written to DIR: ablation.md, ablation.json and psnr_over_T.png, the option file of every run in
-runs/, and the folders of train.py and test.py. Called again it goes on where it stopped.
+Stage 1 is trained before the stage 2 that starts from it; the list must hold both. Each test set
+has its columns in the table; a stage 1 without test sets is only trained. Everything is written to
+DIR: ablation.md, ablation.json, psnr_over_T.png where files differ in T alone, the option file of
+every run in runs/, and the folders of train.py and test.py. Called again it goes on where it
+stopped.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from pathlib import Path
 
 from hidiff.engine.distributed import LAUNCHERS, start_processes
 from hidiff.errors import UserError, require_positive
-from hidiff.paper.ablation import Changes, plan, run_all, write_option_files
+from hidiff.paper.ablation import plan, run_all, write_option_files
+from hidiff.paper.ablation_changes import Changes
 from hidiff.paper.ablation_table import write_report
 
 OPTIONS = Path(__file__).resolve().parent.parent.parent / "options" / "ablation"
@@ -57,7 +60,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--tiny", action="store_true", help="tiny networks, patches and budget, for a CPU"
     )
     parser.add_argument(
-        "--data", type=Path, metavar="ROOT", help="folder with {train,test}/{input,target}"
+        "--data",
+        type=Path,
+        metavar="ROOT",
+        help="folder with {train,test}/{input,target}, in place of the data in the files",
     )
     for name in FOLDERS:
         parser.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="DIR")

@@ -36,6 +36,15 @@ def _budget(options: Options) -> str:
     )
 
 
+def _training_set(options: Options) -> str:
+    """The name of the training set, or those that are mixed with their weights."""
+    _, data = options.for_training()
+    used = [section for section in data.mixture if section.weight]
+    if len(used) < 2:
+        return (used or [data])[0].name
+    return ", ".join(f"{section.weight:g} × {section.name}" for section in used)
+
+
 def collect(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """The scored runs in the current folder, the seeds of a method together: ablation.json.
 
@@ -55,6 +64,7 @@ def collect(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 "timesteps": complexity.timesteps,
                 "parameters": complexity.parameters,
                 "macs": complexity.macs,
+                "training_set": _training_set(run.options),
                 "budget": _budget(run.options),
                 "upper_bound": run.model.restores_from_gt,
                 "protocols": {},
@@ -90,51 +100,77 @@ def _cell(metric: str, values: Sequence[float]) -> str:
     return f"{mean:.{decimals}f}" + (f" ± {std:.{decimals}f}" if len(values) > 1 else "")
 
 
+def _caption(rows: Sequence[Mapping[str, Any]]) -> str:
+    protocols = {name: protocol for row in rows for name, protocol in row["protocols"].items()}
+    timesteps = ", the denoiser counted T times" * any(row["timesteps"] > 1 for row in rows)
+    return (
+        "Mean ± standard deviation over the seeds. "
+        f"Protocols: {', '.join(f'{name} {protocol}' for name, protocol in protocols.items())}. "
+        "Parameters and multiply-accumulates are those of restoring a 256×256 image"
+        f"{timesteps}. The budget is steps × global batch × patch of the training named; a stage 2 "
+        "starts from a stage 1 that had its own."
+    )
+
+
 def markdown(rows: Sequence[Mapping[str, Any]], *, command: str, picture: bool) -> str:
-    """The report: a table for each data set.
+    """The report: one table, with the metrics of each test set side by side.
 
     Args:
         rows: see `collect`.
         command: what was called.
         picture: whether there is a picture of the scores over T.
     """
-    lines = [
-        "# Ablation",
-        "",
-        f"    {command}",
-        "",
-        "Mean ± standard deviation over the seeds. Parameters and multiply-accumulates are those "
-        "of restoring a 256×256 image, the denoiser counted T times. The budget is steps × global "
-        "batch × patch of the training named; a stage 2 starts from a stage 1 that had its own.",
-    ]
     titles = {
         row["label"]: row["label"] + " (upper bound: sees the sharp image)" * row["upper_bound"]
         for row in rows
     }
-    for dataset in dict.fromkeys(name for row in rows for name in row["scores"]):
-        here = [row for row in rows if dataset in row["scores"]]
-        metrics = list(dict.fromkeys(m for row in here for m in row["scores"][dataset]))
-        names = [METRIC_TITLES.get(metric, metric) for metric in metrics]
-        blurry = [_cell(m, [here[0]["blurry"][dataset][m]]) for m in metrics]
-        lines += ["", f"## {dataset} (protocol {here[0]['protocols'][dataset]})", ""]
-        lines += markdown_table(
-            ["option file", "params (M)", "MACs (G)", *names, "seeds", "budget"],
+    columns = list(
+        dict.fromkeys((d, m) for row in rows for d in row["scores"] for m in row["scores"][d])
+    )
+    names = [f"{dataset}: {METRIC_TITLES.get(metric, metric)}" for dataset, metric in columns]
+    # The same in all rows that have the set.
+    blurry = {
+        (dataset, metric): [value]
+        for row in rows
+        for dataset, means in row["blurry"].items()
+        for metric, value in means.items()
+    }
+    # Where all have been trained on the same, that is no news.
+    sets = len({row["training_set"] for row in rows}) > 1
+    lines = ["# Ablation", "", f"    {command}", "", _caption(rows), ""]
+    lines += markdown_table(
+        [
+            "option file",
+            *["trained on"] * sets,
+            "params (M)",
+            "MACs (G)",
+            *names,
+            "seeds",
+            "budget",
+        ],
+        [
             [
-                ["blurry input", "", "", *blurry, "", ""],
-                *(
-                    [
-                        titles[row["label"]],
-                        f"{row['parameters'] / 1e6:.3f}",
-                        f"{row['macs'] / 1e9:.3f}",
-                        *(_cell(m, row["scores"][dataset].get(m, [])) for m in metrics),
-                        ", ".join(map(str, row["seeds"])),
-                        row["budget"],
-                    ]
-                    for row in here
-                ),
+                "blurry input",
+                *[""] * (sets + 2),
+                *(_cell(column[1], blurry.get(column, [])) for column in columns),
+                "",
+                "",
             ],
-            numbers=range(1, len(metrics) + 4),
-        )
+            *(
+                [
+                    titles[row["label"]],
+                    *[row["training_set"]] * sets,
+                    f"{row['parameters'] / 1e6:.3f}",
+                    f"{row['macs'] / 1e9:.3f}",
+                    *(_cell(m, row["scores"].get(d, {}).get(m, [])) for d, m in columns),
+                    ", ".join(map(str, row["seeds"])),
+                    row["budget"],
+                ]
+                for row in rows
+            ),
+        ],
+        numbers=range(1 + sets, sets + len(columns) + 3),
+    )
     failed = [
         f"{titles[row['label']]}: {row['failed']} images have no result"
         for row in rows

@@ -16,8 +16,8 @@ from hidiff import UserError, build_model
 from hidiff.cli.ablation import DEFAULT_FILES, main
 from hidiff.engine.optim import build_lr_schedule
 from hidiff.options.yaml_file import read_yaml
-from hidiff.paper import ablation
-from hidiff.paper.ablation import Changes, plan, set_steps
+from hidiff.paper.ablation import plan
+from hidiff.paper.ablation_changes import Changes, set_steps, shrink
 from hidiff.paper.ablation_table import draw
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -258,11 +258,11 @@ def test_the_baseline_is_trained_and_scored(data, tmp_path):
 def test_tiny_sizes_fit_each_other_in_both_forms():
     for file in ("options/train/GoPro_S2.yml", "options/train/RealBlur_J_S2.yml"):
         content, _ = read_yaml(ROOT / file)
-        ablation.shrink(content)
+        shrink(content)
         assert build_model(content).net_g.prior_dim == 64
     content["network_d"]["type"] = "other"
     with pytest.raises(UserError, match="network_d"):
-        ablation.shrink(content)
+        shrink(content)
 
 
 def test_the_plot_puts_its_points_where_the_axes_say():
