@@ -276,7 +276,9 @@ def load_options(path: str | Path, overrides: Sequence[str] = ()) -> Options:
         options = parse_options(content, file=Path(path))
     except UserError as error:
         chosen: dict[str, Any] = {}
-        apply_overrides(chosen, overrides)
+        for place, equals, value in (override.partition("=") for override in overrides):
+            # There are no lists yet; their sections go by their numbers here.
+            apply_overrides(chosen, [re.sub(r"\[(\d+)\]", r".\1", place) + equals + value])
         raise UserError(
             f"{_origin(str(error), {'--force_yml': chosen, **layers})}{error}"
         ) from None
@@ -288,11 +290,14 @@ def load_options(path: str | Path, overrides: Sequence[str] = ()) -> Options:
 
 def _origin(message: str, layers: Mapping[Any, Section]) -> str:
     """The layer, and ': ', that the option at the beginning of a message stands in; '' if none."""
-    place = message.partition(":")[0].partition("[")[0].split(".")
+    place = re.findall(r"[^.\[\]]+", message.partition(":")[0])
     for file, content in layers.items():
         found: Any = content
         for key in place:
-            found = found.get(key, layers) if isinstance(found, Mapping) else layers
+            if isinstance(found, list):
+                found = dict(enumerate(found)).get(int(key), layers) if key.isdecimal() else layers
+            else:
+                found = found.get(key, layers) if isinstance(found, Mapping) else layers
         if found is not layers:
             return f"{file}: "
     return ""

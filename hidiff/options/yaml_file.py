@@ -204,7 +204,8 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> None:
 
     Sections are parted by `:` or `.`. Values are YAML: numbers, true/false, lists like [1, 2], ~
     for nothing; `none` is nothing too, as in the release. Sections on the way must exist or are
-    made; whether the option exists is checked with the rest.
+    made; whether the option exists is checked with the rest. Of a list of sections `train[0]` is
+    the first.
 
     Raises:
         UserError: an override is not of that form.
@@ -223,9 +224,23 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> None:
             raise UserError(f"--force_yml {override}: '{text}' is not a YAML value") from None
         section = content
         for key in keys[:-1]:
-            if section.get(key) is None:
-                section[key] = {}
-            section = section[key]
-            if not isinstance(section, dict):
-                raise UserError(f"--force_yml {override}: '{key}' is an option, not a section")
+            section = _inner(section, key, f"--force_yml {override}")
         section[keys[-1]] = value
+
+
+def _inner(section: dict[str, Any], key: str, where: str) -> dict[str, Any]:
+    """The section of that name, made where it is missing, or one of a list, as in `train[0]`."""
+    name, index = re.fullmatch(r"(.*?)(?:\[(\d+)\])?", key).groups()
+    if index is None and section.get(name) is None:
+        section[name] = {}
+    found = section.get(name)
+    if isinstance(found, list) and index is None:
+        raise UserError(f"{where}: '{name}' is a list; name one of its sections, as in {name}[0]")
+    if index is not None:
+        several = found if isinstance(found, list) else []
+        if int(index) >= len(several):
+            raise UserError(f"{where}: '{name}' has no section [{index}]")
+        found = several[int(index)]
+    if not isinstance(found, dict):
+        raise UserError(f"{where}: '{key}' is an option, not a section")
+    return found

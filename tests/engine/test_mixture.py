@@ -19,7 +19,7 @@ from hidiff.data import (
     training_batches,
 )
 from hidiff.engine.trainer import Trainer
-from hidiff.options import parse_options
+from hidiff.options import load_options, parse_options
 from hidiff.prepare.check import dataset_folders
 from hidiff.weights.load import find_model
 
@@ -66,13 +66,10 @@ def section(options):
     return parse_options(copy.deepcopy(options)).for_training()[1]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_resuming_ends_where_an_uninterrupted_run_ends(
-    folder, whole, tmp_path, monkeypatch, workers
-):
+def test_resuming_ends_where_an_uninterrupted_run_ends(folder, whole, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = mixed_options(folder)
-    options["datasets"]["train"][0]["num_worker_per_gpu"] = workers
+    options["datasets"]["train"][0]["num_worker_per_gpu"] = 2
     trainer = Trainer(parse_options(copy.deepcopy(options)), ALONE)
     trainer.total_iter = 3
     trainer.run()
@@ -175,6 +172,24 @@ def test_a_mistake_in_a_mixture_is_named_with_its_place(folder, change, place):
     change(options["datasets"]["train"])
     with pytest.raises(UserError, match=f"^{place}"):
         Trainer(parse_options(options), ALONE)
+
+
+def test_the_command_line_reaches_into_a_mixture(folder, tmp_path):
+    path = write_yaml(tmp_path / "T.yml", mixed_options(folder))
+    options = load_options(path, ["datasets:train[1]:weight=5", "datasets.train[0].timeout=9"])
+    data = options.for_training()[1]
+    assert ([entry.weight for entry in data.mixture], data.timeout) == ([2, 5], 9)
+    for override, place in (
+        ("datasets:train:timeout=9", r"^--force_yml datasets:train:timeout=9: .*train\[0\]"),
+        ("datasets:train[2]:weight=1", r"^--force_yml .*'train' has no section \[2\]"),
+        ("datasets:train[1]:weight=-5", r"^--force_yml: datasets\.train\[1\]\.weight: "),
+        ("datasets:train[1]:weight:a=5", r"'weight' is an option"),
+    ):
+        with pytest.raises(UserError, match=place):
+            load_options(path, [override])
+    path = write_yaml(tmp_path / "U.yml", mixed_options(folder, (1, -1)))
+    with pytest.raises(UserError, match=r"U\.yml: datasets\.train\[1\]\.weight: "):
+        load_options(path, ["datasets:train[0]:weight=5"])
 
 
 def test_a_single_section_has_no_weight(folder):
