@@ -6,6 +6,7 @@
     hidiff prepare patches
     hidiff prepare lmdb     --input datasets/GoPro/crop/train/input_crops --output X.lmdb
     hidiff prepare video    --input CLIPS/*.mp4 --output datasets/mine --frames 7-13
+    hidiff prepare synthetic --input PHOTOGRAPHS --output datasets/synthetic --sheet parts.png
     hidiff prepare quickstart
 
 gopro, hide and realblur make the layout of links to the download (or copies, with --copy). Nothing
@@ -15,8 +16,9 @@ second run adds what is missing. patches cuts GoPro: 512×512 patches of the tra
 interrupted run goes on. lmdb stores the files' bytes as they are in a database, for file systems
 that are slow with many small files; it needs the package lmdb. video makes pairs of high-rate
 video: the mean of consecutive frames is the blurry image, the frame in their middle the sharp one;
-a sequence is in one part only, train/ or test/. quickstart makes a small data set of
-photographs that come with scikit-image.
+a sequence is in one part only, train/ or test/. synthetic blurs sharp photographs as
+SyntheticBlurDataset does in training, and draws what each part of it does. quickstart makes a small
+data set of photographs that come with scikit-image.
 
 Exit code: 0, 1 where pairs could not be cut or made (they are named), 2 for a mistake in the call.
 """
@@ -126,6 +128,26 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--test", nargs="+", default=[], metavar="NAME", help="the sequences for testing, by name"
     )
     command.add_argument("--jobs", type=int, default=available_cores(), help="worker processes")
+    command = commands.add_parser("synthetic", help="pairs of sharp photographs, and a sheet")
+    command.add_argument("--input", required=True, metavar="DIR", help="folder of photographs")
+    command.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder for input/ (blurry) and target/ (sharp); pairs that are there are kept",
+    )
+    command.add_argument(
+        "--count", type=int, metavar="N", help="pairs to make (default: one of each photograph)"
+    )
+    command.add_argument(
+        "--sheet", type=Path, metavar="FILE.png", help="a picture of what each part does"
+    )
+    command.add_argument(
+        "--opt",
+        type=Path,
+        metavar="FILE.yml",
+        help="an option file whose datasets.train says how to blur (default: as without options)",
+    )
     command = commands.add_parser("quickstart", help="the data of scripts/quickstart.sh")
     command.add_argument(
         "--output",
@@ -146,6 +168,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
             require_positive(**{"--stride": args.stride})
         if not 0 <= args.split <= 1:
             raise UserError(f"--split {args.split:g} must be 0 to 1")
+    if args.command == "synthetic":
+        if args.output is None and args.sheet is None:
+            raise UserError("--output or --sheet: say what to make")
+        if args.count is not None:
+            require_positive(**{"--count": args.count})
     if args.command == "quickstart":
         require_positive(0, **{"--seed": args.seed})
     return args
@@ -176,12 +203,29 @@ def main(arguments: Sequence[str]) -> int:
         from hidiff.data.lmdb_store import create_lmdb
 
         print(f"{args.output}: {create_lmdb(args.input, args.output)} images")
+    elif args.command == "synthetic":
+        _synthetic(args)
     elif args.command == "quickstart":
         made = make_quickstart(args.output, args.seed)
         print(f"{args.output}: {'made' if made else 'complete already; nothing to do'}")
     else:
         _place(args)
     return 0
+
+
+def _synthetic(args: argparse.Namespace) -> None:
+    from hidiff.data.image import write_image
+    from hidiff.paper.synthesis import synthesis_sheet
+    from hidiff.prepare.synthetic import synthetic_dataset, write_pairs
+
+    dataset = synthetic_dataset(args.input, args.opt)
+    for notice in dataset.notices:
+        print(notice)
+    if args.sheet is not None:
+        write_image(args.sheet, synthesis_sheet(dataset))
+        print(f"{args.sheet}: one row for each part")
+    if args.output is not None:
+        print(f"{args.output}: {write_pairs(dataset, args.output, args.count)} pairs written")
 
 
 def _place(args: argparse.Namespace) -> None:

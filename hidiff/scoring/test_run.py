@@ -126,7 +126,7 @@ def run_test(options: Options, processes: Group, *, seeds: int = 1, resume: bool
                 "test",
                 [score for run in range(seeds) for score in test(section.name, run)],
                 folder=str(pictures[section.name]),
-                target=section.source.get("dataroot_gt"),
+                target=_as_text(section.source.get("dataroot_gt")),
                 input=section.source.get("dataroot_lq"),
                 local=str(options.val.local),
                 upper_bound=model.restores_from_gt,
@@ -148,3 +148,8 @@ def run_test(options: Options, processes: Group, *, seeds: int = 1, resume: bool
             return False
         LOG.info("written to %s", folder)
     return not any(data.failed for data in scores)
+
+
+def _as_text(roots: str | list[str] | None) -> str | None:
+    """Where the sharp images are, several folders as one text."""
+    return ", ".join(roots) if isinstance(roots, list) else roots

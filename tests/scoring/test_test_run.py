@@ -17,6 +17,7 @@ from small_training import ALONE, compiled_blocks, train
 
 from hidiff import UserError, build_model
 from hidiff.archs.restormer import DepthwiseConv2d
+from hidiff.data import SyntheticBlurDataset
 from hidiff.data.image import read_image
 from hidiff.engine.trainer import Trainer
 from hidiff.metrics import evaluate_pair
@@ -213,6 +214,29 @@ def test_without_ground_truth_it_restores_and_does_not_score(trained, data, monk
     assert len(list((results / "visualization" / "small").iterdir())) == 2
     (scores,) = read_scores(results)
     assert (len(scores.images), scores.scored, scores.mean()) == (2, [], {})
+
+
+def test_synthetic_blur_is_a_test_set(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    for number in range(2):
+        write_rgb(tmp_path / f"photo-{number}.png", picture(number, 72, 64))
+    options = test_options(tmp_path)
+    roots = [str(tmp_path)]
+    options["datasets"]["test_1"] = {
+        "type": "SyntheticBlurDataset",
+        "name": "blurred",
+        "dataroot_gt": roots,
+        "min_size": 64,
+        "scale": [0.5, 0.5],
+    }
+    assert run_test(parse_options(options), ALONE)
+    (scores,) = read_scores(trained[0] / "results" / "tiny_test")
+    assert [image.name for image in scores.scored] == ["photo-0", "photo-1"]
+    blurry = SyntheticBlurDataset(
+        where="x", dataroot_gt=roots, min_size=64, scale=(0.5, 0.5)
+    ).whole(1)
+    assert blurry[0].shape == (36, 32, 3)
+    assert scores.scored[1].blurry["psnr"] == pytest.approx(peak_signal_noise_ratio(*blurry[::-1]))
 
 
 def test_photographs_without_ground_truth_stay_what_they_are(trained, tmp_path, monkeypatch):
