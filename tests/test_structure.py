@@ -24,6 +24,7 @@ LAYERS = [
     ("scoring",),
     ("engine",),
     ("benchmark",),
+    ("finetune",),
     ("paper",),
     ("cli",),
     ("__main__",),

@@ -12,6 +12,7 @@ from hidiff.errors import friendly_errors
 COMMANDS = {
     "restore": "restore your own photographs",
     "train": "train one stage",
+    "finetune": "train a model on with your own pairs, and see whether it helps",
     "test": "restore and score test sets",
     "score": "score folders of restored pictures",
     "prepare": "bring downloaded data sets into the layout, make databases",

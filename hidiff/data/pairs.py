@@ -113,6 +113,7 @@ def pairs_from_list(
 
     A line is `name.png` (optionally followed by a shape such as `(720,1280,3)`), the same name on
     both sides up to `filename_tmpl`; or `sharp/path.png blurry/path.png` as in RealBlur's lists.
+    With a tab between the two paths there may be spaces in them.
 
     Raises:
         UserError: the list is missing or empty, names a file that does not exist, or one file as
@@ -124,13 +125,13 @@ def pairs_from_list(
     pairs = []
     missing = []
     for number, line in read_lines(path, f"{where}.meta_info_file"):
-        fields = line.split("(")[0].split()
+        fields = line.split("\t") if "\t" in line else line.split("(")[0].split()
         if not fields:
             continue
         if len(fields) > 2:
             raise UserError(
                 f"{where}.meta_info_file: {path}, line {number}: expected 'name' or "
-                f"'sharp blurry', got '{line}'; names must not contain spaces"
+                f"'sharp blurry', got '{line}'; put a tab between names with spaces"
             )
         gt_rel = Path(fields[0])
         if len(fields) == 2:

@@ -1,0 +1,1 @@
+"""Fine-tuning a trained model on pairs of one's own."""
