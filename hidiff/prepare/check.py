@@ -17,6 +17,7 @@ from hidiff.data.store import ImageFiles, ImageStore, open_store
 from hidiff.errors import UserError
 from hidiff.options import load_datasets
 from hidiff.parallel import run_in_order
+from hidiff.prepare.noise import NOISY, noise_level
 from hidiff.typecheck import expanded
 
 
@@ -81,6 +82,7 @@ class DataSource:
         filename_tmpl: a blurry image's name from its sharp one's; see `match_names`.
         meta_info_file: a list of the pairs, for data that is not all of its folders.
         patch_size: training patches of this size (pixels) will be cut from it, if known.
+        photographs: they are sharp, in `lq`, and blurry ones will be made of them.
     """
 
     name: str
@@ -89,6 +91,7 @@ class DataSource:
     filename_tmpl: str = "{}"
     meta_info_file: str | None = None
     patch_size: int | None = None
+    photographs: bool = False
 
     def layout_entry(self) -> LayoutEntry | None:
         """The entry of the layout whose folders these are, by the ends of their paths."""
@@ -153,7 +156,13 @@ def dataset_folders(option_file: str | os.PathLike[str]) -> list[DataSource]:
                 raise UserError(f"{option_file}: {options.where}.dataroot_gt is missing")
             # Sharp photographs alone; the blurry ones are made of them.
             sources += [
-                DataSource(options.label, expanded(str(root)), None, patch_size=main.gt_size)
+                DataSource(
+                    options.label,
+                    expanded(str(root)),
+                    None,
+                    patch_size=main.gt_size,
+                    photographs=True,
+                )
                 for root in roots
             ]
             continue
@@ -197,10 +206,15 @@ def _find_pairs(source: DataSource, report: Report) -> tuple[list[Pair], dict[st
 
 
 def _check_pair(
-    pair: Pair, stores: dict[str, ImageStore], patch_size: int | None, fast: bool
-) -> tuple[list[str], set[str]]:
-    """Problems of one pair, and the conversions that reading it will make."""
-    problems, conversions, sizes, pixels = [], set(), [], []
+    pair: Pair,
+    stores: dict[str, ImageStore],
+    patch_size: int | None,
+    *,
+    fast: bool,
+    photographs: bool,
+) -> tuple[list[str], set[str], list[str]]:
+    """Problems of one pair, the conversions that reading it will make, and notes."""
+    problems, conversions, notes, sizes, pixels = [], set(), [], [], []
     for side, key in (("blurry", pair.lq), ("sharp", pair.gt)):
         if key is None:
             continue
@@ -218,6 +232,11 @@ def _check_pair(
                 f"{pair.name} ({side}): {width}×{height} is smaller than the patch size "
                 f"{patch_size}; take the pair out (both images) or train with smaller patches"
             )
+        if photographs and image is not None and (level := noise_level(image)) > NOISY:
+            notes.append(
+                f"{pair.name} is noisy ({level:.1f} of 255), or fine texture everywhere; networks "
+                "learn to make such noise: take it out, or make it smaller (the option scale)"
+            )
         sizes.append((width, height))
         pixels.append(image)
         for kind, is_so in (
@@ -233,7 +252,7 @@ def _check_pair(
             problems.append(f"{pair.name}: blurry is {blurry}, sharp {sharp} (width×height)")
         elif _same(pair, *pixels):
             problems.append(f"{pair.name}: the blurry image is identical to the sharp one")
-    return problems, conversions
+    return problems, conversions, notes
 
 
 def _same(pair: Pair, lq: np.ndarray | None, gt: np.ndarray | None) -> bool:
@@ -273,14 +292,23 @@ def check_dataset(
     if entry is not None and (wrong := against_benchmark(len(pairs), entry)):
         report.problems.append(f"{wrong}; made by {entry.command}")
 
-    def check(pair: Pair) -> tuple[list[str], set[str]]:
-        return _check_pair(pair, stores, patch_size or source.patch_size, fast)
+    def check(pair: Pair) -> tuple[list[str], set[str], list[str]]:
+        return _check_pair(
+            pair,
+            stores,
+            patch_size or source.patch_size,
+            fast=fast,
+            photographs=source.photographs,
+        )
 
     conversions: Counter[str] = Counter()
     hidden = None if progress else True
     with closing(run_in_order(pairs, read=check, workers=jobs)) as checked:
-        for problems, found in tqdm(checked, source.name, len(pairs), unit="pair", disable=hidden):
+        for problems, found, notes in tqdm(
+            checked, source.name, len(pairs), unit="pair", disable=hidden
+        ):
             report.problems += problems
+            report.notes += notes
             conversions.update(found)
     report.notes += [
         f"{count} {kind}; converted to RGB on reading, see datasets/README.md"

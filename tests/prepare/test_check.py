@@ -242,6 +242,20 @@ def test_option_file_names_the_patch_size(source, tmp_path, capsys):
     assert main(["-opt", str(file), "--patch", "16"]) == 0
 
 
+def test_photographs_to_be_blurred_must_not_be_noisy(tmp_path, capsys):
+    noise = np.random.default_rng(0).normal(0, 25, (64, 96, 3))
+    for name, image in (("clean", 128 + 0 * noise), ("noisy", 128 + noise)):
+        write_image(tmp_path / f"{name}.png", np.clip(image, 0, 255).astype(np.uint8))
+    file = tmp_path / "o.yml"
+    file.write_text(
+        f"datasets:\n  train:\n    type: SyntheticBlurDataset\n    dataroot_gt: {tmp_path}\n"
+    )
+    assert main(["-opt", str(file)]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if "nois" in line]
+    assert len(notes) == 1
+    assert "noisy" in notes[0].split()
+
+
 def test_root_lists_what_is_there_and_what_is_not(tmp_path, capsys):
     for side, seed in (("input", 1), ("target", 2)):
         write_image(tmp_path / "GoPro/test" / side / "1.png", picture(seed))
