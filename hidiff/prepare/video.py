@@ -137,6 +137,12 @@ def _video_frames(file: Path) -> Iterator[tuple[str, np.ndarray]]:
         check_size(*sides, str(file))
         for number in itertools.count():
             there, frame = video.read()
+            # The header's number is an estimate for some kinds of files.
+            if not there and 0 < number < 0.9 * video.get(cv2.CAP_PROP_FRAME_COUNT):
+                raise UserError(
+                    f"{file} ends after {number} frames of "
+                    f"{video.get(cv2.CAP_PROP_FRAME_COUNT):.0f}; copy or download it again"
+                )
             if not there:
                 return
             yield f"{file}, frame {number}", cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)

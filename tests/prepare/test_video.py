@@ -1,5 +1,6 @@
 """Pairs from frames: means, centres, order, parts, and what is kept and refused."""
 
+import re
 import shutil
 
 import cv2
@@ -95,6 +96,18 @@ def test_a_video_gives_what_its_frames_give(tmp_path):
     assert len(found) == 12
     for name, image in found.items():
         assert np.array_equal(image, found[name.replace("clip", "stills")])
+
+
+def test_a_video_that_is_cut_short_is_named(tmp_path, capsys):
+    path = tmp_path / "clip.avi"
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 240, (32, 24))
+    for image in frames(30, height=24, width=32):
+        video.write(image)
+    video.release()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert prepare(tmp_path, path, split=1) == 1
+    assert re.search(r"clip\.avi ends after \d+ frames of 30;", capsys.readouterr().err)
+    assert 0 < len(written(tmp_path)) < 20
 
 
 def test_16_bits_are_averaged_as_16_bits(tmp_path):
