@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from hidiff.data.image import to_float
-from hidiff.data.sampler import CropRequest, PhaseBatchSampler
+from hidiff.data.sampler import CropRequest, PhaseBatchSampler, Shares
 from hidiff.errors import UserError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
@@ -40,8 +40,9 @@ class _Reporting(Dataset):
     An exception raised in a worker would arrive with a traceback and without its type.
     """
 
-    def __init__(self, dataset: Dataset, skip_bad: bool) -> None:
+    def __init__(self, dataset: Dataset, shares: Shares, skip_bad: bool) -> None:
         self.dataset = dataset
+        self.shares = shares
         self.substitutes = SUBSTITUTES if skip_bad else 0
 
     def __getitem__(self, request: CropRequest) -> Any:
@@ -53,7 +54,7 @@ class _Reporting(Dataset):
                 if len(notices) >= self.substitutes:
                     return error
                 notices.append(f"{error} (another image is used, train.on_bad_image: skip)")
-                index = (request.index + 1) % len(self.dataset)
+                index = self.shares.neighbour(request.index)
                 request = dataclasses.replace(request, index=index)
 
 
@@ -211,7 +212,7 @@ def training_batches(
         num_workers: loader processes; 0 loads in this process.
         prefetch: batches that each loader process keeps ready.
         pin_memory: for copies to a GPU that do not block.
-        skip_bad: take the next pair where one cannot be used, and say so.
+        skip_bad: take the next pair of the same set where one cannot be used, and say so.
         timeout: seconds to wait for a batch of loader processes; None waits for ever.
         while_waiting: called every `LOOK` seconds of such a wait; what it raises ends it.
 
@@ -228,7 +229,7 @@ def training_batches(
             yield batch
 
     loader = DataLoader(
-        _Reporting(dataset, skip_bad),
+        _Reporting(dataset, sampler.shares, skip_bad),
         batch_sampler=requests(),
         num_workers=num_workers,
         prefetch_factor=prefetch if num_workers else None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -48,7 +47,7 @@ class Mixture(Dataset):
 
     def __getitem__(self, item: int | CropRequest) -> dict[str, Any]:
         index = item.index if isinstance(item, CropRequest) else item
-        number = bisect.bisect_right(self.shares.starts, index) - 1
+        number = self.shares.set_of(index)
         index -= self.shares.starts[number]
         if isinstance(item, CropRequest):
             index = dataclasses.replace(item, index=index)

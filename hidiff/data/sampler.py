@@ -139,6 +139,15 @@ class Shares:
         index = next(i for i, count in enumerate(before) if after[i] > count)
         return index, before[index]
 
+    def set_of(self, pair: int) -> int:
+        """The set that a pair, by its number among all, belongs to."""
+        return bisect.bisect_right(self.starts, pair) - 1
+
+    def neighbour(self, pair: int) -> int:
+        """The next pair of the same set; after the last the first."""
+        index = self.set_of(pair)
+        return self.starts[index] + (pair + 1 - self.starts[index]) % self.sizes[index]
+
 
 class PhaseBatchSampler(Sampler[list[CropRequest]]):
     """Yields the micro-batches of one process, `plan.accumulation` for each step.

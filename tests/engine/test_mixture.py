@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import shutil
 
 import cv2
 import numpy as np
@@ -141,6 +142,19 @@ def test_blur_made_on_the_fly_mixes_with_pairs(folder, workers):
         assert torch.equal(batch["lq"], other["lq"])
         assert torch.equal(batch["gt"], other["gt"])
     assert {name.partition("/")[0] for b in alone for name in b["name"]} == {"train[0]", "train[1]"}
+
+
+def test_a_bad_image_is_replaced_by_one_of_its_own_set(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder / "train", tmp_path / "data/train")
+    shutil.copytree(folder / "deep", tmp_path / "data/deep")
+    (tmp_path / "data/train/input/scene-002.png").write_bytes(b"")
+    options = mixed_options(tmp_path / "data", (1, 1), on_bad_image="skip")
+    trainer = Trainer(parse_options(options), ALONE)
+    batches = [next(trainer.batches) for _ in range(4)]
+    assert [notice for batch in batches for notice in batch["notices"]]
+    sets = [name.partition("/")[0] for batch in batches for name in batch["name"]]
+    assert sets.count("train[0]") == sets.count("train[1]") == 3
 
 
 def test_a_set_of_weight_0_is_not_even_opened(folder):
