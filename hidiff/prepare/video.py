@@ -294,36 +294,39 @@ def video_tasks(
         VideoTask(name, named[name], output / PARTS[name in test], counts, stride, response)
         for name in names
     ]
-    for task in tasks:
-        _refuse_others(task, output)
+    _refuse_others(tasks, output)
     return tasks
 
 
-def _refuse_others(task: VideoTask, output: Path) -> None:
-    """Refuse images of the sequence that belong to no pair of the task, in either part.
+def _refuse_others(tasks: Sequence[VideoTask], output: Path) -> None:
+    """Refuse images of the sequences that belong to no pair of them, in either part.
 
     Raises:
         UserError: there are some; they would be used with the new ones.
     """
-    numbers: dict[int, Path] = {}
+    there: dict[str, dict[int, Path]] = {}
+    folders = {task.name: task.folder for task in tasks}
     for part, side in itertools.product(PARTS, ("input", "target")):
         for path in (output / part / side).glob("*.png"):
-            found = re.fullmatch(rf"{re.escape(task.name)}-(\d+)", path.stem)
-            if found is not None and path.parent.parent != task.folder:
+            found = re.fullmatch(r"(.+)-(\d+)", path.stem)
+            if found is None or found[1] not in folders:
+                continue
+            if folders[found[1]] != output / part:
                 raise UserError(
                     f"{path}: the sequence is in {part}/ already, and no scene may be in both "
                     "parts; say with --test which are for testing, or name another --output"
                 )
-            if found is not None:
-                numbers[int(found[1])] = path
-    last = max(numbers, default=-1)
-    centres = itertools.takewhile(lambda n: n <= last, map(_centre, task.exposures()))
-    if others := numbers.keys() - set(centres):
-        raise UserError(
-            f"{len(others)} pairs in {task.folder} were made with other --frames or another "
-            f"--stride: {listing(numbers[n].name for n in others)}; give those again, or name "
-            "another --output"
-        )
+            there.setdefault(found[1], {})[int(found[2])] = path
+    for task in tasks:
+        numbers = there.get(task.name, {})
+        last = max(numbers, default=-1)
+        own = itertools.takewhile(lambda n, last=last: n <= last, map(_centre, task.exposures()))
+        if others := numbers.keys() - set(own):
+            raise UserError(
+                f"{len(others)} pairs in {task.folder} were made with other --frames or another "
+                f"--stride: {listing(numbers[n].name for n in others)}; give those again, or name "
+                "another --output"
+            )
 
 
 def prepare_video(tasks: Sequence[VideoTask], jobs: int) -> bool:
