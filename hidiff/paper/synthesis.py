@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import cv2
 import numpy as np
 
 from hidiff.data.sampler import CropRequest
@@ -14,12 +15,17 @@ from hidiff.synthesis.recipe import Recipe
 PATCH = 192
 """Side of the sheet's pictures, pixels."""
 
+PLACES = 8
+"""Places of a photograph that are tried."""
 
-def synthesis_sheet(dataset: SyntheticBlurDataset, columns: int = 6) -> np.ndarray:
+_OFF = {**dict.fromkeys(vars(Recipe())), "sharp": 0.0}
+
+
+def synthesis_sheet(dataset: SyntheticBlurDataset, columns: int = 5) -> np.ndarray:
     """One row for each part alone, one with all parts and one with none, (H, W, 3) uint8 RGB.
 
-    Each column is one place of a photograph, where each part does the same in every row. The row
-    of the camera's processing is noisy, as nothing of it is seen without noise.
+    Each column is one place of a photograph, where each part does the same in every row. Highlights
+    are shown shaken and the camera's processing noisy: alone they change the target as well.
 
     Args:
         dataset: whose photographs and strengths are shown; a part that is off has no row.
@@ -33,25 +39,42 @@ def synthesis_sheet(dataset: SyntheticBlurDataset, columns: int = 6) -> np.ndarr
         for name, part in vars(dataset.recipe).items()
         if name != "sharp" and part is not None
     }
-    rows = {"none": {}, **{name: {name: part} for name, part in parts.items()}, "all": parts}
-    for name in {"processing", "saturation"} & parts.keys():
-        beside_it = {"processing": "noise", "saturation": "shake"}[name]
-        if beside_it in parts:
-            del rows[name]
-            rows[f"{beside_it} and {name}"] = {n: parts[n] for n in (name, beside_it)}
-    rows["all"] = rows.pop("all")
-    off = dict.fromkeys(vars(dataset.recipe))
-    columns = min(columns, len(dataset))
-    indices = [number * len(dataset) // columns for number in range(columns)]
-    recipe, pictures = dataset.recipe, []
+    rows = {"none": {}, **{name: {name: part} for name, part in parts.items()}}
+    for name, other in (("saturation", "shake"), ("processing", "noise")):
+        if name in parts and other in parts:
+            rows[f"{other} and {name}"] = rows.pop(name) | {other: parts[other]}
+    rows["all"] = parts
+    requests, recipe, pictures = (
+        _telling_places(dataset, min(columns, len(dataset))),
+        dataset.recipe,
+        [],
+    )
     try:
         for label, chosen in rows.items():
-            dataset.recipe = Recipe(**{**off, **chosen, "sharp": 0.0})
-            row = [
-                dataset[CropRequest(index, PATCH, PATCH, (dataset.seed, index))]["lq"].numpy()
-                for index in indices
-            ]
+            dataset.recipe = Recipe(**_OFF | chosen)
+            row = [dataset[request]["lq"].numpy() for request in requests]
             pictures.append(labelled(beside(row), label))
     finally:
         dataset.recipe = recipe
     return comparison_sheet(pictures)
+
+
+def _telling_places(dataset: SyntheticBlurDataset, columns: int) -> list[CropRequest]:
+    """For each of some photographs the one of a few random places with the strongest edges."""
+    recipe, chosen = dataset.recipe, []
+    dataset.recipe = Recipe(**_OFF)
+    try:
+        for number in range(columns):
+            index = number * len(dataset) // columns
+            requests = [
+                CropRequest(index, PATCH, PATCH, (dataset.seed, index, place))
+                for place in range(PLACES)
+            ]
+            chosen.append(max(requests, key=lambda request: _edges(dataset[request]["gt"].numpy())))
+    finally:
+        dataset.recipe = recipe
+    return chosen
+
+
+def _edges(image: np.ndarray) -> float:
+    return float(np.abs(cv2.Laplacian(image, cv2.CV_32F)).mean())
