@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hidiff.benchmark.timing import machine_name
+from hidiff.cost.timing import machine_name
 from hidiff.engine.distributed import Processes, start_processes
 from hidiff.engine.trainer import Trainer
 from hidiff.errors import UserError, friendly_errors

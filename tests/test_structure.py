@@ -19,6 +19,7 @@ LAYERS = [
     ("data",),
     ("prepare",),
     ("models",),
+    ("cost",),
     ("weights",),
     ("restore",),
     ("scoring",),

@@ -1,1 +1,1 @@
-"""Speed: variants, timing, rooflines."""
+"""Speed: what is measured in which variants, and its table."""

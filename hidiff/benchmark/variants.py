@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from hidiff.archs.reference import as_written
-from hidiff.benchmark.roofline import Work
-from hidiff.benchmark.timing import copy_rate, matmul_rate
+from hidiff.cost.roofline import Work
+from hidiff.cost.timing import copy_rate, matmul_rate
 from hidiff.errors import UserError
 from hidiff.models import DeblurModel
 from hidiff.models.compilation import compile_blocks

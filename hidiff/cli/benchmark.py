@@ -27,7 +27,7 @@ import torch
 
 from hidiff.benchmark.cases import BASELINE, CASES
 from hidiff.benchmark.table import table, write_table
-from hidiff.benchmark.timing import machine_name
+from hidiff.cost.timing import machine_name
 from hidiff.benchmark.variants import Machine, Variant
 from hidiff.errors import UserError
 from hidiff.models.base import SIDE_MULTIPLE

@@ -5,7 +5,7 @@ z is (B, N, C'). Time steps are t = 0 … T−1 here; the paper counts from 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -149,8 +149,7 @@ class LatentDDPM(nn.Module):
         denoiser: DenoiseFn,
         z_T: Tensor,
         c: Tensor,
-        *,
-        generator: torch.Generator | None = None,
+        step_noise: Tensor | None = None,
     ) -> Tensor:
         """Run the chain from z_T to ẑ: T times the posterior mean (Eq. 5; Eq. 6 without noise).
 
@@ -158,7 +157,8 @@ class LatentDDPM(nn.Module):
             denoiser: network called as denoiser(z_t, c, time).
             z_T: start (B, N, C').
             c: condition latent (B, N, C').
-            generator: source of Eq. 6's noise, read only with `reverse_noise`.
+            step_noise: Eq. 6's noise (B, T − 1, N, C') in the order of the steps, see
+                `draw_step_noise`; only with `reverse_noise`.
 
         Returns:
             ẑ (B, N, C'); the gradient flows through all T steps.
@@ -170,7 +170,18 @@ class LatentDDPM(nn.Module):
             coef2 = self.tables.posterior_mean_coef2[t].to(z.dtype)
             z = coef1 * x0 + coef2 * z
             if self.reverse_noise and t > 0:
-                # Drawn on the CPU, so that every device sees the same numbers.
-                step_noise = torch.randn(z.shape, generator=generator).to(z)
-                z = z + self.tables.betas[t].to(z.dtype).sqrt() * step_noise
+                epsilon = step_noise[:, self.timesteps - 1 - t].to(z)
+                z = z + self.tables.betas[t].to(z.dtype).sqrt() * epsilon
         return z
+
+    def draw_step_noise(
+        self, shape: Sequence[int], generator: torch.Generator | None
+    ) -> Tensor | None:
+        """Eq. 6's noise for priors of a shape (B, N, C'): (B, T − 1, N, C'), on the CPU.
+
+        None where the chain is deterministic.
+        """
+        if not self.reverse_noise or self.timesteps == 1:
+            return None
+        steps = [torch.randn(shape, generator=generator) for _ in range(self.timesteps - 1)]
+        return torch.stack(steps, dim=1)

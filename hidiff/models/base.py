@@ -123,8 +123,18 @@ class DeblurModel(nn.Module):
         Args:
             lq, gt: blurry and sharp images (B, 3, H, W), RGB in [0, 1], H and W multiples of 8.
             generator: CPU generator of all that the model draws; torch's global one by default.
+
+        A stage takes what `draw` returns as further arguments, in place of drawing it.
         """
         raise AssertionError("a stage defines `forward`")
+
+    def draw(self, count: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """All that a training step on `count` images draws, by the names of `forward`'s arguments.
+
+        Every tensor has a row for each image. They are on the CPU, so that every device sees the
+        same numbers.
+        """
+        return {}
 
     def image_losses(self, restored: Tensor, gt: Tensor) -> dict[str, Tensor]:
         """The losses between restored and sharp images (B, 3, H, W)."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hidiff.diffusion import LatentDDPM
-from hidiff.models.stage2 import DiffusionModel, standard_normal
+from hidiff.models.stage2 import DiffusionModel
 from hidiff.registry import MODELS
 
 
@@ -51,14 +51,13 @@ class SplitStage2(DiffusionModel):
         """See `DeblurModel.forward`; the loss is `l_diff`.
 
         Args:
-            noise: (B, N, C') in place of the standard normal draw.
-            t: (B,) time steps in 0 … T−1 in place of the uniform draw.
+            noise: (B, N, C') standard normal; drawn where it is None, as is t then.
+            t: (B,) time steps in 0 … T−1, uniform.
         """
+        if noise is None:
+            return self(lq, gt, **self.draw(len(lq), generator))
         z = self.target_prior(lq, gt)
-        noise = standard_normal(z, generator) if noise is None else noise.to(z)
-        if t is None:
-            t = torch.randint(self.diffusion.timesteps, z.shape[:1], generator=generator)
-        t = t.to(z.device)
+        noise, t = noise.to(z), t.to(z.device)
         z_t = self.diffusion.q_sample(z, noise, t)  # (B, N, C')
         c = self.net_le_dm(lq)
         if self.diffusion.predicts_x0:
@@ -66,3 +65,9 @@ class SplitStage2(DiffusionModel):
         else:
             target, prediction = noise, self.net_d(z_t, c, t[:, None, None] + 1)
         return {"l_diff": F.mse_loss(prediction, target)}
+
+    def draw(self, count: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """See `DeblurModel.draw`."""
+        noise = self.draw_noise(count, generator)
+        t = torch.randint(self.diffusion.timesteps, (count,), generator=generator)
+        return {"noise": noise, "t": t}

@@ -67,14 +67,16 @@ class DiffusionModel(DeblurModel):
     ) -> Tensor:
         """(B, 3, H, W) and noise (B, N, C') → (B, 3, H, W)."""
         c = self.net_le_dm(lq)
-        noise = standard_normal(c, generator) if noise is None else noise.to(c)
-        prior = self.diffusion.reverse(self.net_d, noise, c, generator=generator)
+        if noise is None:
+            noise = self.draw_noise(len(c), generator)
+        step_noise = self.diffusion.draw_step_noise(c.shape, generator)
+        prior = self.diffusion.reverse(self.net_d, noise.to(c), c, step_noise)
         return (transform or self.net_g)(lq, prior)
 
-
-def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Drawn on the CPU, so that every device sees the same numbers."""
-    return torch.randn(like.shape, generator=generator).to(like)
+    def draw_noise(self, count: int, generator: torch.Generator | None) -> Tensor:
+        """Standard normal (count, N, C'), on the CPU."""
+        shape = (count, self.net_g.group**2, self.net_g.prior_dim)
+        return torch.randn(shape, generator=generator)
 
 
 @MODELS.register("HI_Diff_S2")
@@ -113,18 +115,27 @@ class Stage2(DiffusionModel):
         *,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
+        step_noise: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """See `DeblurModel.forward`; the losses are `l_pix` and, unless left out, `l_pix_diff`.
 
         Args:
-            noise: (B, N, C') in place of the standard normal draw.
+            noise: (B, N, C') standard normal; drawn where it is None, as is step_noise then.
+            step_noise: see `LatentDDPM.reverse`.
         """
+        if noise is None:
+            return self(lq, gt, **self.draw(len(lq), generator))
         z = self.target_prior(lq, gt)
-        noise = standard_normal(z, generator) if noise is None else noise.to(z)
-        z_T = self.diffusion.training_start(z, noise)
+        z_T = self.diffusion.training_start(z, noise.to(z))
         c = self.net_le_dm(lq)
-        z_hat = self.diffusion.reverse(self.net_d, z_T, c, generator=generator)
+        z_hat = self.diffusion.reverse(self.net_d, z_T, c, step_noise)
         losses = self.image_losses(self.net_g(lq, z_hat), gt)
         if "l_pix_diff" in self.losses:
             losses["l_pix_diff"] = self.losses["l_pix_diff"](z_hat, z)
         return losses
+
+    def draw(self, count: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """See `DeblurModel.draw`."""
+        noise = self.draw_noise(count, generator)
+        step_noise = self.diffusion.draw_step_noise(noise.shape, generator)
+        return {"noise": noise} | ({} if step_noise is None else {"step_noise": step_noise})

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hidiff.benchmark.macs import model_complexity
+from hidiff.cost.macs import model_complexity
 from hidiff.files import write_bytes, write_text
 from hidiff.options import Options
 from hidiff.paper.ablation import Run

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hidiff.benchmark.macs import Complexity, model_complexity
+from hidiff.cost.macs import Complexity, model_complexity
 from hidiff.metrics.published import HI_DIFF, HI_DIFF_2, find_row
 from hidiff.options import load_options
 from hidiff.tables import text_table

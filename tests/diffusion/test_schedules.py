@@ -113,7 +113,7 @@ def test_reverse_noise_adds_the_last_term_of_equation_6():
         lambda z, c, t: z if t == 0 else torch.zeros_like(z),
         z,
         torch.zeros_like(z),
-        generator=torch.Generator().manual_seed(1),
+        ddpm.draw_step_noise(z.shape, torch.Generator().manual_seed(1)),
     )
     epsilon = torch.randn(1, 2, 3, generator=torch.Generator().manual_seed(1))
     coef2 = (1 - 0.8) * math.sqrt(0.4) / (1 - 0.8 * 0.4)

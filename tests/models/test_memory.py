@@ -65,7 +65,7 @@ MEASURED = """
 import json, sys
 import torch
 from hidiff import build_model
-from hidiff.benchmark.timing import measure_with_memory
+from hidiff.cost.timing import measure_with_memory
 from hidiff.models.memory import plan, restoring_bytes
 from hidiff.models.precision import precision
 

@@ -8,7 +8,7 @@ from small_data import train_options
 
 from hidiff import build_model
 from hidiff.archs import restormer
-from hidiff.benchmark.timing import bytes_for_backward
+from hidiff.cost.timing import bytes_for_backward
 from hidiff.errors import UserError
 from hidiff.models.precision import precision
 from hidiff.options import parse_options

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hidiff.archs.restormer import TransformerBlock
-from hidiff.benchmark.macs import count_macs, model_complexity
+from hidiff.cost.macs import count_macs, model_complexity
 from hidiff.errors import UserError
 from hidiff.models import build_model
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from hidiff import UserError
 from hidiff.archs.transformer import HIM
-from hidiff.benchmark.macs import count_macs, model_complexity
+from hidiff.cost.macs import count_macs, model_complexity
 from hidiff.cli import main
 from hidiff.options import load_options
 from hidiff.paper import complexity

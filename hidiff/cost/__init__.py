@@ -1,0 +1,1 @@
+"""What a computation costs: multiply-accumulates, time, memory."""
