@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from hidiff.benchmark.variants import Machine, Variant
 from hidiff.cost.roofline import restoring, training_step
 from hidiff.cost.timing import alternate, bytes_for_backward, comparison
-from hidiff.benchmark.variants import Machine, Variant
 from hidiff.data import (
     BatchPlan,
     PhaseBatchSampler,

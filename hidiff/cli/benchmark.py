@@ -27,8 +27,8 @@ import torch
 
 from hidiff.benchmark.cases import BASELINE, CASES
 from hidiff.benchmark.table import table, write_table
-from hidiff.cost.timing import machine_name
 from hidiff.benchmark.variants import Machine, Variant
+from hidiff.cost.timing import machine_name
 from hidiff.errors import UserError
 from hidiff.models.base import SIDE_MULTIPLE
 from hidiff.options import load_options

@@ -30,7 +30,7 @@ FIXED = {
 }
 """What must not change when a training is resumed, and its words."""
 
-PROGRESS = ("step", "bad_steps", "validated", "best", "started_from")
+PROGRESS = ("step", "bad_steps", "validated", "best", "started_from", "micro_batches")
 
 STATE_ENTRIES = {"networks", "average", "optimizer", "options", *FIXED, *PROGRESS}
 
@@ -54,7 +54,7 @@ WITHOUT_INFLUENCE = (
     r"train\.(max_bad_steps|on_bad_image)",
     # The same computation in another way, to rounding (kernels, compile) or exactly.
     r"kernels",
-    r"train\.(compile|activation_checkpointing)",
+    r"train\.(compile|activation_checkpointing|micro_batch)",
     # The number of processes and this one matter by their global batch only, which is compared.
     r"train\.reference_world_size",
 )
@@ -77,6 +77,7 @@ class TrainingState:
         bad_steps: steps in a row, up to this one, whose loss or gradient was not finite.
         validated: whether the validation after `step`, where there is to be one, is done.
         best: '{set}/{metric}' → the best value of the validations and the step of it.
+        micro_batches: images at once by 0-based phase, where that was measured.
 
     Random numbers and the order of the data follow from the step.
     """
@@ -92,6 +93,7 @@ class TrainingState:
     bad_steps: int = 0
     validated: bool = True
     best: dict[str, dict[str, Any]] = field(default_factory=dict)
+    micro_batches: dict[int, int] = field(default_factory=dict)
 
     @property
     def averaged(self) -> dict[str, nn.Module]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from hidiff.engine import checkpoint
 from hidiff.engine.distributed import GRACE, Processes, StopRequest, no_sync
 from hidiff.engine.experiment import prepare_folder, training_warnings
 from hidiff.engine.logger import Reporter, failures_logged, start_logging
+from hidiff.engine.micro_batch import MicroBatches
 from hidiff.engine.optim import (
     GRAD_CLIP_NORM,
     build_lr_schedule,
@@ -31,7 +33,7 @@ from hidiff.engine.optim import (
     update_average,
 )
 from hidiff.engine.validation import Validator
-from hidiff.errors import Interrupted, UserError, memory_errors
+from hidiff.errors import Interrupted, UserError, is_out_of_memory, memory_errors
 from hidiff.files import hold
 from hidiff.models import DeblurModel, build_model
 from hidiff.models.compilation import compile_blocks
@@ -117,7 +119,11 @@ class Trainer:
         self.model.net_g.recompute_levels(self.train_options.activation_checkpointing)
         if self.train_options.compile:
             compile_blocks(self.model, "train.compile")
-        self.wrapped = processes.wrap(self.model, accumulates=self.plan.accumulation > 1)
+        self.micro_batches = MicroBatches(
+            self.train_options.micro_batch, self.plan, self.state.micro_batches
+        )
+        accumulates = self.plan.accumulation > 1 or self.micro_batches.cuts
+        self.wrapped = processes.wrap(self.model, accumulates=accumulates)
         self.batches = self._load(data_options)
 
         log_file = None
@@ -242,11 +248,14 @@ class Trainer:
         set_lr(self.state.optimizer, lr)
         with memory_errors(
             f"the memory of {self.processes.device} is used up in phase {index + 1}, after step "
-            f"{step - 1}: {phase.batch_size} patches of {phase.patch_size}² a process",
-            "lower datasets.train.mini_batch_sizes (batch_size_per_gpu) or gt_sizes there, or set "
-            "train.activation_checkpointing: [1, 2, 3, 4]",
+            f"{step - 1}: {self.micro_batches.size(index) or 1} of {phase.batch_size} patches of "
+            f"{phase.patch_size}² at once in a process",
+            "set train.micro_batch: auto (or a smaller number) and "
+            "train.activation_checkpointing: [1, 2, 3, 4], or lower datasets.train.gt_sizes",
         ):
-            losses, images = self._accumulate(step)
+            if self.micro_batches.size(index) is None:
+                self.log.info(self.micro_batches.measure(index, self.model, self.processes))
+            losses, images = self._accumulate(step, index)
             limit = GRAD_CLIP_NORM if self.train_options.use_grad_clip else None
             norm = clip_gradients(self.model, limit).item()
             self.state.step = step
@@ -256,29 +265,60 @@ class Trainer:
                 self._skip(losses, images)
         self.reporter.step(step, lr, losses, norm)
 
-    def _accumulate(self, step: int) -> tuple[dict[str, Tensor], list[str]]:
-        """Forward and backward of the step's micro-batches; their mean losses and images."""
-        total: dict[str, Tensor] = {}
-        images: list[str] = []
-        for micro in range(self.plan.accumulation):
-            batch = next(self.batches)
-            images += batch["name"]
-            for notice in batch["notices"]:
-                self.log.warning("step %d: %s", step, notice)
-            last = micro == self.plan.accumulation - 1
-            with no_sync(self.wrapped, skip=not last):
-                generator = self._generator(step, micro)
-                losses = self.wrapped(batch["lq"], batch["gt"], generator=generator)
-                (sum(losses.values()) / self.plan.accumulation).backward()
-            self.batches.prefetch()
-            for name, loss in losses.items():
-                part = loss.detach() / self.plan.accumulation
-                total[name] = total[name] + part if name in total else part
-        return total, images
+    def _accumulate(self, step: int, phase: int) -> tuple[dict[str, Tensor], list[str]]:
+        """Forward and backward of the step's batches; their mean losses and images.
 
-    def _generator(self, step: int, micro: int) -> torch.Generator:
+        Where memory runs out they are done again with half as many images at once.
+        """
+        batches: list[dict[str, Any]] = []
+        while True:
+            try:
+                return self._backward(step, phase, batches)
+            except Exception as error:
+                # Others would wait for the gradients of this process.
+                alone = self.processes.world_size == 1 and self.micro_batches.cuts
+                if not (alone and is_out_of_memory(error) and self.micro_batches.halve(phase)):
+                    raise
+            # Here nothing holds the graph of the failed step any more.
+            self.state.optimizer.zero_grad(set_to_none=True)
+            if self.processes.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.log.warning(
+                "step %d: the memory is used up; it is done again, from now on in phase %d with "
+                "%d images at once",
+                *(step, phase + 1, self.micro_batches.size(phase)),
+            )
+
+    def _backward(
+        self, step: int, phase: int, batches: list[dict[str, Any]]
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """See `_accumulate`; batches that are not yet in the list are read, and put there."""
+        total: dict[str, Tensor] = {}
+        for slot in range(self.plan.accumulation):
+            if slot == len(batches):
+                batches.append(next(self.batches))
+                for notice in batches[slot]["notices"]:
+                    self.log.warning("step %d: %s", step, notice)
+            lq, gt = batches[slot]["lq"], batches[slot]["gt"]
+            draws = self.model.draw(len(lq), self._generator(step, slot))
+            for part in self.micro_batches.parts(phase):
+                last = slot == self.plan.accumulation - 1 and part.stop == len(lq)
+                with no_sync(self.wrapped, skip=not last):
+                    own = {name: values[part] for name, values in draws.items()}
+                    losses = self.wrapped(lq[part], gt[part], **own)
+                    share = len(lq[part]) / len(lq)
+                    for name in losses:
+                        losses[name] = losses[name] * (1 if self.model.is_sum(name) else share)
+                    (sum(losses.values()) / self.plan.accumulation).backward()
+                for name, loss in losses.items():
+                    mean = loss.detach() / self.plan.accumulation
+                    total[name] = total[name] + mean if name in total else mean
+            self.batches.prefetch()
+        return total, [name for batch in batches for name in batch["name"]]
+
+    def _generator(self, step: int, own_slot: int) -> torch.Generator:
         """Random numbers that follow from seed, step and slot, so that resuming repeats them."""
-        slot = micro * self.processes.world_size + self.processes.rank
+        slot = own_slot * self.processes.world_size + self.processes.rank
         rng = np.random.default_rng((self.options.manual_seed, MODEL_STREAM, step, slot))
         return torch.Generator().manual_seed(int(rng.integers(2**63)))
 

@@ -136,6 +136,10 @@ class DeblurModel(nn.Module):
         """
         return {}
 
+    def is_sum(self, loss: str) -> bool:
+        """Whether a loss is a sum over the images and pixels, not a mean (`reduction: sum`)."""
+        return loss in self.losses and getattr(self.losses[loss], "reduction", "mean") == "sum"
+
     def image_losses(self, restored: Tensor, gt: Tensor) -> dict[str, Tensor]:
         """The losses between restored and sharp images (B, 3, H, W)."""
         return {

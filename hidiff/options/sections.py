@@ -23,6 +23,7 @@ from hidiff.errors import UserError
 
 Section = Mapping[str, Any]
 Precision = Literal["fp32", "tf32", "bf16"]
+MicroBatch = PositiveInt | Literal["auto"] | None
 
 MAX_NAME = 150
 """Bytes of a name that becomes part of file names, which may have 255 with what is added."""
@@ -204,6 +205,8 @@ class TrainOptions:
     another.
     `precision` is that of `hidiff.models.precision`; `compile` uses torch.compile. The blocks of
     the levels in `activation_checkpointing` keep no activations and compute them again backward.
+    `micro_batch` images of a batch are computed at once and their gradients added up; 'auto' takes
+    as many as fit, and half of them when memory runs out.
     """
 
     total_iter: PositiveInt
@@ -218,6 +221,7 @@ class TrainOptions:
     precision: Precision = "tf32"
     compile: bool = False
     activation_checkpointing: tuple[Literal[1, 2, 3, 4], ...] = ()
+    micro_batch: MicroBatch = None
     pixel_opt: Section | None = None
     pixel_diff_opt: Section | None = None
     perceptual_opt: Section | None = None

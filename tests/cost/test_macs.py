@@ -10,8 +10,8 @@ from torch import nn
 
 from hidiff import UserError
 from hidiff.archs.transformer import HIM
-from hidiff.cost.macs import count_macs, model_complexity
 from hidiff.cli import main
+from hidiff.cost.macs import count_macs, model_complexity
 from hidiff.options import load_options
 from hidiff.paper import complexity
 

@@ -21,6 +21,9 @@ def main() -> None:
     data, name = Path(sys.argv[1]), sys.argv[2]
     torch.set_default_dtype(torch.float64)
     content = train_options(data, 2, total_iter=5, reference_world_size=int(sys.argv[3]))
+    if "RANK" in os.environ:
+        # Several processes with micro-batches train what one process trains without.
+        content["train"]["micro_batch"] = 1
     content["datasets"].pop("val")
     content |= {"name": name, "val": {}}
     # Weights of stage 1: any will do.
@@ -41,17 +44,17 @@ def main() -> None:
         seen = []
         accumulate = trainer._accumulate
 
-        def record(step):
-            losses, images = accumulate(step)
-            # By slot: process r's micro-batch m is slot m·W + r.
+        def record(step, phase):
+            losses, images = accumulate(step, phase)
+            # By slot: process r's batch m is slot m·W + r.
             parts = processes.gather(images)
             size = len(images) // trainer.plan.accumulation
             seen.append(
                 [
                     image
-                    for micro in range(trainer.plan.accumulation)
+                    for m in range(trainer.plan.accumulation)
                     for part in parts
-                    for image in part[micro * size : (micro + 1) * size]
+                    for image in part[m * size : (m + 1) * size]
                 ]
             )
             return losses, images

@@ -130,7 +130,7 @@ def test_accumulation_gives_the_gradient_of_the_larger_batch(data, tmp_path, mon
     trainer.batches = Given(
         {**batch, "lq": lq, "gt": gt} for batch, (lq, gt) in zip(batches, pixels, strict=True)
     )
-    trainer._accumulate(1)
+    trainer._accumulate(1, 0)
     accumulated = [p.grad.clone() for p in trainer.model.parameters()]
     trainer.model.zero_grad()
     lq, gt = (torch.cat(side) for side in zip(*pixels, strict=True))
@@ -215,7 +215,7 @@ def test_every_option_of_speed_arrives(data, tmp_path, monkeypatch):
         modes = {m.kernels for m in network.modules() if isinstance(m, DepthwiseConv2d)}
         assert modes == {"triton"}
     during = []
-    monkeypatch.setattr(run, "_accumulate", lambda step: during.append(net.feature_dtype) or 1 / 0)
+    monkeypatch.setattr(run, "_accumulate", lambda *_: during.append(net.feature_dtype) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run.run()
     assert during == [torch.bfloat16]
