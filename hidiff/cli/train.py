@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import closing
 
 from hidiff.cli.arguments import option_parser
 from hidiff.engine.distributed import start_processes
+from hidiff.engine.dry_run import dry_run
+from hidiff.engine.profile import profile
 from hidiff.engine.trainer import Trainer
+from hidiff.errors import require_positive
 from hidiff.files import hold, set_aside
+from hidiff.models.precision import precision
 from hidiff.options import Options, load_options
 from hidiff.weights.experiment import Experiment
 
@@ -46,11 +51,34 @@ def main(arguments: Sequence[str]) -> int:
         action="store_true",
         help="train as debug_NAME, logging every step; an earlier debug run is set aside",
     )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="check everything and measure each phase, without training; nothing is written",
+    )
+    parser.add_argument(
+        "--profile",
+        type=int,
+        metavar="STEPS",
+        help="write a trace of so many steps to results/profile/NAME, without training",
+    )
     args = parser.parse_args(arguments)
+    if args.profile is not None:
+        require_positive(**{"--profile": args.profile})
     options = load_options(args.opt, args.force_yml)
     if args.debug:
         options = for_debugging(options)
     with start_processes(options, args.launcher) as processes:
+        if args.dry_run or args.profile:
+            trainer = Trainer(options, processes, auto_resume=args.auto_resume, dry=True)
+            with (
+                closing(trainer.batches),
+                precision(trainer.model, trainer.train_options.precision),
+            ):
+                if args.profile:
+                    profile(trainer, args.profile)
+                    return 0
+                return 0 if dry_run(trainer) else 1
         folder = Experiment(options.name).folder
         if args.debug and not args.auto_resume:
             hold(folder, processes)

@@ -6,6 +6,7 @@ point happen on the device, so that a quarter of the bytes crosses to it and no 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -76,6 +77,8 @@ class DeviceBatches(Iterator[dict[str, Any]]):
         dtype: torch.dtype,
         normalization: Normalization | None = None,
     ) -> None:
+        self.waited = 0.0
+        """Seconds that the device had nothing to do and a batch was not there."""
         self._batches = batches
         self._device = device
         self._dtype = dtype
@@ -89,8 +92,12 @@ class DeviceBatches(Iterator[dict[str, Any]]):
         """
         if self._ahead is not None:
             return
+        started = time.perf_counter()
         try:
             batch = next(self._batches)
+            # A GPU that still computes has not waited.
+            if self._device.type != "cuda" or torch.cuda.current_stream(self._device).query():
+                self.waited += time.perf_counter() - started
             lq, gt = to_device(batch, self._device, self._dtype, self._normalization)
             self._ahead = {**batch, "lq": lq, "gt": gt}
         except Exception as error:

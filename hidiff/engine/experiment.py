@@ -37,19 +37,11 @@ def prepare_folder(
     Raises:
         UserError: the experiment exists already and is not to be resumed.
     """
+    refuse_another(experiment, step=step, auto_resume=auto_resume)
     folder, notices = experiment.folder, []
-    kept = [*experiment.states.glob("*.state")]
-    if not auto_resume:
-        kept += experiment.models.glob("*.pth")
-    if step is None and folder.exists() and not kept:
+    if step is None and folder.exists() and any(folder.iterdir()):
         archived = set_aside(folder)
         notices.append(f"{folder} had no training state to resume; it is now {archived}")
-    if step is None and folder.exists() and any(folder.iterdir()):
-        raise UserError(
-            f"{folder} holds an experiment already. To continue it add --auto_resume; "
-            "to start another one give it another name (--force_yml name="
-            f"{experiment.name}_b) or move the folder away"
-        )
     # A tb_logger that is read-only or no folder ends nothing; `MetricsWriter` tells of it.
     with suppress(OSError):
         if step is None and experiment.tensorboard.exists():
@@ -70,6 +62,23 @@ def prepare_folder(
         # Later states are another branch's; --auto_resume must not return to it.
         notices += set_aside_newer(experiment.states, step)
     return folder / f"train_{experiment.name}_{now}.log", notices
+
+
+def refuse_another(experiment: Experiment, *, step: int | None, auto_resume: bool) -> None:
+    """Make sure that a new training would not go into the folder of another; see `prepare_folder`.
+
+    Raises:
+        UserError: the experiment exists already and is not to be resumed.
+    """
+    kept = [*experiment.states.glob("*.state")]
+    if not auto_resume:
+        kept += experiment.models.glob("*.pth")
+    if step is None and kept:
+        raise UserError(
+            f"{experiment.folder} holds an experiment already. To continue it add --auto_resume; "
+            "to start another one give it another name (--force_yml name="
+            f"{experiment.name}_b) or move the folder away"
+        )
 
 
 def training_warnings(options: Options, model: DeblurModel, processes: Processes) -> list[str]:

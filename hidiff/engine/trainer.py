@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hidiff.archs.strips import block_dtype
 from hidiff.data import (
     BatchPlan,
     PhaseBatchSampler,
@@ -21,7 +23,7 @@ from hidiff.data import (
 from hidiff.data.transfer import DeviceBatches
 from hidiff.engine import checkpoint
 from hidiff.engine.distributed import GRACE, Processes, StopRequest, no_sync
-from hidiff.engine.experiment import prepare_folder, training_warnings
+from hidiff.engine.experiment import prepare_folder, refuse_another, training_warnings
 from hidiff.engine.logger import Reporter, failures_logged, start_logging
 from hidiff.engine.micro_batch import MicroBatches
 from hidiff.engine.optim import (
@@ -32,13 +34,14 @@ from hidiff.engine.optim import (
     set_lr,
     update_average,
 )
+from hidiff.engine.speed import Speed
 from hidiff.engine.validation import Validator
 from hidiff.errors import Interrupted, UserError, is_out_of_memory, memory_errors
 from hidiff.files import hold
 from hidiff.models import DeblurModel, build_model
 from hidiff.models.compilation import compile_blocks
 from hidiff.models.precision import precision
-from hidiff.options import DatasetOptions, Options
+from hidiff.options import Options
 from hidiff.weights.experiment import Experiment
 from hidiff.weights.pretrained import changed_since_start, load_pretrained
 
@@ -56,12 +59,20 @@ class Trainer:
         options: the option file.
         processes: this process and the others.
         auto_resume: continue from the newest state of the experiment, if there is one.
+        dry: write nothing, for `hidiff.engine.dry_run`.
 
     Raises:
         UserError: anything in the options, the data or the files that a person must mend.
     """
 
-    def __init__(self, options: Options, processes: Processes, *, auto_resume: bool = False):
+    def __init__(
+        self,
+        options: Options,
+        processes: Processes,
+        *,
+        auto_resume: bool = False,
+        dry: bool = False,
+    ):
         self.options, self.processes = options, processes
         self.train_options, data_options = options.for_training()
         self.total_iter = self.train_options.total_iter
@@ -79,7 +90,7 @@ class Trainer:
             warmup_iter=self.train_options.warmup_iter,
         )
         self.dataset = build_training_set(data_options)
-        lock_notices = hold(self.experiment.folder, processes)
+        lock_notices = [] if dry else hold(self.experiment.folder, processes)
         sections = [part for key, part in options.datasets.items() if key.startswith("val")]
         self.validator = Validator(
             options,
@@ -124,16 +135,19 @@ class Trainer:
         )
         accumulates = self.plan.accumulation > 1 or self.micro_batches.cuts
         self.wrapped = processes.wrap(self.model, accumulates=accumulates)
-        self.batches = self._load(data_options)
+        self.batches = self.load(self.state.step + 1)
 
         log_file = None
         with processes.main_first():
             if processes.is_main:
                 step = None if saved is None else self.state.step
-                log_file, notices = prepare_folder(
-                    self.experiment, options, step=step, auto_resume=auto_resume
-                )
-                self.notices += notices
+                if dry:
+                    refuse_another(self.experiment, step=step, auto_resume=auto_resume)
+                else:
+                    log_file, notices = prepare_folder(
+                        self.experiment, options, step=step, auto_resume=auto_resume
+                    )
+                    self.notices += notices
         self.log_file = processes.gather(log_file)[0]
         self.log = start_logging(is_main=processes.is_main, file=self.log_file)
         for line in (*self.notices, *self._description()):
@@ -144,8 +158,20 @@ class Trainer:
             processes,
             total_iter=self.total_iter,
             step=self.state.step,
-            print_freq=options.logger.print_freq,
-            tensorboard=self.experiment.tensorboard if options.logger.use_tb_logger else None,
+            print_freq=sys.maxsize if dry else options.logger.print_freq,
+            tensorboard=self.experiment.tensorboard
+            if options.logger.use_tb_logger and not dry
+            else None,
+            speed=Speed(self.plan, self.total_iter),
+            networks={
+                key: value
+                for key, value in options.sections.items()
+                if key.startswith(("network_", "diffusion_schedule", "model_type"))
+            },
+            dtype=block_dtype(
+                torch.bfloat16 if self.train_options.precision == "bf16" else torch.float32,
+                processes.device,
+            ),
         )
 
     def _build_model(self) -> DeblurModel:
@@ -158,9 +184,9 @@ class Trainer:
         model.strip_rows = self.options.val.strip_rows
         return model
 
-    def _load(self, options: DatasetOptions) -> DeviceBatches:
-        """The batches of the steps that are left."""
-        device = self.processes.device
+    def load(self, first_step: int) -> DeviceBatches:
+        """The batches of the steps from this one on."""
+        device, options = self.processes.device, self.options.for_training()[1]
         sampler = PhaseBatchSampler(
             size=len(self.dataset),
             shares=self.dataset.shares,
@@ -169,7 +195,7 @@ class Trainer:
             seed=self.options.manual_seed,
             crop_size=options.gt_size,
             total_iter=self.total_iter,
-            first_step=self.state.step + 1,
+            first_step=first_step,
             enlarge_ratio=options.dataset_enlarge_ratio,
         )
         batches = training_batches(
@@ -218,7 +244,7 @@ class Trainer:
             stopping = not self._validate()
             while not stopping and state.step < self.total_iter:
                 try:
-                    self._train_step(state.step + 1)
+                    self.train_step(state.step + 1)
                 except Interrupted:  # before the step had its data
                     stopping = True
                 else:
@@ -240,18 +266,21 @@ class Trainer:
         self.processes.leave(agent_knows=self.stop.received not in (None, "SIGUSR1"))
         raise Interrupted(message)
 
-    def _train_step(self, step: int) -> None:
+    def train_step(self, step: int) -> None:
         """The step with all its micro-batches, and what is said about it."""
         index = self.plan.phase_index(step)
         phase = self.plan.phases[index]
         lr = self.lr(step)
         set_lr(self.state.optimizer, lr)
-        with memory_errors(
-            f"the memory of {self.processes.device} is used up in phase {index + 1}, after step "
-            f"{step - 1}: {self.micro_batches.size(index) or 1} of {phase.batch_size} patches of "
-            f"{phase.patch_size}² at once in a process",
-            "set train.micro_batch: auto (or a smaller number) and "
-            "train.activation_checkpointing: [1, 2, 3, 4], or lower datasets.train.gt_sizes",
+        at_once = f"{self.micro_batches.size(index) or 1} of {phase.batch_size} patches"
+        with (
+            self.reporter.speed.step(step, lambda: self.batches.waited),
+            memory_errors(
+                f"the memory of {self.processes.device} is used up in phase {index + 1}, after "
+                f"step {step - 1}: {at_once} of {phase.patch_size}² at once in a process",
+                "set train.micro_batch: auto (or a smaller number) and "
+                "train.activation_checkpointing: [1, 2, 3, 4], or lower datasets.train.gt_sizes",
+            ),
         ):
             if self.micro_batches.size(index) is None:
                 self.log.info(self.micro_batches.measure(index, self.model, self.processes))
