@@ -27,11 +27,12 @@ from pathlib import Path
 
 from hidiff.engine.distributed import LAUNCHERS, start_processes
 from hidiff.errors import UserError, require_positive
+from hidiff.options import shipped_options
 from hidiff.paper.ablation import plan, run_all, write_option_files
 from hidiff.paper.ablation_changes import Changes
 from hidiff.paper.ablation_table import write_report
 
-OPTIONS = Path(__file__).resolve().parent.parent.parent / "options" / "ablation"
+OPTIONS = shipped_options() / "ablation"
 TABLE_1 = ("Baseline", "Single_Guide_S1", "Single_Guide_S2", "HI_Diff_S1", "Split_Training_S2")
 SWEEP = ("T_1", "T_2", "T_4", "HI_Diff_S2", "T_16", "T_32")  # of HI_Diff_S2, whose T is 8
 DEFAULT_FILES = [OPTIONS / f"{stem}.yml" for stem in (*TABLE_1, *SWEEP)]

@@ -86,11 +86,8 @@ def dry_run(trainer: Trainer) -> bool:
         for line in _other_numbers(plan, reports, between, world_size):
             log.info(line)
     needed, free = _disk(trainer)
-    log.info(
-        "checkpoints take %.2f GiB of the disk, where %.2f GiB are free",
-        needed / 2**30,
-        free / 2**30,
-    )
+    sizes = f"{needed / 2**30:.2f} GiB of the disk, where {free / 2**30:.2f} GiB are free"
+    log.info("checkpoints take %s", sizes)
     if needed > free:
         problems.append(
             f"{trainer.experiment.folder}: checkpoints take {sizes}; make room, or raise "

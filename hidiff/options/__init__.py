@@ -12,6 +12,7 @@ from hidiff.options.sections import (
     Section,
     ValOptions,
 )
+from hidiff.options.yaml_file import shipped_options
 
 __all__ = [
     "DatasetOptions",
@@ -27,4 +28,5 @@ __all__ = [
     "load_datasets",
     "load_options",
     "parse_options",
+    "shipped_options",
 ]

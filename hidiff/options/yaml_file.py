@@ -22,6 +22,9 @@ MAX_DEPTH = 50
 MAX_LAYERS = 10
 """Files that may be based on one another."""
 
+OPTION_FILES = "options"
+"""Name of the folder of this project's option files, in the checkout."""
+
 _MERGE = "tag:yaml.org,2002:merge"
 _KINDS = ("null", "bool", "int", "float", "str", "seq", "map")
 """YAML's kinds of values that options have; dates, sets and bytes are none."""
@@ -156,9 +159,25 @@ def merged(layers: Mapping[Path, dict[str, Any]]) -> dict[str, Any]:
     return functools.reduce(_merged, reversed(layers.values()))
 
 
+def shipped_options() -> Path:
+    """The folder of this project's option files: in the checkout, or where a wheel has put it."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "option_files"  # see setup.py
+    return installed if installed.is_dir() else package.parent / OPTION_FILES
+
+
+def find_option_file(path: str | Path) -> Path:
+    """The file itself; where it is not there and called options/…, this project's of that name."""
+    path = Path(path)
+    if path.exists() or path.is_absolute() or path.parts[:1] != (OPTION_FILES,):
+        return path
+    ours = shipped_options().joinpath(*path.parts[1:])
+    return ours if ours.exists() else path
+
+
 def read_layers(path: str | Path) -> tuple[dict[Path, dict[str, Any]], list[str]]:
     """An option file and the files it is based on, see `read_yaml`, each with its own content."""
-    path = Path(path)
+    path = find_option_file(path)
     layers: dict[Path, dict[str, Any]] = {}
     notices: list[str] = []
     where = ""

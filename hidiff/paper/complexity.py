@@ -12,8 +12,6 @@ from hidiff.metrics.published import HI_DIFF, HI_DIFF_2, find_row
 from hidiff.options import load_options
 from hidiff.tables import text_table
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-
 PAPER_SIZE = (3, 256, 256)
 
 
@@ -58,7 +56,7 @@ def paper_report(size: tuple[int, int, int]) -> tuple[str, list[dict[str, Any]]]
     for table, method, options in PAPER_ROWS:
         paper = find_row(table, method)
         if isinstance(options, str):
-            options = load_options(ROOT / options).sections
+            options = load_options(options).sections
         counted = model_complexity(options, size)
         comparable = counted.size == PAPER_SIZE
         rows.append(
