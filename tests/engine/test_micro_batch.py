@@ -182,11 +182,11 @@ def test_auto_takes_what_fits(data, tmp_path, monkeypatch):
     monkeypatch.setattr(
         micro_batch, "measure_with_memory", lambda work, device: (0.0, peaks[work()] * 1e9)
     )
-    monkeypatch.setattr(micro_batch, "free_memory", lambda device: 740e9 / micro_batch.SHARE)
+    monkeypatch.setattr(micro_batch, "free_memory", lambda device: 741e9 / micro_batch.SHARE)
     trainer = Trainer(parse_options(options), ALONE)
     trainer.micro_batches.measure(0, trainer.model, ALONE)
     trainer.micro_batches.measure(1, trainer.model, ALONE)
-    assert trainer.state.micro_batches == {0: 8, 1: 3}  # 20 + 8·90 = 740
+    assert trainer.state.micro_batches == {0: 8, 1: 3}  # 20 + 8·90 = 740 of 741
     monkeypatch.setattr(micro_batch, "free_memory", lambda device: 150e9)
     trainer.micro_batches.measure(0, trainer.model, ALONE)
     assert trainer.state.micro_batches[0] == 1
