@@ -124,7 +124,9 @@ def _largest_that_fits(model: DeblurModel, phase: Phase, processes: Processes) -
         RuntimeError: (torch's, out of memory) not even one image fits.
     """
     device, size = processes.device, phase.patch_size
-    _, one = measure_with_memory(training_step(model, 1, size, device), device)
+    step = training_step(model, 1, size, device)
+    step()  # libraries ask for memory of their own when they are first used
+    _, one = measure_with_memory(step, device)
     if one is None or phase.batch_size == 1:
         return phase.batch_size
     free = SHARE * free_memory(device) - OPTIMIZER_COPIES * _parameter_bytes(model)
@@ -133,9 +135,9 @@ def _largest_that_fits(model: DeblurModel, phase: Phase, processes: Processes) -
     if free < 2 * one:
         return 1
     _, two = measure_with_memory(training_step(model, 2, size, device), device)
+    each = max(two - one, 1)
     # Beside what each image needs there are the gradients, once.
-    each = max(two - one, (two - _parameter_bytes(model)) / 2, 1)
-    count = max(1, min(phase.batch_size, int((free - (two - 2 * each)) / each)))
+    count = max(1, min(phase.batch_size, int((free - (one - each)) / each)))
     while device.type == "cuda" and count > 1 and not _fits(model, count, size, device):
         count //= 2
     return count
