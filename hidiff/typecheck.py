@@ -37,6 +37,7 @@ WANTED = {
     "missing": "more entries",
     "greater_than_equal": "at least {ge}",
     "greater_than": "more than {gt}",
+    "less_than_equal": "at most {le}",
     "less_than": "less than {lt}",
     "too_long": "fewer entries",
 }
