@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # From nothing to restored photographs on a CPU: bash scripts/quickstart.sh [--fresh]
 #
-# Installs what is needed (once), makes a small data set, trains both stages of a tiny HI-Diff,
-# restores held-out photographs and scores them. An interrupted run goes on where it was; --fresh
+# Installs what is needed (once), makes a small data set, restores a photograph with the model that
+# comes with the package, trains both stages of a tiny HI-Diff, restores held-out photographs with
+# that and scores them. An interrupted run goes on where it was; --fresh
 # sets earlier results aside and trains anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -36,6 +37,10 @@ fi
 
 echo "== data: photographs of scikit-image, blurred by simulated camera shake"
 "$PYTHON" -m hidiff prepare quickstart
+echo "== the model that comes with the package restores a photograph"
+photographs=(datasets/quickstart/test/input/*.png)
+"$PYTHON" -m hidiff restore "${photographs[0]}" -m starter -o results/starter --compare --overwrite
+echo "look at results/starter/compare.html; what follows trains a much smaller model, to show how"
 echo "== stage 1: the Transformer with a latent encoder that sees the sharp image"
 train options/quickstart/S1.yml
 echo "== stage 2: the diffusion model and the Transformer, jointly"
@@ -49,3 +54,4 @@ echo "== test: photographs that were not trained on"
     --output results/quickstart/comparison.png
 echo "done in $((SECONDS - started)) s; look at results/quickstart/comparison.png"
 echo "restore a photograph of yours: $PYTHON -m hidiff restore PHOTO -o restored --compare"
+echo "with the network that was trained here: the same with -m quickstart_S2"
