@@ -25,7 +25,7 @@ from hidiff.engine.distributed import Processes
 from hidiff.engine.logger import start_logging
 from hidiff.engine.trainer import Trainer
 from hidiff.errors import UserError
-from hidiff.files import write_text
+from hidiff.files import set_aside, write_text
 from hidiff.finetune.pairs import FoundPair, find_pairs, split, usable
 from hidiff.options import Options, load_options, parse_options
 from hidiff.options.yaml_file import apply_overrides
@@ -119,6 +119,9 @@ def plan(asked: Asked, name: str) -> Options:
     content = _content(asked, name, start, min(patch, side // 8 * 8))
     apply_overrides(content, asked.overrides)
     options = parse_options(copy.deepcopy(content), file=option_file)
+    for folder_of_scores in (RESULTS / f"{name}_before", RESULTS / f"{name}_after"):
+        if folder_of_scores.exists():
+            LOG.info("earlier results were moved to %s", set_aside(folder_of_scores))
     for part, pairs in parts.items():
         lines = [_line(pair, Path(asked.data)) for pair in pairs]
         write_text(folder / f"{part}.txt", "\n".join(lines) + "\n")
@@ -232,6 +235,8 @@ def finetune(options: Options, processes: Processes) -> bool:
     write_text(folder / "finetune.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     for line in (*text_table(header, rows), f"written to {folder / 'finetune.md'}"):
         LOG.info(line)
+    if after.mean().get("psnr", 0.0) < before.mean("blurry")["psnr"]:
+        LOG.warning("the blurry images score higher than what is restored of them, also now")
     if not better:
         LOG.error(
             "fine-tuning made it no better: %+.3f dB on the held-out pairs. No result is written; "

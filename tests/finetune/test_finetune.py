@@ -26,6 +26,8 @@ SMALL = [
     "--force_yml",
     "datasets:train:num_worker_per_gpu=0",
     "datasets:train:batch_size_per_gpu=2",
+    "logger:save_checkpoint_freq=3",
+    "logger:use_tb_logger=false",
 ]
 
 
@@ -178,6 +180,7 @@ def test_better_weights_are_the_result_and_a_stopped_call_goes_on(here, start, m
 
 
 def test_worse_weights_are_no_result(here, start):
+    Path("results/mine_before").mkdir(parents=True)  # of a call whose experiment was removed
     call = ["--data", "my pairs", "--weights", str(start), "-o", "mine", "--steps", "2"]
     assert main([*call, "--lr", "3", *SMALL]) == 1
     found = json.loads(Path("experiments/mine_finetune/finetune.json").read_text())
