@@ -30,7 +30,7 @@ from hidiff.finetune.pairs import FoundPair, find_pairs, split, usable
 from hidiff.options import Options, load_options, parse_options
 from hidiff.options.yaml_file import apply_overrides
 from hidiff.scoring.files import read_json, read_scores
-from hidiff.scoring.record import SetScores
+from hidiff.scoring.record import SetScores, for_json
 from hidiff.scoring.test_run import run_test
 from hidiff.tables import markdown_table, text_table
 from hidiff.weights.experiment import EXPERIMENTS, RESULTS, Experiment
@@ -135,7 +135,7 @@ def plan(asked: Asked, name: str) -> Options:
         "pairs": {part: len(pairs) for part, pairs in parts.items()},
         "left_out": left_out,
     }
-    write_text(record, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    _write_record(record, facts)
     return options
 
 
@@ -222,19 +222,12 @@ def finetune(options: Options, processes: Processes) -> bool:
     gain = after.mean().get("psnr", math.nan) - before.mean()["psnr"]
     # What a training that has failed restores cannot even be scored.
     better = gain > 0 and not after.failed
-    header, rows = _table(before, after)
-    title = f"# {name}: held-out pairs before and after fine-tuning"
-    numbers = range(1, len(header))
-    lines = [title, "", *markdown_table(header, rows, numbers=numbers), ""]
-    write_text(folder / "finetune.md", "\n".join(lines))
-    facts = read_json(folder / "finetune.json") | {
-        "before": before.mean(),
-        "after": after.mean(),
-        "better": better,
-    }
-    write_text(folder / "finetune.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-    for line in (*text_table(header, rows), f"written to {folder / 'finetune.md'}"):
-        LOG.info(line)
+    _write_record(
+        folder / "finetune.json",
+        read_json(folder / "finetune.json")
+        | {"before": before.mean(), "after": after.mean(), "better": better},
+    )
+    _write_table(folder / "finetune.md", before, after)
     if after.mean().get("psnr", 0.0) < before.mean("blurry")["psnr"]:
         LOG.warning("the blurry images score higher than what is restored of them, also now")
     if not better:
@@ -260,8 +253,12 @@ def _held_out(options: Options, name: str, weights: Path, processes: Processes) 
     return scores
 
 
-def _table(before: SetScores, after: SetScores) -> tuple[list[str], list[list[str]]]:
-    """A row an image, and the means."""
+def _write_record(path: Path, facts: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(for_json(facts), indent=1, ensure_ascii=False) + "\n")
+
+
+def _write_table(path: Path, before: SetScores, after: SetScores) -> None:
+    """Write and log a row an image, and the means."""
     metrics = sorted(before.mean())
 
     def row(name: str, *sides: Mapping[str, float]) -> list[str]:
@@ -269,10 +266,15 @@ def _table(before: SetScores, after: SetScores) -> tuple[list[str], list[list[st
         cells = ["-" if value is None else f"{value:.4f}" for value in values]
         return [name, *cells]
 
-    header = [f"{metric} {side}" for metric in metrics for side in ("blurry", "before", "after")]
+    columns = [f"{metric} {side}" for metric in metrics for side in ("blurry", "before", "after")]
     rows = [
         row(old.name, old.blurry, old.restored, new.restored)
         for old, new in zip(before.images, after.images, strict=True)
     ]
     rows.append(row("mean", before.mean("blurry"), before.mean(), after.mean()))
-    return ["image", *header], rows
+    header = ["image", *columns]
+    title = "# Held-out pairs before and after fine-tuning"
+    lines = [title, "", *markdown_table(header, rows, numbers=range(1, len(header))), ""]
+    write_text(path, "\n".join(lines))
+    for line in (*text_table(header, rows), f"written to {path}"):
+        LOG.info(line)

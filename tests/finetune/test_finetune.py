@@ -143,7 +143,7 @@ def test_what_is_no_pair_is_named(tmp_path):
 def test_better_weights_are_the_result_and_a_stopped_call_goes_on(here, start, monkeypatch, capsys):
     call = ["--data", "my pairs", "--weights", str(start), "-o", "mine"]
     call += ["--steps", "6", "--lr", "2e-3", *SMALL]
-    step = Trainer._train_step
+    step = Trainer.train_step
 
     def stopped(trainer, number):
         if number == 4:
@@ -151,7 +151,7 @@ def test_better_weights_are_the_result_and_a_stopped_call_goes_on(here, start, m
         step(trainer, number)
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(Trainer, "_train_step", stopped)
+        patch.setattr(Trainer, "train_step", stopped)
         main(call)
     record = Path("experiments/mine_finetune/finetune.json")
     assert "better" not in json.loads(record.read_text())
