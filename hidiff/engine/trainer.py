@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hidiff.archs.strips import block_dtype
+from hidiff.cost.timing import keep_freed_memory
 from hidiff.data import (
     BatchPlan,
     PhaseBatchSampler,
@@ -175,6 +176,8 @@ class Trainer:
         )
 
     def _build_model(self) -> DeblurModel:
+        if self.processes.device.type == "cpu":
+            keep_freed_memory()
         # Every phase has one image size, so the search for the fastest kernels pays.
         torch.backends.cudnn.benchmark = True
         # Every process initialises the same weights; the wrapper would only copy them anyway.
