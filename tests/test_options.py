@@ -56,7 +56,7 @@ def test_released_option_files_run_as_they_are(name, tmp_path):
     repeats = [n for n in options.notices if "repeated with the same value" in n]
     assert len(repeats) == len(reference["repeated_keys"])
     if options.train is not None:
-        dead = ("use_shuffle", "prefetch_mode", "mixing_augs", "wandb")
+        dead = ("use_shuffle", "prefetch_mode", "mixing_augs")
         for key in dead:
             assert any(key in notice and "no effect" in notice for notice in options.notices)
         train, data = options.for_training()

@@ -26,6 +26,7 @@ from hidiff.data import BatchPlan
 from hidiff.engine.distributed import Processes
 from hidiff.engine.speed import Speed, duration, matmul_seconds_a_pixel
 from hidiff.errors import UserError, console_failure
+from hidiff.options import Options
 
 LOGGER_NAME = "hidiff"
 
@@ -135,18 +136,21 @@ class MetricsWriter:
     Args:
         folder: of the event files, `tb_logger/{name}`.
         first_step: earlier entries from this step on are dropped (a resumed run writes them anew).
+        wandb: a run of Weights & Biases that gets the scalars too, see `start_wandb`.
     """
 
     _numbers = itertools.count()
 
-    def __init__(self, folder: Path | None, first_step: int = 1) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | None, first_step: int = 1, wandb: Any | None = None) -> None:
+        self._folder, self._wandb = folder, wandb
         place = f"{socket.gethostname()}.{os.getpid()}.{next(self._numbers)}"
         self._name = f"events.out.tfevents.{int(time.time()):010d}.{place}"
         self._first_step: int | None = first_step
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write numbers under their names ('losses/l_pix', …)."""
+        if self._wandb is not None:
+            self._wandb.log(dict(values), step=step)
         if self._folder is not None:
             from torch.utils.tensorboard.summary import scalar
 
@@ -201,6 +205,39 @@ def _append(path: Path, data: bytes) -> None:
             raise
 
 
+def start_wandb(options: Options) -> Any | None:
+    """The run of Weights & Biases that `logger.wandb` asks for.
+
+    None, after a warning, where it cannot be started: a training is worth more than its curves.
+    """
+    section = options.logger.wandb
+    if section.project is None:
+        return None
+    try:
+        import wandb
+    except ImportError:
+        get_logger().warning(
+            "logger.wandb: the package wandb is not installed (pip install wandb); the run goes on "
+            "without it, and its curves are in TensorBoard"
+        )
+        return None
+    try:
+        return wandb.init(
+            project=section.project,
+            name=options.name,
+            id=section.resume_id or options.name,
+            resume="allow",
+            config=dict(options.sections),
+        )
+    except wandb.Error as error:
+        get_logger().warning(
+            "logger.wandb: %s; the run goes on without it. Log in (wandb login), or set "
+            "WANDB_MODE=offline and send the run later (wandb sync)",
+            str(error).splitlines()[0],
+        )
+        return None
+
+
 class Reporter:
     """Shows the steps of a training: progress bar, and now and then log and TensorBoard.
 
@@ -211,7 +248,7 @@ class Reporter:
         total_iter: steps of the training.
         step: after which it goes on.
         print_freq: steps between log lines.
-        tensorboard: folder of the event files; None without.
+        writer: of the curves.
         speed: what measures the steps.
         networks: the sections of the model, whose work is compared with matrix products.
         dtype: of these products.
@@ -226,7 +263,7 @@ class Reporter:
         total_iter: int,
         step: int,
         print_freq: int,
-        tensorboard: Path | None,
+        writer: MetricsWriter,
         speed: Speed,
         networks: Mapping[str, Any],
         dtype: torch.dtype,
@@ -235,7 +272,7 @@ class Reporter:
         self._networks, self._dtype = json.dumps(networks, sort_keys=True), dtype
         self.plan, self.processes = plan, processes
         self.total_iter, self.print_freq = total_iter, print_freq
-        self.writer = MetricsWriter(tensorboard if processes.is_main else None, step + 1)
+        self.writer = writer
         self.bar = tqdm(
             total=total_iter,
             initial=step,

@@ -25,7 +25,13 @@ from hidiff.data.transfer import DeviceBatches
 from hidiff.engine import checkpoint
 from hidiff.engine.distributed import GRACE, Processes, StopRequest, no_sync
 from hidiff.engine.experiment import prepare_folder, refuse_another, training_warnings
-from hidiff.engine.logger import Reporter, failures_logged, start_logging
+from hidiff.engine.logger import (
+    MetricsWriter,
+    Reporter,
+    failures_logged,
+    start_logging,
+    start_wandb,
+)
 from hidiff.engine.micro_batch import MicroBatches
 from hidiff.engine.optim import (
     GRAD_CLIP_NORM,
@@ -160,9 +166,7 @@ class Trainer:
             total_iter=self.total_iter,
             step=self.state.step,
             print_freq=sys.maxsize if dry else options.logger.print_freq,
-            tensorboard=self.experiment.tensorboard
-            if options.logger.use_tb_logger and not dry
-            else None,
+            writer=self._writer(dry),
             speed=Speed(self.plan, self.total_iter),
             networks={
                 key: value
@@ -173,6 +177,16 @@ class Trainer:
                 torch.bfloat16 if self.train_options.precision == "bf16" else torch.float32,
                 processes.device,
             ),
+        )
+
+    def _writer(self, dry: bool) -> MetricsWriter:
+        """Of the curves; only the first process writes them."""
+        wanted = self.processes.is_main and not dry
+        tensorboard = wanted and self.options.logger.use_tb_logger
+        return MetricsWriter(
+            self.experiment.tensorboard if tensorboard else None,
+            self.state.step + 1,
+            start_wandb(self.options) if wanted else None,
         )
 
     def _build_model(self) -> DeblurModel:

@@ -34,7 +34,6 @@ DEAD_OPTIONS = {
     r"datasets\.[^.]+\.prefetch_mode": "batches are always prefetched by the loader's workers",
     r"datasets\.[^.]+\.persistent_workers": "the loader's workers always live as long as the run",
     r"train\.mixing_augs": "the released training never mixes images",
-    r"logger\.wandb": "metrics go to TensorBoard",
     r"val\.metrics\.\w+\.input_order": "pictures are always height × width × channels",
     r"path\.ignore_resume_networks": "a training state holds all networks and resumes them all",
     r"find_unused_parameters": "every parameter takes part in every step",

@@ -310,12 +310,27 @@ class ValOptions:
 
 
 @dataclass(frozen=True)
+class WandbOptions:
+    """`logger.wandb`: Weights & Biases gets the numbers of TensorBoard where `project` is named.
+
+    `resume_id` is the run to go on with, by default that of the experiment's name. The package is
+    wandb's own; its variables, such as WANDB_MODE=offline, count.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    project: str | None = None
+    resume_id: str | None = None
+
+
+@dataclass(frozen=True)
 class LoggerOptions:
-    """`logger`: steps between log lines and between checkpoints."""
+    """`logger`: steps between log lines and between checkpoints, and who else gets the numbers."""
 
     print_freq: PositiveInt = 100
     save_checkpoint_freq: PositiveInt = 4000
     use_tb_logger: bool = True
+    wandb: WandbOptions = field(default_factory=WandbOptions)
 
 
 @dataclass(frozen=True)
