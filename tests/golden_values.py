@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,25 @@ def load_arrays(name: str) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def fill(network: nn.Module, prefix: str) -> nn.Module:
-    """Fill every tensor of the state dict by the rule of the reference values."""
+def fill(
+    network: nn.Module, prefix: str, *, gain: float = 1.0, but: Collection[str] = ()
+) -> nn.Module:
+    """Fill every tensor of the state dict by the rule of the reference values.
+
+    Args:
+        gain: factor of weights with two or more axes.
+        but: keys that are left as they are.
+    """
     with torch.no_grad():
         for key, tensor in network.state_dict().items():
+            if key in but:
+                continue
             seed = zlib.crc32(f"{prefix}.{key}".encode())
             x = np.random.RandomState(seed).standard_normal(tuple(tensor.shape))
             if key.endswith("temperature") or (key.endswith("weight") and tensor.ndim < 2):
                 x = 1 + 0.1 * x
             elif key.endswith("weight"):
-                x = x / np.sqrt(np.prod(tensor.shape[1:]))
+                x = gain * x / np.sqrt(np.prod(tensor.shape[1:]))
             else:
                 x = 0.1 * x
             tensor.copy_(torch.from_numpy(np.asarray(x)))

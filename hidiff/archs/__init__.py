@@ -11,6 +11,7 @@ from torch import nn
 
 from hidiff.archs.denoiser import Denoiser, SimpleDenoiser
 from hidiff.archs.latent_encoder import LatentEncoderGELU, LatentEncoderLReLU
+from hidiff.archs.peers import Peer
 from hidiff.archs.transformer import Transformer
 from hidiff.errors import UserError
 from hidiff.registry import ARCHS
@@ -19,6 +20,7 @@ __all__ = [
     "Denoiser",
     "LatentEncoderGELU",
     "LatentEncoderLReLU",
+    "Peer",
     "SimpleDenoiser",
     "Transformer",
     "build_network",

@@ -1,0 +1,44 @@
+"""What every network from image to images says about itself; see `hidiff.archs.peers`."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from hidiff.errors import UserError
+
+
+class Peer(nn.Module):
+    """A network from an image to one or several images, with the rules of its use.
+
+    A subclass writes `outputs`. The attributes are those of a network as published; where options
+    change them, its constructor sets them.
+
+    Attributes:
+        side_multiple: H and W must be multiples of it.
+        final_output: index of the restored image among the outputs.
+        shift: what is subtracted from the image before, and added to the outputs after.
+        crop: side of the crops that the published test restores; None for whole images.
+    """
+
+    side_multiple: int = 1
+    final_output: int = 0
+    shift: float = 0.0
+    crop: int | None = None
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Image (B, 3, H, W) → images (B, 3, h, w), in the network's own order.
+
+        Raises:
+            UserError: H or W is no multiple of `side_multiple`.
+        """
+        height, width = image.shape[-2:]
+        if height % self.side_multiple or width % self.side_multiple:
+            raise UserError(
+                f"{type(self).__name__} takes images with sides that are multiples of "
+                f"{self.side_multiple}, not {height}×{width}"
+            )
+        return self.outputs(image)
+
+    def outputs(self, image: Tensor) -> tuple[Tensor, ...]:
+        """What `forward` returns, for an image of a fitting size."""
+        raise NotImplementedError
