@@ -16,6 +16,8 @@ Attributes whose names follow no style of this project are called so in the publ
 """
 
 from hidiff.archs.peers.base import Peer
+from hidiff.archs.peers.mprnet import MPRNet
 from hidiff.archs.peers.nafnet import NAFNet, NAFNetLocal
+from hidiff.archs.peers.stripformer import Stripformer
 
-__all__ = ["NAFNet", "NAFNetLocal", "Peer"]
+__all__ = ["MPRNet", "NAFNet", "NAFNetLocal", "Peer", "Stripformer"]
