@@ -15,9 +15,11 @@ Every network that maps an image to images is a `Peer`. It says itself how it is
 Attributes whose names follow no style of this project are called so in the published weights.
 """
 
-from hidiff.archs.peers.base import Peer
-from hidiff.archs.peers.mprnet import MPRNet
-from hidiff.archs.peers.nafnet import NAFNet, NAFNetLocal
-from hidiff.archs.peers.stripformer import Stripformer
-
-__all__ = ["MPRNet", "NAFNet", "NAFNetLocal", "Peer", "Stripformer"]
+from hidiff.archs.peers.base import Peer as Peer
+from hidiff.archs.peers.dmphn import DMPHN as DMPHN
+from hidiff.archs.peers.hinet import HINet as HINet
+from hidiff.archs.peers.mimo_unet import MIMOUNetPlus as MIMOUNetPlus
+from hidiff.archs.peers.mprnet import MPRNet as MPRNet
+from hidiff.archs.peers.nafnet import NAFNet as NAFNet
+from hidiff.archs.peers.nafnet import NAFNetLocal as NAFNetLocal
+from hidiff.archs.peers.stripformer import Stripformer as Stripformer

@@ -23,19 +23,22 @@ class SupervisedAttention(nn.Module):
 
     Args:
         channels: of the features.
+        image_channels: of the image.
         kernel_size: of the three convolutions.
         bias: whether they have one.
     """
 
-    def __init__(self, channels: int, *, kernel_size: int, bias: bool) -> None:
+    def __init__(
+        self, channels: int, image_channels: int = 3, *, kernel_size: int, bias: bool
+    ) -> None:
         super().__init__()
 
         def conv(inputs: int, outputs: int) -> nn.Conv2d:
             return nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2, bias=bias)
 
         self.conv1 = conv(channels, channels)
-        self.conv2 = conv(channels, 3)
-        self.conv3 = conv(3, channels)
+        self.conv2 = conv(channels, image_channels)
+        self.conv3 = conv(image_channels, channels)
 
     def forward(self, x: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, C, H, W), image (B, 3, H, W) → weighted features, restored image."""
