@@ -301,7 +301,7 @@ class Trainer:
         ):
             if self.micro_batches.size(index) is None:
                 self.log.info(self.micro_batches.measure(index, self.model, self.processes))
-            losses, images = self._accumulate(step, index)
+            losses, images = self._accumulate(step)
             limit = GRAD_CLIP_NORM if self.train_options.use_grad_clip else None
             norm = clip_gradients(self.model, limit).item()
             self.state.step = step
@@ -311,11 +311,12 @@ class Trainer:
                 self._skip(losses, images)
         self.reporter.step(step, lr, losses, norm)
 
-    def _accumulate(self, step: int, phase: int) -> tuple[dict[str, Tensor], list[str]]:
+    def _accumulate(self, step: int) -> tuple[dict[str, Tensor], list[str]]:
         """Forward and backward of the step's batches; their mean losses and images.
 
         Where memory runs out they are done again with half as many images at once.
         """
+        phase = self.plan.phase_index(step)
         batches: list[dict[str, Any]] = []
         while True:
             try:

@@ -44,8 +44,8 @@ def main() -> None:
         seen = []
         accumulate = trainer._accumulate
 
-        def record(step, phase):
-            losses, images = accumulate(step, phase)
+        def record(step):
+            losses, images = accumulate(step)
             # By slot: process r's batch m is slot m·W + r.
             parts = processes.gather(images)
             size = len(images) // trainer.plan.accumulation

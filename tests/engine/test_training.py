@@ -130,7 +130,7 @@ def test_accumulation_gives_the_gradient_of_the_larger_batch(data, tmp_path, mon
     trainer.batches = Given(
         {**batch, "lq": lq, "gt": gt} for batch, (lq, gt) in zip(batches, pixels, strict=True)
     )
-    trainer._accumulate(1, 0)
+    trainer._accumulate(1)
     accumulated = [p.grad.clone() for p in trainer.model.parameters()]
     trainer.model.zero_grad()
     lq, gt = (torch.cat(side) for side in zip(*pixels, strict=True))
