@@ -96,7 +96,8 @@ class DMPHN(Peer):
             raise UserError(f"levels {levels} must be 3, or 4 where stack is 1 (it is {stack})")
         self.stack = stack
         self.levels = levels
-        # The parts of the last level are divided by 4, and at least one axis is split twice.
+        # The encoder quarters the parts. They have half the image's sides, or with 4 levels a
+        # quarter of its height; a width then has to be a multiple of 8 only.
         self.side_multiple = 2**levels
         for index in range(stack):
             for level in range(1, levels + 1):
