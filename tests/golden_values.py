@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections import defaultdict
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
@@ -64,6 +65,16 @@ def image(seed: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float64)
 
 def normal(seed: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape)).to(dtype)
+
+
+def gradient_norms(network: nn.Module, loss: Tensor) -> dict[str, float]:
+    """The norm of the loss's gradient over the parameters of each part of the network."""
+    parameters = dict(network.named_parameters())
+    gradients = torch.autograd.grad(loss, list(parameters.values()))
+    squares: dict[str, float] = defaultdict(float)
+    for key, gradient in zip(parameters, gradients, strict=True):
+        squares[key.split(".")[0]] += gradient.square().sum().item()
+    return {part: square**0.5 for part, square in squares.items()}
 
 
 def relative_error(out: Tensor, reference: Any) -> float:

@@ -14,13 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from hidiff.archs.restormer import (
     Conv2d,
     DepthwiseConv2d,
-    Downsample,
     LayerNorm,
-    PatchEmbed,
     TransformerBlock,
-    Upsample,
     at_least_float32,
 )
+from hidiff.archs.ushape import UShape, check_widths
 from hidiff.errors import UserError, require_positive
 from hidiff.kernels import Mode
 from hidiff.registry import ARCHS
@@ -159,7 +157,7 @@ def _prior_downsample(tokens_in: int, tokens_out: int, prior_dim: int) -> nn.Seq
 
 
 @ARCHS.register("Transformer")
-class Transformer(nn.Module):
+class Transformer(UShape):
     """Prior-guided Restormer (weights file `net_g`).
 
     With `prior` None it computes plain Restormer: HIM and the modulation are skipped.
@@ -208,18 +206,21 @@ class Transformer(nn.Module):
         guidance: Guidance = "multi_scale",
     ) -> None:
         super().__init__()
-        _check_widths(dim, num_blocks, heads, group, LayerNorm_type)
-        if int(dim * ffn_expansion_factor) < 1:
-            raise UserError(
-                f"ffn_expansion_factor {ffn_expansion_factor} leaves no hidden channel: "
-                f"int({dim} · {ffn_expansion_factor}) must be at least 1"
-            )
+        check_widths(
+            dim=dim,
+            num_blocks=num_blocks,
+            num_refinement_blocks=num_refinement_blocks,
+            heads=heads,
+            ffn_expansion_factor=ffn_expansion_factor,
+            layer_norm_type=LayerNorm_type,
+        )
+        if group < 4:
+            raise UserError(f"group {group} must be at least 4: levels 2 and 3 halve it")
         require_positive(
             inp_channels=inp_channels,
             out_channels=out_channels,
             embed_dim=embed_dim,
         )
-        require_positive(0, num_refinement_blocks=num_refinement_blocks)
         if not dual_pixel_task and inp_channels != out_channels:
             raise UserError(
                 f"out_channels {out_channels} must equal inp_channels {inp_channels}: the input "
@@ -238,7 +239,9 @@ class Transformer(nn.Module):
             self.down_1 = _prior_downsample(tokens, tokens // 4, prior_dim)
             self.down_2 = _prior_downsample(tokens // 4, 1, prior_dim)
 
-        def level(index: int, channels: int, blocks: int, grid: int) -> BasicLayer:
+        grids = (group,) * 4 if guidance == "single_scale" else (group, group // 2, group // 2, 1)
+
+        def level(index: int, channels: int, blocks: int) -> BasicLayer:
             return BasicLayer(
                 channels,
                 blocks,
@@ -247,28 +250,17 @@ class Transformer(nn.Module):
                 bias=bias,
                 layer_norm_type=LayerNorm_type,
                 prior_dim=None if guidance == "none" else prior_dim,
-                group=group if guidance == "single_scale" else grid,
+                group=grids[index],
             )
 
-        self.patch_embed = PatchEmbed(inp_channels, dim)
-        self.encoder_level1 = level(0, dim, num_blocks[0], group)
-        self.down1_2 = Downsample(dim)
-        self.encoder_level2 = level(1, 2 * dim, num_blocks[1], group // 2)
-        self.down2_3 = Downsample(2 * dim)
-        self.encoder_level3 = level(2, 4 * dim, num_blocks[2], group // 2)
-        self.down3_4 = Downsample(4 * dim)
-        self.latent = level(3, 8 * dim, num_blocks[3], 1)
-
-        self.up4_3 = Upsample(8 * dim)
-        self.reduce_chan_level3 = Conv2d(8 * dim, 4 * dim, kernel_size=1, bias=bias)
-        self.decoder_level3 = level(2, 4 * dim, num_blocks[2], group // 2)
-        self.up3_2 = Upsample(4 * dim)
-        self.reduce_chan_level2 = Conv2d(4 * dim, 2 * dim, kernel_size=1, bias=bias)
-        self.decoder_level2 = level(1, 2 * dim, num_blocks[1], group // 2)
-        self.up2_1 = Upsample(2 * dim)
-        self.decoder_level1 = level(0, 2 * dim, num_blocks[0], group)
-        self.refinement = level(0, 2 * dim, num_refinement_blocks, group)
-
+        self.build(
+            level,
+            inp_channels=inp_channels,
+            dim=dim,
+            num_blocks=num_blocks,
+            num_refinement_blocks=num_refinement_blocks,
+            bias=bias,
+        )
         if dual_pixel_task:
             self.skip_conv = Conv2d(dim, 2 * dim, kernel_size=1, bias=bias)
         self.output = Conv2d(2 * dim, out_channels, kernel_size=3, padding=1, bias=bias)
@@ -316,45 +308,7 @@ class Transformer(nn.Module):
 
         dtype = self.feature_dtype or inp_img.dtype
         embedded = self.patch_embed(inp_img.contiguous(memory_format=FEATURE_FORMAT)).to(dtype)
-        level1 = self.encoder_level1(embedded, z1)
-        level2 = self.encoder_level2(self.down1_2(level1), z2)
-        level3 = self.encoder_level3(self.down2_3(level2), z2)
-        x = self.latent(self.down3_4(level3), z3)
-
-        x = self.reduce_chan_level3(torch.cat([self.up4_3(x), level3], dim=1))
-        x = self.decoder_level3(x, z2)
-        x = self.reduce_chan_level2(torch.cat([self.up3_2(x), level2], dim=1))
-        x = self.decoder_level2(x, z2)
-        x = torch.cat([self.up2_1(x), level1], dim=1)
-        x = self.decoder_level1(x, z1)
-        x = self.refinement(x, z1)
-
+        x = self.features(embedded, z1, z2, z3)
         if self.dual_pixel_task:
             return self.output((x + self.skip_conv(embedded)).to(inp_img.dtype))
         return self.output(x.to(inp_img.dtype)) + inp_img
-
-
-def _check_widths(
-    dim: int, num_blocks: Sequence[int], heads: Sequence[int], group: int, layer_norm_type: str
-) -> None:
-    """Refuse what the U-shape cannot be built from, in the option file's words."""
-    if len(num_blocks) != 4 or len(heads) != 4:
-        raise UserError(
-            f"num_blocks and heads need four entries, one a level; got {list(num_blocks)} and "
-            f"{list(heads)}"
-        )
-    if layer_norm_type not in ("WithBias", "BiasFree"):
-        raise UserError(f"LayerNorm_type '{layer_norm_type}': use 'WithBias' or 'BiasFree'")
-    require_positive(dim=dim, **{f"heads[{i}]": head for i, head in enumerate(heads)})
-    require_positive(0, **{f"num_blocks[{i}]": blocks for i, blocks in enumerate(num_blocks)})
-    if dim % 2:
-        raise UserError(f"dim {dim} must be even: the first downsampling halves it")
-    for index, head in enumerate(heads):
-        channels = dim * 2**index
-        if channels % head:
-            raise UserError(
-                f"heads[{index}] = {head} does not divide the {channels} channels of level "
-                f"{index + 1} (dim {dim})"
-            )
-    if group < 4:
-        raise UserError(f"group {group} must be at least 4: levels 2 and 3 halve it")

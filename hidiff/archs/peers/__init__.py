@@ -16,6 +16,8 @@ Attributes whose names follow no style of this project are called so in the publ
 """
 
 from hidiff.archs.peers.base import Peer as Peer
+from hidiff.archs.peers.diffir import DiffIRS1 as DiffIRS1
+from hidiff.archs.peers.diffir import DiffIRS2 as DiffIRS2
 from hidiff.archs.peers.dmphn import DMPHN as DMPHN
 from hidiff.archs.peers.hinet import HINet as HINet
 from hidiff.archs.peers.mimo_unet import MIMOUNetPlus as MIMOUNetPlus

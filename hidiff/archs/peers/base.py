@@ -25,8 +25,12 @@ class Peer(nn.Module):
     shift: float = 0.0
     crop: int | None = None
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, image: Tensor, **inputs: Tensor) -> tuple[Tensor, ...]:
         """Image (B, 3, H, W) → images (B, 3, h, w), in the network's own order.
+
+        Args:
+            image: see above.
+            inputs: what the network's `outputs` takes besides; for none is it needed.
 
         Raises:
             UserError: H or W is no multiple of `side_multiple`.
@@ -37,7 +41,7 @@ class Peer(nn.Module):
                 f"{type(self).__name__} takes images with sides that are multiples of "
                 f"{self.side_multiple}, not {height}×{width}"
             )
-        return self.outputs(image)
+        return self.outputs(image, **inputs)
 
     def outputs(self, image: Tensor) -> tuple[Tensor, ...]:
         """What `forward` returns, for an image of a fitting size."""
