@@ -50,7 +50,8 @@ def _phases(options: Options, chosen: Sequence[int] | None) -> dict[int, Phase]:
     return {number: phases[number] for number in chosen or phases}
 
 
-def _model(options: Options, device: torch.device) -> DeblurModel:
+def build(options: Options, device: torch.device) -> DeblurModel:
+    """The model of an option file with random weights, on the device."""
     torch.manual_seed(options.manual_seed)
     model = build_model(options.sections).to(device)
     model.net_g.use_kernels(options.kernels)
@@ -59,7 +60,7 @@ def _model(options: Options, device: torch.device) -> DeblurModel:
 
 def restore(options: Options, args: argparse.Namespace, machine: Machine) -> list[dict[str, Any]]:
     """Restore one image of random pixels."""
-    model = _model(options, args.device).eval()
+    model = build(options, args.device).eval()
     image = torch.rand(1, 3, *args.size, device=args.device)
     noise = torch.randn(1, model.net_g.group**2, model.net_g.prior_dim, device=args.device)
     padded = (side + -side % SIDE_MULTIPLE for side in args.size)
@@ -85,7 +86,7 @@ def train_step(
 ) -> list[dict[str, Any]]:
     """Training steps on random pixels, with the batch and patch size of each phase."""
     train, _ = options.for_training()
-    model = _model(options, args.device).train()
+    model = build(options, args.device).train()
     models = {variant.name: variant.prepare(model) for variant in args.variants}
     optimizers = {n: build_optimizer(train.optim_total, m) for n, m in models.items()}
     cases = []
@@ -207,7 +208,7 @@ def score(options: Options, args: argparse.Namespace, machine: Machine) -> list[
 
     The plain variant does one step after the other; the others read, score and write in threads.
     """
-    model = _model(options, args.device).eval()
+    model = build(options, args.device).eval()
     section = next(iter(options.test_sets().values()))
     dataset = build_dataset(section)
     dataset.pairs = dataset.pairs[: args.images]

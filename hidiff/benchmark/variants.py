@@ -15,6 +15,7 @@ from hidiff.archs.reference import as_written
 from hidiff.cost.roofline import Work
 from hidiff.cost.timing import copy_rate, matmul_rate
 from hidiff.errors import UserError
+from hidiff.kernels import Mode
 from hidiff.models import DeblurModel
 from hidiff.models.compilation import compile_blocks
 from hidiff.models.precision import precision
@@ -30,6 +31,7 @@ class Variant:
     compile: bool = False
     strips: bool = False
     checkpoint: tuple[int, ...] = ()
+    kernels: Mode | None = None
 
     @classmethod
     def parse(cls, name: str) -> Variant:
@@ -37,24 +39,33 @@ class Variant:
 
         '+compile' compiles the blocks, '+strips' restores in strips in place of the whole image at
         once, '+checkpoint1' checkpoints the activations of level 1 ('+checkpoint1234' of all).
-        'plain+' before it computes as the papers write it.
+        '+eager' or '+triton' behind the precision fixes the kernels. 'plain+' before it computes as
+        the papers write it.
 
         Raises:
             UserError: there is no such variant.
         """
         match = re.fullmatch(
-            r"(plain\+)?(fp32|tf32|bf16)(\+compile|\+strips)?(?:\+checkpoint([1-4]+))?", name
+            r"(plain\+)?(fp32|tf32|bf16)(\+eager|\+triton)?(\+compile|\+strips)?"
+            r"(?:\+checkpoint([1-4]+))?",
+            name,
         )
-        if match is None or (match[1] and match[3] == "+strips"):
+        if match is None or (match[1] and match[4] == "+strips"):
             raise UserError(
                 f"--variants {name}: give one of fp32, tf32, bf16, with plain+ before it, or "
-                "+compile, +strips or +checkpoint and levels after it, for example "
-                "bf16+compile+checkpoint12"
+                "+eager or +triton, +compile or +strips, or +checkpoint and levels after it, for "
+                "example bf16+compile+checkpoint12"
             )
-        plain, precision, way, levels = match.groups()
+        plain, precision, kernels, way, levels = match.groups()
         levels = tuple(map(int, levels or ""))
         return cls(
-            name, precision, bool(plain), way == "+compile", way == "+strips", checkpoint=levels
+            name,
+            precision,
+            bool(plain),
+            way == "+compile",
+            way == "+strips",
+            checkpoint=levels,
+            kernels=kernels and kernels.removeprefix("+"),
         )
 
     def prepare(self, model: DeblurModel) -> DeblurModel:
@@ -62,6 +73,8 @@ class Variant:
         model = copy.deepcopy(model)
         model.net_g.recompute_levels(self.checkpoint)
         model.strip_rows = "auto" if self.strips else "whole"
+        if self.kernels:
+            model.net_g.use_kernels(self.kernels)
         if self.compile:
             compile_blocks(model, f"--variants {self.name}")
         return model

@@ -24,8 +24,9 @@ COMMANDS = {
     "ablation": "train and score a list of option files with one budget",
     "complexity": "count parameters and multiply-accumulates",
     "benchmark": "measure speed against the plain formulas",
+    "gpu-check": "measure everything about a GPU in minutes",
 }
-"""Subcommands, each a module of this package, and what they do."""
+"""Subcommands, each a module of this package (with _ for -), and what they do."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Importing PyTorch takes seconds, which --help need not wait for.
     from hidiff.engine.distributed import record
 
-    module = importlib.import_module(f"hidiff.cli.{args.command}")
+    module = importlib.import_module(f"hidiff.cli.{args.command.replace('-', '_')}")
 
     @record  # torchrun then shows the traceback of the process that failed first
     def call() -> int:

@@ -13,7 +13,7 @@ run in turn in one process on the same input; their medians and the ratio count.
 A variant is a precision (fp32, tf32, bf16) with what is switched on beside it: +compile, +strips
 (restoring in strips, as val.strip_rows: auto does on CPUs; without it the whole image at once),
 +checkpoint1 (activation checkpointing of level 1; +checkpoint1234 of all). 'plain+' before it
-computes as the papers write it. --force_yml kernels=eager measures without the Triton kernels.
+computes as the papers write it. +eager or +triton fixes the kernels, as the option does.
 """
 
 from __future__ import annotations

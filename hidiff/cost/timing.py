@@ -193,7 +193,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> f
 
 def copy_rate(device: torch.device, repeats: int = 5) -> float:
     """Bytes a second that copying reads and writes, the best of some runs."""
-    source = torch.ones(2**30 if device.type == "cuda" else 2**27, device=device)
+    source = torch.ones(2**28 if device.type == "cuda" else 2**27, device=device)
     target = torch.empty_like(source)
     timing = alternate({"copy": lambda: target.copy_(source)}, repeats=repeats, device=device)
     return 2 * source.nbytes / timing["copy"].smallest

@@ -55,7 +55,7 @@ def dry_run(trainer: Trainer) -> bool:
     """
     log, plan, options = trainer.log, trainer.plan, trainer.options
     world_size = trainer.processes.world_size
-    reports = [_phase(trainer, index) for index in range(len(plan.phases))]
+    reports = [measure_phase(trainer, index) for index in range(len(plan.phases))]
     problems = [report.problem for report in reports if report.problem]
     samples = [phase.batch_size * plan.accumulation for phase in plan.phases]
     rows = [
@@ -102,15 +102,15 @@ def dry_run(trainer: Trainer) -> bool:
     return not problems
 
 
-def _phase(trainer: Trainer, index: int) -> PhaseReport:
-    """Measure the first steps of a 0-based phase."""
+def measure_phase(trainer: Trainer, index: int, steps: int = STEPS) -> PhaseReport:
+    """Measure so many steps of a 0-based phase, after its first ones, or all that it has."""
     plan, device, speed = trainer.plan, trainer.processes.device, trainer.reporter.speed
     first = 1 + sum(phase.iters for phase in plan.phases[:index])
     trainer.batches.close()
     trainer.batches = trainer.load(first)
     start_peak(device)
     try:
-        for step in range(first, first + min(WARM_UP + STEPS, plan.phases[index].iters)):
+        for step in range(first, first + min(WARM_UP + steps, plan.phases[index].iters)):
             if step == first + WARM_UP:
                 speed.since_last()
             trainer.train_step(step)

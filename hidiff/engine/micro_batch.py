@@ -74,7 +74,7 @@ class MicroBatches:
         All processes take the smallest that one of them finds.
         """
         part = self.plan.phases[phase]
-        found = processes.gather(_largest_that_fits(model, part, processes))
+        found = processes.gather(largest_that_fits(model, part, processes))
         self.chosen[phase] = min(found)
         return (
             f"train.micro_batch: auto takes {self.chosen[phase]} of the {part.batch_size} images "
@@ -117,7 +117,7 @@ def _parameter_bytes(model: nn.Module) -> int:
     return sum(p.nbytes for p in model.parameters() if p.requires_grad)
 
 
-def _largest_that_fits(model: DeblurModel, phase: Phase, processes: Processes) -> int:
+def largest_that_fits(model: DeblurModel, phase: Phase, processes: Processes) -> int:
     """Measured with one and two images, and on GPUs tried with what follows from that.
 
     Raises:

@@ -3,17 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from golden_values import fill, image, load_json, normal
+from golden_values import image, load_json
 
 from hidiff import build_model
-from hidiff.engine.optim import build_lr_schedule, build_optimizer, clip_gradients, set_lr
+from hidiff.benchmark import golden
+from hidiff.engine.optim import build_lr_schedule, build_optimizer
 
-SECTIONS = {
-    "net_g": "network_g",
-    "net_le": "network_le",
-    "net_le_dm": "network_le_dm",
-    "net_d": "network_d",
-}
 SCHEDULER = {
     "type": "CosineAnnealingRestartCyclicLR",
     "periods": [100000, 200000],
@@ -27,49 +22,22 @@ def tiny_options(name: str) -> dict:
     dataset, stage = name.split("_")
     file = {"gopro": "GoPro", "realblur": "RealBlur_J"}[dataset]
     released = load_json("released_options.json")[f"train/{file}_{stage.upper()}.yml"]["options"]
-    options = {key: dict(v) if isinstance(v, dict) else v for key, v in released.items()}
-    options["network_g"] |= {
-        "dim": 8, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "embed_dim": 8,
-    }  # fmt: skip
-    for key in ("network_le", "network_le_dm"):
-        if key in options:
-            options[key] |= {"embed_dim": 8, "block_num": 1}
-    if dataset == "gopro" and "network_d" in options:
-        options["network_d"] |= {
-            "in_channel": 32, "out_channel": 32, "inner_channel": 16, "block_num": 3,
-        }  # fmt: skip
-    elif "network_d" in options:
-        options["network_d"] |= {"n_feats": 8, "n_denoise_res": 1}
-    return options
+    return golden.tiny_options(released)
 
 
 @pytest.mark.parametrize("name", ["gopro_s1", "gopro_s2", "realblur_s1", "realblur_s2"])
 def test_five_steps_are_the_released_ones(name):
     reference = load_json("train.json")[name]
     options = tiny_options(name)
-    model = build_model(options).double().train()
-    for attribute, network in model.networks().items():
-        fill(network, SECTIONS[attribute])
-    train = options["train"]
-    optimizer = build_optimizer(train["optim_total"], model)
-    lr = build_lr_schedule(train["scheduler"], base_lr=2e-4, total_iter=300000)
-    lq, gt = image(11, (2, 3, 32, 32)), image(12, (2, 3, 32, 32))
-    for step in range(5):
-        set_lr(optimizer, lr(step + 1))
-        draws = {"noise": normal(100 + step, (2, 16, 32))} if name.endswith("s2") else {}
-        losses = model(lq, gt, **draws)
-        optimizer.zero_grad()
-        sum(losses.values()).backward()
-        norm = clip_gradients(model, 0.01)
-        optimizer.step()
+    model = golden.filled_model(options, torch.float64)
+    for step, found in enumerate(golden.five_steps(model, options["train"])):
         expected = dict(reference["losses"][step])
-        assert expected.pop("lr") == lr(step + 1)
-        assert set(losses) == set(expected)
+        assert found.pop("lr") == expected.pop("lr")
+        norm = found.pop("norm")
+        assert set(found) == set(expected)
         for key, value in expected.items():
-            np.testing.assert_allclose(losses[key].item(), value, rtol=1e-6)
-        np.testing.assert_allclose(
-            norm.item(), reference["grad_norm_before_clip"][step][0], rtol=1e-6
-        )
+            np.testing.assert_allclose(found[key], value, rtol=1e-6)
+        np.testing.assert_allclose(norm, reference["grad_norm_before_clip"][step][0], rtol=1e-6)
     for attribute, sums in reference["param_sums_after"].items():
         parameters = dict(model.networks()[attribute].named_parameters())
         assert set(parameters) == set(sums)

@@ -154,7 +154,7 @@ def test_one_image_that_does_not_fit_ends_the_run(data, tmp_path, monkeypatch):
 @pytest.mark.parametrize("size", [2, "auto"])
 def test_resuming_ends_where_an_uninterrupted_run_ends(data, tmp_path, monkeypatch, size):
     """The sizes that were measured are kept, though less memory would be found."""
-    monkeypatch.setattr(micro_batch, "_largest_that_fits", lambda *_: 3)
+    monkeypatch.setattr(micro_batch, "largest_that_fits", lambda *_: 3)
     _, weights, trainer = five_steps(options_of(data, 1, size), tmp_path / "whole", monkeypatch)
     assert trainer.state.micro_batches == ({0: 3, 1: 3} if size == "auto" else {})
     options = options_of(data, 1, size)
@@ -163,7 +163,7 @@ def test_resuming_ends_where_an_uninterrupted_run_ends(data, tmp_path, monkeypat
     first = Trainer(parse_options(copy.deepcopy(options)), ALONE)
     first.total_iter = 3
     first.run()
-    monkeypatch.setattr(micro_batch, "_largest_that_fits", lambda *_: 1)
+    monkeypatch.setattr(micro_batch, "largest_that_fits", lambda *_: 1)
     for name, tensor in parameters(train(options, auto_resume=True)).items():
         assert torch.equal(tensor, weights[name]), name
 

@@ -6,11 +6,11 @@ of its own, with TRITON_INTERPRET=1.
 
 import pytest
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 
 from hidiff import kernels
+from hidiff.benchmark.kernel_errors import BF16_ULP, FLOAT32, reference, share_of_bound
 from hidiff.kernels import operators, triton_kernels
 from hidiff.kernels.choosing import Chooser
 
@@ -18,31 +18,9 @@ FUNCTIONS = {
     "plain": kernels.depthwise_conv3x3,
     "gated": kernels.gated_depthwise_conv3x3,
 }
-BF16_ULP = 2**-7
-"""Largest relative distance of neighbouring bfloat16. The interpreter cuts digits off, a GPU rounds
-to the nearest; this is the most that either changes a value."""
-FLOAT32 = 1e-5
 
 # Ragged: several tiles in every direction, none of them full; one row; two channels.
 TILES, ROW, THIN = (1, 26, 5, 37), (1, 254, 1, 5), (1, 2, 17, 3)
-
-
-def reference(gated, x, weight, bias, grad):
-    """In float64: the result, gradients, and for each a bound per unit of relative error in the
-    gradient with respect to the convolution's result."""
-    x, weight, bias = (
-        None if t is None else t.double().requires_grad_() for t in (x, weight, bias)
-    )
-    inputs = [t for t in (x, weight, bias) if t is not None]
-    convolved = F.conv2d(x, weight, bias, padding=1, groups=x.shape[1])
-    out = convolved
-    if gated:
-        gate, value = convolved.chunk(2, dim=1)
-        out = F.gelu(gate) * value
-    convolved_grad, *gradients = torch.autograd.grad(out, [convolved, *inputs], grad.double())
-    absolute = F.conv2d(x.abs(), weight.abs(), bias, padding=1, groups=x.shape[1])
-    sizes = torch.autograd.grad(absolute, inputs, convolved_grad.abs())
-    return out.detach(), gradients, [size.abs() for size in sizes]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -59,29 +37,10 @@ def reference(gated, x, weight, bias, grad):
 def test_result_and_gradients(name, dtype, shape, bias, tall, monkeypatch):
     if tall:
         monkeypatch.setattr(triton_kernels, "ENOUGH_PROGRAMS", 0)
-    gated = name == "gated"
-    x = torch.randn(shape).to(dtype, memory_format=torch.channels_last).requires_grad_()
-    weight = torch.randn(shape[1], 1, 3, 3, requires_grad=True)  # float32 also for bfloat16 data
-    bias = torch.randn(shape[1], requires_grad=True) if bias else None
-    inputs = [t for t in (x, weight, bias) if t is not None]
-
-    out = FUNCTIONS[name](x, weight, bias, mode="triton")
-    grad = torch.randn(out.shape).to(dtype, memory_format=torch.channels_last)
-    gradients = torch.autograd.grad(out, inputs, grad)
-    expected, expected_gradients, sizes = reference(gated, x, weight, bias, grad)
-
-    assert out.dtype == dtype
-    assert out.is_contiguous(memory_format=torch.channels_last)
-    assert [g.dtype for g in gradients] == [t.dtype for t in inputs]
-    ulp = BF16_ULP if dtype == torch.bfloat16 else 0
-    bounds = [FLOAT32 * expected.abs().max() + ulp * expected.abs()]
-    for ours, theirs, size in zip(gradients, expected_gradients, sizes, strict=True):
-        bound = FLOAT32 * theirs.abs().max() + (ulp * size if gated else 0)  # what lies between
-        bounds.append(bound + (ulp * theirs.abs() if ours.dtype == dtype else 0))  # the result
-    pairs = zip((out, *gradients), (expected, *expected_gradients), bounds, strict=True)
-    for ours, theirs, bound in pairs:
-        assert ours.shape == theirs.shape
-        assert bool(((ours.double() - theirs).abs() <= bound).all())
+    x = torch.randn(shape).to(dtype, memory_format=torch.channels_last)
+    weight = torch.randn(shape[1], 1, 3, 3)  # float32 also for bfloat16 data
+    bias = torch.randn(shape[1]) if bias else None
+    assert share_of_bound(name, x, weight, bias, "triton") <= 1
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
