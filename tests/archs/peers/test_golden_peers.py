@@ -1,28 +1,21 @@
 """The peer networks against the published parameter names, outputs, gradients and figures."""
 
-from functools import cache
-
 import pytest
 import torch
 from golden_values import fill, gradient_norms, image, load_arrays, load_json, relative_error
 
 from hidiff import build_network
-from hidiff.archs import Peer
 from hidiff.cost.macs import count_macs
-from hidiff.registry import ARCHS
 
 MANIFEST = load_json("peers/manifest.json")
 
 
-def is_peer(entry):
-    return entry["type"] in ARCHS and issubclass(ARCHS.get(entry["type"], ""), Peer)
-
-
-NETWORKS = {name: entry for name, entry in MANIFEST["networks"].items() if is_peer(entry)}
+# Of DiffIR, stage 1 sees the sharp image and stage 2 draws noise: test_golden_diffir.py.
+NETWORKS = {n: e for n, e in MANIFEST["networks"].items() if e["type"] != "DiffIRS1"}
 CASES = {
-    f"{c['type']}-{c['case']}": c
-    for c in MANIFEST["cases"]
-    if is_peer(c) and c["type"] != "DiffIRS2"  # which draws noise: test_golden_diffir.py
+    f"{case['type']}-{case['case']}": case
+    for case in MANIFEST["cases"]
+    if not case["type"].startswith("DiffIR")
 }
 
 
@@ -30,16 +23,24 @@ def build(entry):
     return build_network({"type": entry["type"], **entry["options"]})
 
 
-@cache
-def computed(name):
-    """The case's network in float64, filled by rule, and its outputs."""
-    case = CASES[name]
+@pytest.fixture(scope="module")
+def computed(request):
+    """A case, its network in float64 filled by rule, and the network's outputs."""
+    case = CASES[request.param]
     network = build(case).double().eval()
     fill(network, case["type"], gain=MANIFEST["fill"]["gain"], but=case["shared"])
     size = case["image"]
     inputs = image(size["seed"], (size["batch"], 3, size["height"], size["width"]))
     with torch.set_grad_enabled("gradients" in case):
-        return network, network(inputs)
+        return case, network, network(inputs)
+
+
+def case_param(name):
+    """The cases of full size, where the network also has a small one, are slow."""
+    kind, case = name.split("-")
+    if not case.startswith("published") or f"{kind}-small" not in CASES:
+        return name
+    return pytest.param(name, marks=pytest.mark.slow("a network of full size in float64"))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -54,11 +55,14 @@ def test_names_shapes_and_figures_are_the_published_ones(name):
     assert macs == reference["macs_256"]["total"]
     assert network.shift == reference["shift"]
 
+    if isinstance(reference["input_multiple_of"], int):
+        assert network.side_multiple == reference["input_multiple_of"]
 
-@pytest.mark.parametrize("name", CASES)
-def test_outputs_are_the_published_ones(name):
-    case, values = CASES[name], load_arrays("peers/outputs.npz")
-    network, outputs = computed(name)
+
+@pytest.mark.parametrize("computed", map(case_param, CASES), indirect=True)
+def test_outputs_are_the_published_ones(computed):
+    case, network, outputs = computed
+    values = load_arrays("peers/outputs.npz")
     assert len(outputs) == case["n_outputs"]
     for index, out in enumerate(outputs):
         reference = values[f"{case['type']}/{case['case']}/out{index}"]
@@ -66,10 +70,12 @@ def test_outputs_are_the_published_ones(name):
     assert outputs[network.final_output] is outputs[case["final"]]
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "gradients" in case])
-def test_gradients_are_the_published_ones(name):
-    reference = CASES[name]["gradients"]
-    network, outputs = computed(name)
+@pytest.mark.parametrize(
+    "computed", [n for n, c in CASES.items() if "gradients" in c], indirect=True
+)
+def test_gradients_are_the_published_ones(computed):
+    case, network, outputs = computed
+    reference = case["gradients"]
     loss = torch.cat([out.flatten() for out in outputs]).square().mean()
     assert loss.item() == pytest.approx(reference["loss"], rel=1e-9)
     assert gradient_norms(network, loss) == pytest.approx(reference["norms"], rel=1e-8)
