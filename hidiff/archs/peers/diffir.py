@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hidiff.archs.denoiser import SimpleDenoiser
 from hidiff.archs.peers.base import Peer
+from hidiff.archs.peers.layers import conv3x3
 from hidiff.archs.restormer import Conv2d, TransformerBlock
 from hidiff.archs.ushape import UShape, check_widths
 from hidiff.diffusion import DiffusionTables, beta_schedule
@@ -94,18 +95,9 @@ class GuidedRestormer(UShape):
             )
 
         def level(index: int, channels: int, blocks: int) -> Level:
-            return Level(
-                *(
-                    ModulatedBlock(
-                        channels,
-                        heads[index],
-                        ffn_expansion_factor,
-                        bias=bias,
-                        layer_norm_type=LayerNorm_type,
-                    )
-                    for _ in range(blocks)
-                )
-            )
+            options = {"bias": bias, "layer_norm_type": LayerNorm_type}
+            arguments = (channels, heads[index], ffn_expansion_factor)
+            return Level(*(ModulatedBlock(*arguments, **options) for _ in range(blocks)))
 
         self.build(
             level,
@@ -133,9 +125,7 @@ class ResidualUnit(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1),
-            leaky_relu(),
-            nn.Conv2d(channels, channels, 3, padding=1),
+            conv3x3(channels, channels), leaky_relu(), conv3x3(channels, channels)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -155,9 +145,9 @@ class PriorEncoder(nn.Module):
         widths = (FEATURES, 2 * FEATURES, 2 * FEATURES, PRIOR_DIM)
         widening: list[nn.Module] = []
         for narrow, wide in itertools.pairwise(widths):
-            widening += [nn.Conv2d(narrow, wide, 3, padding=1), leaky_relu()]
+            widening += [conv3x3(narrow, wide), leaky_relu()]
         self.E = nn.Sequential(
-            nn.Conv2d(16 * in_channels, FEATURES, 3, padding=1),
+            conv3x3(16 * in_channels, FEATURES),
             leaky_relu(),
             *(ResidualUnit(FEATURES) for _ in range(n_encoder_res)),
             *widening,
@@ -309,7 +299,7 @@ class DiffIRS2(Peer):
         require_positive(timesteps=timesteps)
         for name, beta in (("linear_start", linear_start), ("linear_end", linear_end)):
             if not 0 < beta < 1:
-                raise UserError(f"{name} {beta} must be above 0 and below 1")
+                raise UserError(f"{name} {beta} must be between 0 and 1")
         self.G = GuidedRestormer(
             inp_channels=inp_channels,
             out_channels=out_channels,

@@ -228,7 +228,7 @@ class MPRNet(Peer):
     repeat under each block's name.
 
     Args:
-        in_c, out_c: channels of the images, both 3.
+        in_c, out_c: channels of the images; equal, as every stage adds the blurry image.
         n_feat: channels of the first level.
         scale_unetfeats: channels that each further level of encoders and decoders adds.
         scale_orsnetfeats: channels that stage 3 adds to `n_feat`.
@@ -256,13 +256,13 @@ class MPRNet(Peer):
         bias: bool = False,
     ) -> None:
         super().__init__()
-        require_positive(reduction=reduction, kernel_size=kernel_size)
+        require_positive(in_c=in_c, reduction=reduction, kernel_size=kernel_size)
         require_positive(
             0, scale_unetfeats=scale_unetfeats, scale_orsnetfeats=scale_orsnetfeats, num_cab=num_cab
         )
         require_positive(reduction, n_feat=n_feat)
-        if (in_c, out_c) != (3, 3):
-            raise UserError(f"in_c {in_c} and out_c {out_c} must be 3: each stage restores RGB")
+        if in_c != out_c:
+            raise UserError(f"out_c {out_c} must equal in_c {in_c}: the blurry image is added")
         if kernel_size % 2 == 0:
             raise UserError(f"kernel_size {kernel_size} must be odd")
         act = nn.PReLU()
@@ -284,8 +284,8 @@ class MPRNet(Peer):
         self.stage3_orsnet = _ORSNet(
             n_feat, scale_unetfeats, scale_orsnetfeats, num_cab, kernel_size, cab, bias=bias
         )
-        self.sam12 = SupervisedAttention(n_feat, kernel_size=1, bias=bias)
-        self.sam23 = SupervisedAttention(n_feat, kernel_size=1, bias=bias)
+        self.sam12 = SupervisedAttention(n_feat, in_c, kernel_size=1, bias=bias)
+        self.sam23 = SupervisedAttention(n_feat, in_c, kernel_size=1, bias=bias)
         self.concat12 = _Conv(2 * n_feat, n_feat, kernel_size, bias=bias)
         self.concat23 = _Conv(2 * n_feat, wide, kernel_size, bias=bias)
         self.tail = _Conv(wide, out_c, kernel_size, bias=bias)

@@ -97,3 +97,13 @@ def test_gradients_are_the_published_ones(name):
     loss = outputs["out0"].square().mean()
     assert loss.item() == pytest.approx(reference["loss"], rel=1e-9)
     assert gradient_norms(network, loss) == pytest.approx(reference["norms"], rel=1e-8)
+
+
+def test_the_chain_begins_with_torchs_noise_where_none_is_given():
+    network, _ = computed("DiffIRS2-small")
+    blurry = image(1, (2, 3, 8, 16))
+    torch.manual_seed(5)
+    (drawn,) = network(blurry)
+    torch.manual_seed(5)
+    (given,) = network(blurry, noise=torch.randn(2, 256, dtype=torch.float64))
+    torch.testing.assert_close(drawn, given, rtol=0, atol=0)

@@ -38,6 +38,14 @@ def test_sizes_that_do_not_fit_are_refused(name):
         ({"type": "DMPHN", "stack": 1, "levels": 2}, "levels"),
         ({"type": "MIMOUNetPlus", "num_res": -1}, "num_res"),
         ({"type": "MIMOUNetPlus", "num_ress": 2}, "num_res"),
+        ({"type": "MPRNet", "out_c": 1}, "out_c"),
+        ({"type": "MPRNet", "kernel_size": 4}, "kernel_size"),
+        ({"type": "MPRNet", "n_feat": 2}, "n_feat"),
+        ({"type": "Stripformer", "dim": 320}, "dim"),
+        ({"type": "DiffIRS1", "inp_channels": 6}, "inp_channels"),
+        ({"type": "DiffIRS1", "heads": [1, 2, 4, 5]}, "heads"),
+        ({"type": "DiffIRS2", "linear_end": 1.0}, "linear_end"),
+        ({"type": "DiffIRS2", "timesteps": 0}, "timesteps"),
     ],
 )
 def test_impossible_options_are_named(options, named):
