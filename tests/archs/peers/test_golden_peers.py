@@ -59,7 +59,7 @@ def test_names_shapes_and_figures_are_the_published_ones(name):
         assert network.side_multiple == reference["input_multiple_of"]
 
 
-@pytest.mark.parametrize("computed", map(case_param, CASES), indirect=True)
+@pytest.mark.parametrize("computed", [case_param(name) for name in CASES], indirect=True)
 def test_outputs_are_the_published_ones(computed):
     case, network, outputs = computed
     values = load_arrays("peers/outputs.npz")
