@@ -30,9 +30,12 @@ AHEAD = 2
 class Group(Protocol):
     """The ranks that share a piece of work; `hidiff.engine.distributed.Processes` is one."""
 
-    rank: int
-    world_size: int
-    device: torch.device
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
 
     @property
     def is_main(self) -> bool:

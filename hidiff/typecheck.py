@@ -92,9 +92,13 @@ def _signature(
         if parameter.default is not inspect.Parameter.empty
     }
     if dataclasses.is_dataclass(function):
-        factories = {f.name: f.default_factory for f in dataclasses.fields(function)}
-        defaults |= {n: factories[n]() for n in defaults if callable(factories[n])}
-    kind = TypedDict(
+        defaults |= {
+            field.name: field.default_factory()
+            for field in dataclasses.fields(function)
+            if field.name in defaults and field.default_factory is not dataclasses.MISSING
+        }
+    typed_dict: Any = TypedDict  # made of values here, which type checkers do not follow
+    kind = typed_dict(
         "Arguments",
         {name: NotRequired[a] if name in defaults else a for name, a in annotations.items()},
     )
@@ -156,18 +160,18 @@ def _explanation(
     known: Mapping[str, Any],
 ) -> str:
     first, *others = error.errors(include_url=False)
-    key, *inner = first["loc"]
-    place = f"{where}.{key}" if where else str(key)
+    key, inner = str(first["loc"][0]), first["loc"][1:]
+    place = f"{where}.{key}" if where else key
     if first["type"] == "extra_forbidden":
         unknown = f"{label} has no option '{key}'" if label else "there is no such option"
-        return f"{place}: {unknown}{suggestion(str(key), known)}"
+        return f"{place}: {unknown}{suggestion(key, known)}"
     if key not in given:
         return f"{place}: this option is missing{f', {label} needs it' if label else ''}"
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])  # of a section within this one, which names its place
     if first["type"] == "unexpected_keyword_argument":
         fields = [field.name for field in dataclasses.fields(known[key])]
-        return f"{place}.{inner[0]}: there is no such option{suggestion(inner[0], fields)}"
+        return f"{place}.{inner[0]}: there is no such option{suggestion(str(inner[0]), fields)}"
     value = given[key]
     # What pydantic names beyond the value is the branch of a union, or an entry that is absent.
     for step in inner:

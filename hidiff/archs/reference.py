@@ -40,7 +40,9 @@ def modulated_norm(
     norm(X) · Linear₁(z₃) + Linear₂(z₃); scale and shift (B, C) are the two linear layers' results.
     """
     x = from_tokens(layer_norm(norm, to_tokens(x)), x.shape)
-    return x if scale is None else x * scale[:, :, None, None] + shift[:, :, None, None]
+    if scale is None or shift is None:
+        return x
+    return x * scale[:, :, None, None] + shift[:, :, None, None]
 
 
 def mdta(layer: restormer.Attention, x: Tensor) -> Tensor:

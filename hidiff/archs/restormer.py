@@ -121,7 +121,7 @@ class LayerNorm2d(LayerNorm):
             scale, shift: (B, dim); both or none.
         """
         x = x.permute(0, 2, 3, 1)
-        if scale is None:
+        if scale is None or shift is None:
             return super().forward(x).permute(0, 3, 1, 2)
         # One affine map in place of two: (x̂·w + b)·scale + shift = x̂·(w·scale) + (b·scale + shift).
         weight = self.body.weight * scale  # (B, dim)

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -188,7 +189,7 @@ class _Run:
 
     def _down(self, layer: Downsample, x: Tensor) -> Tensor:
         """(H, W, C) → (H/2, W/2, 2C)."""
-        conv = layer.body[0]
+        conv = cast(Conv2d, layer.body[0])
         height, width, _ = x.shape
         small = x.new_empty(height // 2, width // 2, 4 * conv.out_channels)
         for rows in self._strips(height, 2):
@@ -203,7 +204,7 @@ class _Run:
         Args:
             reduce: the 1×1 convolution of both side by side; its result goes to `target`.
         """
-        conv = layer.body[0]
+        conv = cast(Conv2d, layer.body[0])
         # Channels in the order row, column, channel, so that PixelShuffle moves whole pixels.
         weight = conv.weight.unflatten(0, (-1, 2, 2)).permute(1, 2, 0, 3, 4, 5).flatten(0, 2)
         for rows in self._strips(len(x)):
@@ -331,10 +332,10 @@ class _Run:
             before, after = after, x[:, right - 1].clone() if changed else None
             first, last = max(left - 1, 0), min(right + 1, width)
             span = right - left + 2
-            rows = min(self.strips.rows, height)
-            pixels = x.new_zeros(rows, span, dim, dtype=self.dtype)
+            most = min(self.strips.rows, height)
+            pixels = x.new_zeros(most, span, dim, dtype=self.dtype)
             # Two rows of the strip before, this strip, and a row of zeros below the image.
-            buffer = x.new_empty(rows + 3, span, channels, dtype=self.dtype)
+            buffer = x.new_empty(most + 3, span, channels, dtype=self.dtype)
             buffer[0] = 0
             filled = 1
             for top in range(0, height, self.strips.rows):
@@ -386,8 +387,10 @@ class _Widened:
         choose: Callable[[Tensor], Tensor],
     ) -> _Widened:
         """From two modules; `choose` selects or fills up the output channels, the first axis."""
-        weights = (pointwise.weight.flatten(1), pointwise.bias, depthwise.weight, depthwise.bias)
-        return cls(*(None if weight is None else choose(weight).to(dtype) for weight in weights))
+        biases = (None if b is None else choose(b) for b in (pointwise.bias, depthwise.bias))
+        bias, taps_bias = (_as(chosen, dtype) for chosen in biases)
+        weight, taps = choose(pointwise.weight.flatten(1)), choose(depthwise.weight)
+        return cls(weight.to(dtype), bias, taps.to(dtype), taps_bias)
 
     def multiply(self, pixels: Tensor, out: Tensor) -> None:
         """The first: (n, in) → `out` (n, out)."""
@@ -404,7 +407,7 @@ class _Widened:
 
 def _inside(
     areas: list[Area], block: Sequence[slice]
-) -> Iterator[tuple[int, tuple[slice, slice], Tensor]]:
+) -> Iterator[tuple[int, tuple[slice, ...], Tensor]]:
     """What areas share with a block: their index, their part of the block, its pixels' weights."""
     for index, (place, weights) in enumerate(areas):
         starts = [max(a.start, b.start) for a, b in zip(place, block, strict=True)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from einops import rearrange
@@ -96,6 +96,8 @@ class BasicLayer(nn.Module):
             tokens; at 1 the single token modulates every block instead.
     """
 
+    him: HIM | None
+
     def __init__(
         self,
         dim: int,
@@ -113,7 +115,7 @@ class BasicLayer(nn.Module):
             self.him = HIM(dim, num_heads, prior_dim, bias=bias, layer_norm_type=layer_norm_type)
         else:
             self.him = None
-        self.blocks = nn.ModuleList(
+        blocks = nn.ModuleList(
             TransformerBlock(
                 dim,
                 num_heads,
@@ -124,6 +126,7 @@ class BasicLayer(nn.Module):
             )
             for _ in range(num_blocks)
         )
+        self.blocks = cast(Sequence[TransformerBlock], blocks)
         self.recompute = False
 
     def forward(self, x: Tensor, prior: Tensor | None = None) -> Tensor:

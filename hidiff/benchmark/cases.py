@@ -16,18 +16,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 
 from hidiff.benchmark.variants import Machine, Variant
 from hidiff.cost.roofline import restoring, training_step
 from hidiff.cost.timing import alternate, bytes_for_backward, comparison
 from hidiff.data import (
     BatchPlan,
+    Mixture,
     PhaseBatchSampler,
     build_dataset,
     build_training_set,
     training_batches,
 )
+from hidiff.data.pairs import PairSet
 from hidiff.data.transfer import to_device
 from hidiff.engine.distributed import Processes
 from hidiff.engine.optim import GRAD_CLIP_NORM, build_optimizer, clip_gradients
@@ -126,10 +127,10 @@ def train_step(
 
 
 def _as_released(
-    dataset: Dataset, indices: Sequence[int], phase: Phase, crop_size: int
+    dataset: PairSet, indices: Sequence[int], phase: Phase, crop_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Read, convert, crop and augment a pair for each index; keep the phase's part of them."""
-    crops = {"lq": [], "gt": []}
+    crops: dict[str, list[torch.Tensor]] = {"lq": [], "gt": []}
     for index in indices:
         pair = dataset[index]
         height, width = pair["lq"].shape[1:]
@@ -166,9 +167,12 @@ def data(options: Options, args: argparse.Namespace, machine: Machine) -> list[d
     torch.set_num_threads(1)
     random.seed(options.manual_seed)
     cases = []
-    for number, phase in _phases(options, args.phase).items():
+    phases = _phases(options, args.phase)
+    crop_size, batch_size = section.gt_size, section.batch_size_per_gpu
+    assert crop_size is not None and batch_size is not None  # the phases have asked for them
+    for number, phase in phases.items():
 
-        def ours(dataset: Dataset, phase: Phase = phase) -> Callable[[], Any]:
+        def ours(dataset: Mixture, phase: Phase = phase) -> Callable[[], Any]:
             batches = training_batches(
                 dataset,
                 PhaseBatchSampler(
@@ -177,7 +181,7 @@ def data(options: Options, args: argparse.Namespace, machine: Machine) -> list[d
                     plan=BatchPlan([phase], 1),
                     rank=0,
                     seed=options.manual_seed,
-                    crop_size=section.gt_size,
+                    crop_size=crop_size,
                     total_iter=1 + args.repeats,  # one call to warm up
                 ),
                 num_workers=0,
@@ -185,8 +189,8 @@ def data(options: Options, args: argparse.Namespace, machine: Machine) -> list[d
             return lambda: to_device(next(batches), args.device, torch.float32)
 
         def as_released(phase: Phase = phase) -> None:
-            indices = random.choices(range(len(plain_dataset)), k=section.batch_size_per_gpu)
-            for pixels in _as_released(plain_dataset, indices, phase, section.gt_size):
+            indices = random.choices(range(len(plain_dataset)), k=batch_size)
+            for pixels in _as_released(plain_dataset, indices, phase, crop_size):
                 pixels.to(args.device)
 
         work = {"read all": as_released, **{name: ours(d) for name, d in datasets.items()}}

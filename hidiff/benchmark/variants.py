@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -19,6 +19,7 @@ from hidiff.kernels import Mode
 from hidiff.models import DeblurModel
 from hidiff.models.compilation import compile_blocks
 from hidiff.models.precision import precision
+from hidiff.options import Precision
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Variant:
     """One way of computing, such as `bf16+compile`; see `parse`."""
 
     name: str
-    precision: str
+    precision: Precision
     plain: bool = False
     compile: bool = False
     strips: bool = False
@@ -57,15 +58,14 @@ class Variant:
                 "example bf16+compile+checkpoint12"
             )
         plain, precision, kernels, way, levels = match.groups()
-        levels = tuple(map(int, levels or ""))
         return cls(
             name,
-            precision,
+            cast(Precision, precision),
             bool(plain),
             way == "+compile",
             way == "+strips",
-            checkpoint=levels,
-            kernels=kernels and kernels.removeprefix("+"),
+            checkpoint=tuple(map(int, levels or "")),
+            kernels=cast(Mode, kernels.removeprefix("+")) if kernels else None,
         )
 
     def prepare(self, model: DeblurModel) -> DeblurModel:
@@ -111,6 +111,6 @@ class Machine:
         element_bytes = 2 if variant.precision == "bf16" else 4
         return work.roofline(self._matmul_rates[variant.precision], self.copy_rate, element_bytes)
 
-    def rates(self) -> dict[str, float]:
+    def rates(self) -> dict[str, Any]:
         """What was measured, for the report."""
         return {"copy": self.copy_rate, "matmul": dict(self._matmul_rates)}

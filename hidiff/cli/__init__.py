@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with friendly_errors():
             return module.main(args.arguments)
 
-    return call()
+    return call() or 0
 
 
 def run(*command: str) -> None:

@@ -221,10 +221,10 @@ def main(arguments: Sequence[str]) -> int:
     pages = write_comparisons(photographs, page, embed=args.embed) if args.page else []
     text = [MARK, "", "# Results beside the paper's", "", *lines, *pictures, *pages]
     write_text(args.output, "\n".join(text).rstrip() + "\n")
-    names = [
+    written = [
         str(args.output),
         *([picture.name] if pictures else []),
         *([page.name] if pages else []),
     ]
-    print(f"written to {' and '.join(names)}")
+    print(f"written to {' and '.join(written)}")
     return 0

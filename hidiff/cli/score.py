@@ -84,7 +84,9 @@ def find_targets(texts: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
                 f"the sharp images of {name} are not in {places or 'any known place'}; run this "
                 f"from the folder that holds datasets/, or name them with --target {name}=DIR"
             )
-        if not targets.setdefault(name, data and data / "target").is_dir():
+        if data is not None:
+            targets.setdefault(name, data / "target")
+        if not targets[name].is_dir():
             raise UserError(f"--target {name}: {targets[name]} is no folder")
     return targets
 

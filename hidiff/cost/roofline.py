@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hidiff.archs.restormer import TransformerBlock
 from hidiff.cost.macs import count_macs, model_complexity
 from hidiff.errors import UserError
-from hidiff.models import build_model
+from hidiff.models import DeblurModel, build_model
 
 BACKWARD_SHARE = 2
 """A layer's backward pass is two products of the forward pass's size: for input and weights."""
@@ -55,11 +55,11 @@ def _block_elements(block: TransformerBlock, x: Tensor) -> int:
     return pixels * (18 * x.shape[1] + 6 * block.ffn.project_out.in_channels)
 
 
-def _forward(options: Mapping[str, Any], height: int, width: int) -> tuple[Work, nn.Module]:
+def _forward(options: Mapping[str, Any], height: int, width: int) -> tuple[Work, DeblurModel]:
     """The work of restoring one image, and the model on torch's meta device."""
     elements = 0
 
-    def count(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def count(block: TransformerBlock, inputs: tuple[Tensor, ...]) -> None:
         nonlocal elements
         elements += _block_elements(block, inputs[0])
 

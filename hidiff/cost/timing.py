@@ -57,9 +57,9 @@ def measure_with_memory(work: Callable[[], Any], device: torch.device) -> tuple[
         before = torch.cuda.memory_allocated(device)
         seconds = measure(work, device)
         return seconds, torch.cuda.max_memory_allocated(device) - before
-    before = _resident_from_now()
+    resident = _resident_from_now()
     seconds = measure(work, device)
-    return seconds, None if before is None else _resident("VmHWM") - before
+    return seconds, None if resident is None else _resident("VmHWM") - resident
 
 
 def keep_freed_memory() -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from torch.utils.data import Dataset
-
 from hidiff.data.loader import training_batches
 from hidiff.data.mixture import Mixture
 from hidiff.data.paired_dataset import PairedImageIRDataset
+from hidiff.data.pairs import SourceSet
 from hidiff.data.sampler import BatchPlan, CropRequest, PhaseBatchSampler
 from hidiff.data.synthetic_dataset import SyntheticBlurDataset
 from hidiff.data.transforms import Normalization
@@ -29,7 +28,7 @@ __all__ = [
 ]
 
 
-def build_dataset(options: DatasetOptions) -> Dataset:
+def build_dataset(options: DatasetOptions) -> SourceSet:
     """The data set of a `datasets.*` section.
 
     Its attribute `normalization` is None unless the section has `mean` or `std`.

@@ -74,7 +74,7 @@ def file_identity(path: str | os.PathLike[str]) -> list[Any]:
 
 
 def _sha256(image: np.ndarray) -> str:
-    return hashlib.sha256(image).hexdigest()
+    return hashlib.sha256(image.data).hexdigest()
 
 
 def _checksum(index: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from hidiff.errors import UserError, missing
 from hidiff.files import read_bytes, write_bytes
@@ -72,7 +73,7 @@ def read_header(source: Path | bytes, where: str) -> Header:
             file.seek(0)
             with Image.open(file, formats=_FORMATS) as image:
                 (width, height), mode = image.size, image.mode
-                bits = image.tag_v2.get(_BITS, ()) if image.format == "TIFF" else ()
+                bits = image.tag_v2.get(_BITS, ()) if isinstance(image, TiffImageFile) else ()
                 # Pillow turns TIFF files itself; it would decode a PNG to look for an EXIF block.
                 if "exif" in image.info and image.getexif().get(_ORIENTATION, 1) > 4:
                     width, height = height, width

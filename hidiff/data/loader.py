@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from hidiff.data.image import to_float
+from hidiff.data.pairs import PairSet
 from hidiff.data.sampler import CropRequest, PhaseBatchSampler, Shares
 from hidiff.errors import UserError
 
@@ -40,7 +41,7 @@ class _Reporting(Dataset):
     An exception raised in a worker would arrive with a traceback and without its type.
     """
 
-    def __init__(self, dataset: Dataset, shares: Shares, skip_bad: bool) -> None:
+    def __init__(self, dataset: PairSet, shares: Shares, skip_bad: bool) -> None:
         self.dataset = dataset
         self.shares = shares
         self.substitutes = SUBSTITUTES if skip_bad else 0
@@ -187,7 +188,7 @@ def _user_error(error: Exception, exit_codes: set[int | None]) -> UserError | No
 
 
 def training_batches(
-    dataset: Dataset,
+    dataset: PairSet,
     sampler: PhaseBatchSampler,
     *,
     num_workers: int,
@@ -196,7 +197,7 @@ def training_batches(
     skip_bad: bool = False,
     timeout: float | None = None,
     while_waiting: Callable[[], None] = lambda: None,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any]]:
     """The sampler's batches in order.
 
     A batch is a dict for `hidiff.data.transfer.to_device`: `lq`, `gt`, (B, h, w, 3) uint8, or

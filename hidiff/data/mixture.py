@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from hidiff.data.pairs import PairSet
 from hidiff.data.sampler import CropRequest, Shares
 from hidiff.data.transforms import Normalization
 from hidiff.options import DatasetOptions
@@ -29,7 +30,7 @@ class Mixture(Dataset):
         normalization: of all sets; None unless `build_training_set` gives one.
     """
 
-    def __init__(self, sections: Sequence[DatasetOptions], sets: Sequence[Dataset]) -> None:
+    def __init__(self, sections: Sequence[DatasetOptions], sets: Sequence[PairSet]) -> None:
         self.sections, self.sets = tuple(sections), tuple(sets)
         self.shares = Shares([section.weight for section in sections], [len(s) for s in sets])
         places = [section.where.removeprefix("datasets.") for section in sections]
@@ -49,9 +50,8 @@ class Mixture(Dataset):
         index = item.index if isinstance(item, CropRequest) else item
         number = self.shares.set_of(index)
         index -= self.shares.starts[number]
-        if isinstance(item, CropRequest):
-            index = dataclasses.replace(item, index=index)
-        found = self.sets[number][index]
+        inner = dataclasses.replace(item, index=index) if isinstance(item, CropRequest) else index
+        found = self.sets[number][inner]
         return {**found, "name": self._prefixes[number] + found["name"]}
 
     def fingerprint(self) -> str:

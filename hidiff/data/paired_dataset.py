@@ -86,7 +86,7 @@ class PairedImageIRDataset(Dataset):
             )
         self.has_gt = dataroot_gt is not None
         self._lq_root = dataroot_lq
-        roots = {"lq": dataroot_lq, **({"gt": dataroot_gt} if self.has_gt else {})}
+        roots = {"lq": dataroot_lq, **({} if dataroot_gt is None else {"gt": dataroot_gt})}
         if meta_info_file is None:
             self.stores: dict[str, ImageStore] = {
                 side: open_store(root, f"{where}.dataroot_{side}", kind)
@@ -161,7 +161,7 @@ class PairedImageIRDataset(Dataset):
     def __getitem__(self, item: int | CropRequest) -> dict[str, Any]:
         pair = self.pairs[item.index if isinstance(item, CropRequest) else item]
         images = {side: self._read(side, key) for side, key in self._sides(pair).items()}
-        more = {"name": pair.name}
+        more: dict[str, Any] = {"name": pair.name}
         if pair.gt is not None:
             height, width = images["lq"].shape[:2]
             part = images["gt"][:height, :width]

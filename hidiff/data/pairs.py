@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from hidiff.data.image import listing
 from hidiff.data.store import ImageStore
+from hidiff.data.transforms import Normalization
 from hidiff.errors import UserError, counted_from
 from hidiff.files import is_file, read_lines
 
@@ -23,6 +25,26 @@ class Pair:
     name: str
     lq: str
     gt: str | None
+
+
+class PairSet(Protocol):
+    """What a data set has; see `PairedImageIRDataset`."""
+
+    pairs: list[Pair]
+    notices: list[str]
+    normalization: Normalization | None
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, item: Any, /) -> dict[str, Any]: ...
+    def fingerprint(self) -> str: ...
+
+
+class SourceSet(PairSet, Protocol):
+    """A data set of one section of the options."""
+
+    has_gt: bool
+
+    def files(self, index: int) -> list[str]: ...
 
 
 def refuse_one_place(lq: str, gt: str | None, where: str) -> None:

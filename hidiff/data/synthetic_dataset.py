@@ -188,10 +188,10 @@ class SyntheticBlurDataset(Dataset):
 
     def files(self, index: int) -> list[str]:
         """The file that a pair is made of."""
-        return [str(self.stores[self._store_of[index]].file(self.pairs[index].gt))]
+        return [str(self.stores[self._store_of[index]].file(self.pairs[index].lq))]
 
     def _location(self, index: int) -> str:
-        return self.stores[self._store_of[index]].location(self.pairs[index].gt)
+        return self.stores[self._store_of[index]].location(self.pairs[index].lq)
 
     def _cache(self, folder: str, where: str) -> FrameCache:
         places = {self._location(index): index for index in range(len(self))}
@@ -207,7 +207,7 @@ class SyntheticBlurDataset(Dataset):
 
     def _decode(self, index: int) -> np.ndarray:
         store = self.stores[self._store_of[index]]
-        return to_uint8(decode_image(store.read(self.pairs[index].gt), self._location(index)))
+        return to_uint8(decode_image(store.read(self.pairs[index].lq), self._location(index)))
 
     def _photograph(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8; not to be written to."""

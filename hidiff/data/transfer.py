@@ -113,6 +113,7 @@ class DeviceBatches(Iterator[dict[str, Any]]):
         batch, self._ahead = self._ahead, None
         if isinstance(batch, Exception):
             raise batch
+        assert batch is not None
         return batch
 
     def close(self) -> None:

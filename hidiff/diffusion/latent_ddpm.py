@@ -26,6 +26,15 @@ class DiffusionTables(nn.Module):
         betas: β_0 … β_{T−1}, float64.
     """
 
+    betas: Tensor
+    alphas_cumprod: Tensor
+    sqrt_alphas_cumprod: Tensor
+    sqrt_one_minus_alphas_cumprod: Tensor
+    sqrt_recip_alphas_cumprod: Tensor
+    sqrt_recipm1_alphas_cumprod: Tensor
+    posterior_mean_coef1: Tensor
+    posterior_mean_coef2: Tensor
+
     def __init__(self, betas: np.ndarray) -> None:
         super().__init__()
         alphas = 1.0 - betas
@@ -170,6 +179,7 @@ class LatentDDPM(nn.Module):
             coef2 = self.tables.posterior_mean_coef2[t].to(z.dtype)
             z = coef1 * x0 + coef2 * z
             if self.reverse_noise and t > 0:
+                assert step_noise is not None, "reverse_noise needs step_noise"
                 epsilon = step_noise[:, self.timesteps - 1 - t].to(z)
                 z = z + self.tables.betas[t].to(z.dtype).sqrt() * epsilon
         return z

@@ -345,7 +345,8 @@ def choose_state(
     Raises:
         UserError: there are only damaged ones, or the processes have read different files.
     """
-    state, notices = None, []
+    state: SavedState | None = None
+    notices: list[str] = []
     with processes.main_first():
         if processes.is_main and auto_resume:
             state, notices = newest_state(folder)

@@ -348,7 +348,7 @@ class StopRequest:
         """To be set where the signal has had its effect and what follows must not be cut off."""
         self._grace = grace
         self._alarm: socket.socket | None = None
-        self._previous: dict[signal.Signals, object] = {}
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
         # Python delivers signals to the main thread only, and only it may change handlers.

@@ -7,6 +7,8 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -41,7 +43,7 @@ class PhaseReport:
     seconds: float = 0.0
     waiting: float = 0.0
     peak: int | None = None
-    at_once: int = 0
+    at_once: int | None = None
     problem: str | None = None
 
 
@@ -128,18 +130,22 @@ def measure_phase(trainer: Trainer, index: int, steps: int = STEPS) -> PhaseRepo
 
 def _between(trainer: Trainer) -> float:
     """Seconds of all validations and checkpoints: one image of each set is restored."""
-    val, seconds = trainer.options.val, 0.0
+    frequency, seconds = trainer.options.val.val_freq, 0.0
+    if frequency is None:
+        return seconds
     device = trainer.processes.device
     model = copy.deepcopy(trainer.model).eval()
-    for dataset in trainer.validator.datasets.values() if val.val_freq else ():
+    for dataset in trainer.validator.datasets.values():
         item = dataset[0]
-        images = {k: item[k][None].to(device, torch.float32) for k in ("lq", "gt") if k in item}
+        images: dict[str, Any] = {
+            k: item[k][None].to(device, torch.float32) for k in ("lq", "gt") if k in item
+        }
         model.restore(
             images["lq"][..., :64, :64], *[i[..., :64, :64] for i in [*images.values()][1:]]
         )
-        times = -(-trainer.total_iter // val.val_freq)
+        times = -(-trainer.total_iter // frequency)
         share = len(dataset) / trainer.processes.world_size
-        seconds += times * share * measure(lambda m=model, i=images: m.restore(**i), device)
+        seconds += times * share * measure(partial(model.restore, **images), device)
     return seconds
 
 

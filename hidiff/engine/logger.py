@@ -164,6 +164,7 @@ class MetricsWriter:
             self._write([image(name, picture, dataformats="HWC")], step)
 
     def _write(self, summaries: list[Any], step: int) -> None:
+        assert self._folder is not None
         # TensorBoard takes a second to import; runs without it need not wait.
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter

@@ -65,6 +65,7 @@ class MicroBatches:
     def parts(self, phase: int) -> Iterator[slice]:
         """The phase's batch cut into parts of `size` images, the last one of what is left."""
         whole, size = self.plan.phases[phase].batch_size, self.size(phase)
+        assert size is not None, "measure first"
         for start in range(0, whole, size):
             yield slice(start, min(start + size, whole))
 
@@ -83,7 +84,7 @@ class MicroBatches:
 
     def halve(self, phase: int) -> bool:
         """Take half as many images from now on; False where there is only one."""
-        if (size := self.size(phase)) == 1:
+        if (size := self.size(phase)) is None or size == 1:
             return False
         self.chosen[phase] = (size + 1) // 2
         return True
@@ -135,6 +136,7 @@ def largest_that_fits(model: DeblurModel, phase: Phase, processes: Processes) ->
     if free < 2 * one:
         return 1
     _, two = measure_with_memory(training_step(model, 2, size, device), device)
+    assert two is not None  # as `one` is not
     each = max(two - one, 1)
     # Beside what each image needs there are the gradients, once.
     count = max(1, min(phase.batch_size, int((free - (one - each)) / each)))

@@ -43,7 +43,7 @@ def _register_optimizer(name: str, optimizer: type[torch.optim.Optimizer]) -> No
 
     defaults = {**DEFAULTS.get(name, {}), **({"fused": True} if name in FUSED else {})}
     signature = inspect.signature(optimizer)
-    build.__signature__ = signature.replace(
+    build.__signature__ = signature.replace(  # type: ignore[attr-defined]  # `inspect` reads it
         parameters=[
             parameter.replace(default=defaults.get(key, parameter.default))
             for key, parameter in signature.parameters.items()
@@ -56,7 +56,8 @@ def _register_optimizer(name: str, optimizer: type[torch.optim.Optimizer]) -> No
 
 for _name, _optimizer in vars(torch.optim).items():
     # LBFGS evaluates the loss several times a step, SparseAdam takes sparse gradients only.
-    if inspect.isclass(_optimizer) and _name not in ("Optimizer", "LBFGS", "SparseAdam"):
+    if _name not in ("Optimizer", "LBFGS", "SparseAdam") and inspect.isclass(_optimizer):
+        assert issubclass(_optimizer, torch.optim.Optimizer)
         _register_optimizer(_name, _optimizer)
 
 

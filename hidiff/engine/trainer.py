@@ -115,7 +115,7 @@ class Trainer:
             self.experiment.states, options.path.resume_state, processes, auto_resume=auto_resume
         )
         self.notices += notices
-        started_from = {}
+        started_from: dict[str, Any] = {}
         if saved is None:
             notices, started_from = load_pretrained(self.model, options, training=True)
             self.notices += notices
@@ -204,6 +204,7 @@ class Trainer:
     def load(self, first_step: int) -> DeviceBatches:
         """The batches of the steps from this one on."""
         device, options = self.processes.device, self.options.for_training()[1]
+        assert options.gt_size is not None  # the phases have asked for it
         sampler = PhaseBatchSampler(
             size=len(self.dataset),
             shares=self.dataset.shares,
@@ -381,7 +382,7 @@ class Trainer:
         """Take the step that the gradients ask for."""
         self.state.optimizer.step()
         self.state.optimizer.zero_grad(set_to_none=True)
-        if self.state.average:
+        if self.state.average and self.train_options.ema_decay:
             update_average(self.state.average, self.model, self.train_options.ema_decay)
         self.state.bad_steps = 0
 
@@ -425,8 +426,7 @@ class Trainer:
 
     @property
     def _to_validate(self) -> DeblurModel:
-        use_average = self.state.average and self.options.val.use_ema
-        return self.state.average if use_average else self.model
+        return self.state.average if self.state.average and self.options.val.use_ema else self.model
 
     def _validate(self) -> bool:
         """Score the model where that is still to be done; False where a stop came before the end.

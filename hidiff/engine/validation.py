@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
 
+from hidiff.data.pairs import PairSet
 from hidiff.engine.distributed import Processes
 from hidiff.engine.logger import MetricsWriter, get_logger, warn_of_loss
 from hidiff.files import inside
@@ -40,7 +40,7 @@ class Validator:
     def __init__(
         self,
         options: Options,
-        datasets: Mapping[str, Dataset],
+        datasets: Mapping[str, PairSet],
         processes: Processes,
         folder: Path,
     ) -> None:

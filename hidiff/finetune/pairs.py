@@ -84,9 +84,10 @@ def _pairs_beside(data: Path, blurry: Path, sharp: Path) -> list[FoundPair]:
     test = above[:1] == ("test",)
     pairs = []
     for part in sorted(inner):
-        stores = [open_store(str(side / part), "--data") for side in (blurry, sharp)]
+        lq, gt = (open_store(str(side / part), "--data") for side in (blurry, sharp))
         folders = (*above[above[:1] in (("test",), ("train",)) :], *part.parts)
-        for pair in match_stores(*stores, "{}", "--data"):
+        for pair in match_stores(lq, gt, "{}", "--data"):
+            assert pair.gt is not None
             scene = "/".join(folders) or re.sub(r"[-_. (]*\d+\)?$", "", pair.name) or data.name
             pairs.append(FoundPair(scene, Path(pair.lq), Path(pair.gt), test))
     return pairs

@@ -212,7 +212,8 @@ def finetune(options: Options, processes: Processes) -> bool:
             f"--weights: {len(before.failed)} of the held-out images have no score "
             f"({listing(before.failed)}); the reasons stand above"
         )
-    if not (experiment.states / f"{options.train.total_iter}.state").is_file():
+    total_iter = options.for_training()[0].total_iter
+    if not (experiment.states / f"{total_iter}.state").is_file():
         Trainer(options, processes, auto_resume=True).run()
         start_logging(is_main=True)
     model = dataclasses.replace(find_model(name), licence=find_model(start).licence)

@@ -18,7 +18,7 @@ from hidiff.kernels.choosing import Chooser, agree, cuda_milliseconds
 try:
     from hidiff.kernels import triton_kernels
 except ImportError:  # Triton comes with PyTorch for NVIDIA GPUs on Linux only
-    triton_kernels = None
+    triton_kernels = None  # type: ignore[assignment]  # a module otherwise
 
 Mode = Literal["eager", "triton", "auto"]
 """'eager': PyTorch's own operators. 'triton': the kernels, wherever they can run. 'auto': the
@@ -103,7 +103,7 @@ def _gated_eager_backward(
     return _conv_eager_backward(torch.cat([dgate, dvalue], dim=1), x, weight, bias)
 
 
-EAGER = {
+EAGER: dict[str, Callable[..., Any]] = {
     "conv": _conv_eager,
     "conv_backward": _conv_eager_backward,
     "gated": _gated_eager,
@@ -170,12 +170,14 @@ def _define(operator: str, implementation: str, halves: int) -> Callable[..., Te
         return 2 * 9 * math.prod(x_shape)  # as a convolution's are counted
 
     arguments = "Tensor x, Tensor weight, Tensor? bias, str mode"
-    define = partial(torch.library.custom_op, mutates_args=())
-    forward_op = define(f"hidiff::{operator}", forward, schema=f"({arguments}) -> Tensor")
+    forward_op = torch.library.custom_op(
+        f"hidiff::{operator}", forward, mutates_args=(), schema=f"({arguments}) -> Tensor"
+    )
     forward_op.register_fake(forward_fake)
-    backward_op = define(
+    backward_op = torch.library.custom_op(
         f"hidiff::{operator}_backward",
         backward,
+        mutates_args=(),
         schema=f"(Tensor grad, {arguments}) -> (Tensor, Tensor, Tensor)",
     )
     backward_op.register_fake(backward_fake)

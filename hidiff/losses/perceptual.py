@@ -33,6 +33,9 @@ class PerceptualLoss(nn.Module):
         UserError: torchvision does not work here, or the weights file is missing or another.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, *, weights: Path, layers: Sequence[int] = (17, 26), loss_weight: float = 1.0
     ) -> None:

@@ -69,13 +69,11 @@ HI_DIFF = "HI-Diff (ours)"
 HI_DIFF_2 = "HI-Diff-2 (ours)"
 
 
-def _rows(benchmarks: tuple[str, ...], *rows: tuple[str | Score | None, ...]) -> Table:
+def _rows(benchmarks: tuple[str, ...], *rows: tuple[str, *tuple[Score | None, ...]]) -> Table:
     """Rows of a method's name and its score on each of the benchmarks, None for N/A."""
     return tuple(
-        Published(
-            str(row[0]), {b: s for b, s in zip(benchmarks, row[1:], strict=True) if s is not None}
-        )
-        for row in rows
+        Published(name, {b: s for b, s in zip(benchmarks, row, strict=True) if s is not None})
+        for name, *row in rows
     )
 
 

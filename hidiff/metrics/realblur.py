@@ -82,7 +82,7 @@ def find_homography(image: np.ndarray, sharp: np.ndarray) -> np.ndarray | None:
         alignment: not finite, mirroring, or with its horizon across the image.
     """
     try:
-        _, warp = cv2.findTransformECC(
+        _, warp = cv2.findTransformECC(  # type: ignore[call-overload]  # None is a mask too
             cv2.cvtColor(sharp, cv2.COLOR_RGB2GRAY),
             cv2.cvtColor(image, cv2.COLOR_RGB2GRAY),
             np.eye(3, dtype=np.float32),

@@ -9,8 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hidiff.archs.denoiser import Denoiser, SimpleDenoiser
+from hidiff.archs.latent_encoder import LatentEncoder
 from hidiff.archs.strips import Progress, restore_in_strips
+from hidiff.archs.transformer import Transformer
 from hidiff.archs.windows import Windows
+from hidiff.diffusion import LatentDDPM
 from hidiff.errors import UserError
 from hidiff.models.memory import StripRows, plan
 
@@ -61,6 +65,12 @@ class DeblurModel(nn.Module):
         UserError: the networks do not fit each other.
     """
 
+    net_g: Transformer
+    net_le: LatentEncoder
+    net_le_dm: LatentEncoder
+    net_d: Denoiser | SimpleDenoiser
+    diffusion: LatentDDPM
+
     def __init__(
         self,
         networks: Mapping[str, nn.Module | None],
@@ -77,11 +87,12 @@ class DeblurModel(nn.Module):
         self.notices: tuple[str, ...] = ()
         """What of the model differs from the release, to be told to the user."""
         self.strip_rows: StripRows = "auto"
-        self._network_names = tuple(name for name, net in networks.items() if net is not None)
-        for name in self._network_names:
-            setattr(self, name, networks[name])
+        present = {name: net for name, net in networks.items() if net is not None}
+        self._network_names = tuple(present)
+        for name, network in present.items():
+            setattr(self, name, network)
             if name in frozen:
-                networks[name].requires_grad_(False)
+                network.requires_grad_(False)
         self.losses = nn.ModuleDict({k: v for k, v in losses.items() if v is not None})
         if losses and not self.losses.keys() & {"l_pix", "l_percep"}:
             raise UserError(
@@ -204,7 +215,7 @@ class DeblurModel(nn.Module):
         gt = None if gt is None else pad_to_multiple(gt)
         encoder = getattr(self, "net_le" if self.restores_from_gt else "net_le_dm", None)
         strips = plan(self.net_g, encoder, lq, self.strip_rows, only_strips=local is not None)
-        transform = self.net_g
+        transform: Transform = self.net_g
         if strips is not None:
             transform = functools.partial(
                 restore_in_strips, self.net_g, strips=strips, progress=progress, local=local
@@ -257,7 +268,7 @@ def _check_images(lq: Tensor, gt: Tensor | None) -> None:
         elif not images.is_floating_point() or images.ndim != 4 or images.shape[1] != 3:
             found = f"{images.dtype} {tuple(images.shape)}"
         elif name == "gt" and images.shape != lq.shape:
-            raise UserError(f"gt {tuple(gt.shape)} must have the shape of lq {tuple(lq.shape)}")
+            raise UserError(f"gt {tuple(images.shape)} must have the shape of lq {tuple(lq.shape)}")
         else:
             continue
         raise UserError(

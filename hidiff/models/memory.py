@@ -138,7 +138,9 @@ def plan(
         fits = (strips for strips in fitting if needed(strips) <= DEVICE_SHARE * free)
         cut = next(fits, Strips(8, None))
     fits_whole = device.type != "cpu" and needed(None) <= DEVICE_SHARE * free
-    strips = dataclasses.replace(cut, rows=wanted) if isinstance(wanted, int) else cut
+    strips: Strips | None = (
+        dataclasses.replace(cut, rows=wanted) if isinstance(wanted, int) else cut
+    )
     if not only_strips and (wanted == "whole" or (wanted == "auto" and fits_whole)):
         strips = None
 

@@ -54,7 +54,7 @@ class SplitStage2(DiffusionModel):
             noise: (B, N, C') standard normal; drawn where it is None, as is t then.
             t: (B,) time steps in 0 … T−1, uniform.
         """
-        if noise is None:
+        if noise is None or t is None:
             return self(lq, gt, **self.draw(len(lq), generator))
         z = self.target_prior(lq, gt)
         noise, t = noise.to(z), t.to(z.device)

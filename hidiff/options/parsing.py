@@ -304,7 +304,7 @@ def _origin(message: str, layers: Mapping[Any, Section]) -> str:
 
 def flatten(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{'train': {'total_iter': 5}} → {'train.total_iter': 5}; lists of sections are [0], [1], …"""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in sections.items():
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")

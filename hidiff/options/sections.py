@@ -105,33 +105,30 @@ class DatasetOptions:
         """
         if self.gt_size is None or self.batch_size_per_gpu is None:
             raise error(self.where, "training needs gt_size and batch_size_per_gpu")
-        lists = {key: getattr(self, key) for key in ("mini_batch_sizes", "iters", "gt_sizes")}
+        sizes, batches, iters = self.gt_sizes, self.mini_batch_sizes, self.iters
+        lists = {"mini_batch_sizes": batches, "iters": iters, "gt_sizes": sizes}
         given = {key: values for key, values in lists.items() if values is not None}
-        if given and len(given) < 3:
-            absent = ", ".join(sorted(set(lists) - set(given)))
-            raise error(self.where, f"progressive training also needs {absent}")
         if not given:
             phases = [Phase(self.gt_size, self.batch_size_per_gpu, total_iter)]
+        elif sizes is None or batches is None or iters is None:
+            absent = ", ".join(sorted(set(lists) - set(given)))
+            raise error(self.where, f"progressive training also needs {absent}")
         else:
             if len({len(values) for values in given.values()}) > 1:
                 lengths = ", ".join(f"{key} {len(values)}" for key, values in given.items())
                 raise error(self.where, f"one entry a phase in each list, but they have {lengths}")
-            if max(self.gt_sizes) > self.gt_size:
+            if max(sizes) > self.gt_size:
                 raise error(
                     f"{self.where}.gt_size",
-                    f"{self.gt_size} is less than the largest of gt_sizes, {max(self.gt_sizes)}: "
+                    f"{self.gt_size} is less than the largest of gt_sizes, {max(sizes)}: "
                     "patches are cut from crops of that size",
                 )
-            if max(self.mini_batch_sizes) > self.batch_size_per_gpu:
+            if max(batches) > self.batch_size_per_gpu:
                 raise error(
                     f"{self.where}.mini_batch_sizes",
-                    f"{max(self.mini_batch_sizes)} exceeds batch_size_per_gpu "
-                    f"{self.batch_size_per_gpu}",
+                    f"{max(batches)} exceeds batch_size_per_gpu {self.batch_size_per_gpu}",
                 )
-            phases = [
-                Phase(*values)
-                for values in zip(self.gt_sizes, self.mini_batch_sizes, self.iters, strict=True)
-            ]
+            phases = [Phase(*values) for values in zip(sizes, batches, iters, strict=True)]
         for index, phase in enumerate(phases):
             if phase.patch_size % 8:
                 raise error(
@@ -152,7 +149,8 @@ class DatasetOptions:
         if named == total_iter:
             return []
         phases = self.phases(total_iter)
-        cut = "" if len(phases) == len(self.iters) else ", and those after it are never reached"
+        all_reached = len(phases) == len(self.iters or phases)
+        cut = "" if all_reached else ", and those after it are never reached"
         return [
             f"{self.where}.iters: they add up to {named} steps and train.total_iter is "
             f"{total_iter}, so phase {len(phases)} has {phases[-1].iters} steps{cut}"

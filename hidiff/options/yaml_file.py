@@ -65,10 +65,10 @@ class _Loader(yaml.SafeLoader):
     def _count(self, node: yaml.Node, known: dict[int, int | None]) -> int:
         """The values in a node; aliases may make them exponentially more than its lines."""
         if id(node) in known:
-            if known[id(node)] is None:
+            if (count := known[id(node)]) is None:
                 line = node.start_mark.line + 1
                 raise yaml.YAMLError(f"line {line}: what stands here is a part of itself")
-            return known[id(node)]
+            return count
         known[id(node)] = None
         inner = node.value if isinstance(node, yaml.CollectionNode) else ()
         if isinstance(node, yaml.MappingNode):
@@ -147,16 +147,16 @@ def _merged(base: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, An
     merged = dict(base)
     for key, value in content.items():
         old = base.get(key)
-        both = isinstance(value, dict) and isinstance(old, dict)
-        if both and value.get("type", old.get("type")) == old.get("type"):
-            value = _merged(old, value)
+        if isinstance(value, dict) and isinstance(old, dict):
+            same_type = value.get("type", old.get("type")) == old.get("type")
+            value = _merged(old, value) if same_type else value
         merged[key] = value
     return merged
 
 
 def merged(layers: Mapping[Path, dict[str, Any]]) -> dict[str, Any]:
     """The content of the first of the `read_layers`, with all that it takes over."""
-    return functools.reduce(_merged, reversed(layers.values()))
+    return functools.reduce(_merged, reversed([*layers.values()]))
 
 
 def shipped_options() -> Path:
@@ -249,7 +249,9 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> None:
 
 def _inner(section: dict[str, Any], key: str, where: str) -> dict[str, Any]:
     """The section of that name, made where it is missing, or one of a list, as in `train[0]`."""
-    name, index = re.fullmatch(r"(.*?)(?:\[(\d+)\])?", key).groups()
+    match = re.fullmatch(r"(.*?)(?:\[(\d+)\])?", key, re.DOTALL)
+    assert match is not None  # the pattern takes every text
+    name, index = match.groups()
     if index is None and section.get(name) is None:
         section[name] = {}
     found = section.get(name)

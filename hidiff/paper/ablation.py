@@ -63,7 +63,8 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether its training has ended, in the current folder."""
-        return (Experiment(self.name).states / f"{self.options.train.total_iter}.state").is_file()
+        total_iter = self.options.for_training()[0].total_iter
+        return (Experiment(self.name).states / f"{total_iter}.state").is_file()
 
     @property
     def tested(self) -> bool:

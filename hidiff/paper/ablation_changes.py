@@ -129,7 +129,7 @@ def _set_data(content: dict[str, Any], data: Mapping[str, Path]) -> None:
 
 def _absolute(paths: str | list[str]) -> str | list[str]:
     if isinstance(paths, list):
-        return [_absolute(path) for path in paths]
+        return [str(_absolute(path)) for path in paths]
     return str(Path(expanded(paths)).absolute())
 
 

@@ -30,8 +30,9 @@ Points = list[tuple[float, float, float]]
 def _budget(options: Options) -> str:
     """Steps × global batch × patch of the training, phase by phase."""
     train, data = options.for_training()
+    world_size = train.reference_world_size or 1
     return ", ".join(
-        f"{phase.iters} × {phase.batch_size * train.reference_world_size} × {phase.patch_size}²"
+        f"{phase.iters} × {phase.batch_size * world_size} × {phase.patch_size}²"
         for phase in data.phases(train.total_iter)
     )
 

@@ -293,12 +293,12 @@ def photograph_files(
         UserError: a folder is not known, missing or empty, or no name occurs in all three.
     """
     dataset = scores.dataset
-    blurry, sharp = scores.input, scores.target
-    if data is not None or not (blurry and sharp and Path(blurry).is_dir()):
-        data = data or find_data(dataset)
-        if data is None:
-            raise UserError(f"its images are not here; name them with --data {dataset}=DIR")
+    if data is None and scores.input and scores.target and Path(scores.input).is_dir():
+        blurry, sharp = Path(scores.input), Path(scores.target)
+    elif (data := data or find_data(dataset)) is not None:
         blurry, sharp = data / "input", data / "target"
+    else:
+        raise UserError(f"its images are not here; name them with --data {dataset}=DIR")
     folders = {"blurry": blurry, "restored": restored_folder(folder, dataset), "sharp": sharp}
     found = {side: list_images(path, f"{side} images") for side, path in folders.items()}
     names = [name for name in found["restored"] if all(name in side for side in found.values())]
@@ -325,7 +325,7 @@ def comparisons(
         image = by_name.get(name)
         texts = {}
         for metric, value in image.restored.items() if image else ():
-            values = [image.blurry[metric]] if metric in image.blurry else []
+            values = [image.blurry[metric]] if image and metric in image.blurry else []
             decibel = metric == "psnr"
             numbers = " → ".join(f"{v:.{2 if decibel else 4}f}" for v in [*values, value])
             texts[metric.upper()] = numbers + " dB" * decibel

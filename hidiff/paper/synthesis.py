@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ PATCH = 192
 PLACES = 8
 """Places of a photograph that are tried."""
 
-_OFF = {**dict.fromkeys(vars(Recipe())), "sharp": 0.0}
+_OFF: dict[str, Any] = {**dict.fromkeys(vars(Recipe())), "sharp": 0.0}
 
 
 def synthesis_sheet(dataset: SyntheticBlurDataset, columns: int = 5) -> np.ndarray:

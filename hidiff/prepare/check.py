@@ -136,7 +136,7 @@ def layout_sources(root: str | os.PathLike[str]) -> tuple[list[DataSource], list
     return found, absent
 
 
-def dataset_folders(option_file: str | os.PathLike[str]) -> list[DataSource]:
+def dataset_folders(option_file: str | Path) -> list[DataSource]:
     """The data sets that an option file names under `datasets`.
 
     Raises:
@@ -259,7 +259,9 @@ def _same(pair: Pair, lq: np.ndarray | None, gt: np.ndarray | None) -> bool:
     if lq is not None and gt is not None:
         return np.array_equal(lq, gt)
     # Without the pixels only two names of one file can be told; LMDB keys are no files.
-    return Path(pair.lq).exists() and Path(pair.gt).exists() and Path(pair.lq).samefile(pair.gt)
+    if pair.gt is None or not (Path(pair.lq).exists() and Path(pair.gt).exists()):
+        return False
+    return Path(pair.lq).samefile(pair.gt)
 
 
 def check_dataset(

@@ -206,7 +206,7 @@ def read_realblur_list(path: Path, subset: str) -> dict[str, tuple[str, str]]:
         where = f"{path}, line {number}"
         if len(fields) != 2:
             raise UserError(f"{where}: expected a sharp and a blurry path, got '{line}'")
-        name = pair_name(*fields, subset, where)
+        name = pair_name(fields[0], fields[1], subset, where)
         if pairs.setdefault(name, (fields[0], fields[1])) != (fields[0], fields[1]):
             raise UserError(f"{where}: another pair is called {name} too")
     return pairs

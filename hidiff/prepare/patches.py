@@ -210,8 +210,8 @@ def cut_gopro(root: Path, *, size: int, overlap: int, val_size: int, jobs: int) 
     """
     cuts = {"train": ("train", size, overlap), "test": ("val", val_size, None)}
     parts = {
-        part: crop_tasks(root / part, root / "crop" / crop, *how)
-        for part, (crop, *how) in cuts.items()
+        part: crop_tasks(root / part, root / "crop" / crop, side, shared)
+        for part, (crop, side, shared) in cuts.items()
         if (root / part).is_dir()
     }
     if not parts:

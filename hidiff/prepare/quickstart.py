@@ -11,6 +11,7 @@ import json
 import shutil
 import uuid
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def read_photograph(name: str) -> np.ndarray:
     path = Path(skimage.__file__).parent / "data" / name
     if not path.is_file():
         raise UserError(
-            f"{path} is missing: scikit-image {skimage.__version__} is installed without it; "
+            f"{path} is missing: scikit-image {version('scikit-image')} is installed without it; "
             "install it from PyPI: python -m pip install --force-reinstall 'scikit-image>=0.22,<1'"
         )
     return read_image(path)

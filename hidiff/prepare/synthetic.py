@@ -20,7 +20,7 @@ KIND = SyntheticBlurDataset.__name__
 
 
 def synthetic_dataset(
-    photographs: str | os.PathLike[str], option_file: str | os.PathLike[str] | None = None
+    photographs: str | os.PathLike[str], option_file: str | Path | None = None
 ) -> SyntheticBlurDataset:
     """The data set of a folder of photographs, blurred as an option file's training is.
 

@@ -131,10 +131,10 @@ def _folder_frames(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
 def _video_frames(file: Path) -> Iterator[tuple[str, np.ndarray]]:
     video = cv2.VideoCapture(str(file))
     try:
-        sides = (
+        width, height = (
             int(video.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
         )
-        check_size(*sides, str(file))
+        check_size(width, height, str(file))
         for number in itertools.count():
             there, frame = video.read()
             # The header's number is an estimate for some kinds of files.
@@ -186,15 +186,16 @@ def _make_pairs(task: VideoTask, result: VideoResult) -> None:
                 making.append(_Exposure(following))
             compared = compared or there
             following = next(exposures)
-        light = table[frame] if making else None
+        light = table[frame] if making else 0.0
         for exposure in making:
             exposure.light += light
             if number == _centre(exposure.frames):
                 exposure.sharp = to_uint8(frame)
         for exposure in [e for e in making if e.frames[-1] == number]:
             making.remove(exposure)
+            assert exposure.sharp is not None
             # Rounded here and nowhere before.
-            blurry = to_uint8(to_stored(exposure.light / len(exposure.frames)))
+            blurry = to_uint8(to_stored(np.asarray(exposure.light) / len(exposure.frames)))
             images = zip(task.files(exposure.frames), (blurry, exposure.sharp), strict=True)
             written = [_keep(path, image) for path, image in images]
             result.written += any(written)
@@ -320,7 +321,7 @@ def _refuse_others(tasks: Sequence[VideoTask], output: Path) -> None:
     for task in tasks:
         numbers = there.get(task.name, {})
         last = max(numbers, default=-1)
-        own = itertools.takewhile(lambda n, last=last: n <= last, map(_centre, task.exposures()))
+        own = itertools.takewhile(last.__ge__, map(_centre, task.exposures()))
         if others := numbers.keys() - set(own):
             raise UserError(
                 f"{len(others)} pairs in {task.folder} were made with other --frames or another "

@@ -190,7 +190,7 @@ def _kind(path: Path) -> str | None:
     """The media type of a picture that every browser shows alike; None for another one."""
     try:
         with Image.open(path) as image:
-            kind = SHOWN.get(image.format)
+            kind = SHOWN.get(image.format or "")
             if kind is None or image.mode == "CMYK":
                 return None
             # Of other formats some browsers read the orientation and some do not.

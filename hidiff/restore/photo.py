@@ -17,6 +17,8 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError, features
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from hidiff.data.image import (
@@ -57,7 +59,9 @@ _MORE += [".heic", ".heif"] if "HEIF" in Image.OPEN else []
 ENDINGS = (*EXTENSIONS, *_MORE)
 """File name endings (lower case) of the photographs that can be read here."""
 
-_READ = [f for f in ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "AVIF", "HEIF") if f in Image.OPEN]
+_READ: list[str] = [
+    f for f in ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "AVIF", "HEIF") if f in Image.OPEN
+]
 
 FORMATS = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF",
@@ -132,10 +136,10 @@ def read_photo(data: bytes, where: str) -> Photo:
         with Image.open(io.BytesIO(data), formats=_READ) as image:
             check_size(*image.size, where)
             # Beside the photograph a camera's JPEG file may hold previews, depth and gain maps.
-            several = getattr(image, "n_frames", 1) > 1
-            if several and image.format != "MPO":
+            several = getattr(image, "n_frames", 1)
+            if several > 1 and image.format != "MPO":
                 raise UserError(
-                    f"{where}: {image.n_frames} pictures in one file (an animation, or pages), and "
+                    f"{where}: {several} pictures in one file (an animation, or pages), and "
                     "one is wanted; save them as files of their own"
                 )
             photo = _decode(image, checked(data, where), where)
@@ -150,17 +154,17 @@ def read_photo(data: bytes, where: str) -> Photo:
             f"{where}: not an image, a damaged one, or of a kind that is not read ({len(data)} "
             f"bytes{reason}); copy or download it again, or convert it to PNG"
         ) from None
-    if several:
+    if several > 1:
         more = "the further pictures in the file (previews, depth, stereo) are left out"
         photo = replace(photo, notices=(*photo.notices, more))
     return photo
 
 
 def _decode(image: Image.Image, data: bytes, where: str) -> Photo:
-    notices = []
+    notices: list[str] = []
     png, tiff, mode = image.format == "PNG", image.format == "TIFF", image.mode
     deep = (png or tiff) and read_header(data, where).bits16
-    premultiplied = tiff and image.tag_v2.get(_EXTRA_SAMPLES) == (1,)
+    premultiplied = isinstance(image, TiffImageFile) and image.tag_v2.get(_EXTRA_SAMPLES) == (1,)
     if mode in ("I", "F", "LAB", "HSV") or (deep and (mode == "CMYK" or premultiplied)):
         raise UserError(
             f"{where}: {'16-bit ' * deep}{'premultiplied ' * premultiplied}pixels of the kind "
@@ -185,7 +189,7 @@ def _decode(image: Image.Image, data: bytes, where: str) -> Photo:
     pixels = _turned(pixels, turn := orientation(image))
     if pixels.shape[2] == 4:
         pixels, alpha = pixels[..., :3], pixels[..., 3]
-    exif, text = info.get("exif"), dict(image.text) if png else {}
+    exif, text = info.get("exif"), dict(image.text) if isinstance(image, PngImageFile) else {}
     try:
         if tiff:
             order, tags = read_tags(data)
@@ -222,7 +226,7 @@ def _decode(image: Image.Image, data: bytes, where: str) -> Photo:
 def orientation(image: Image.Image) -> int:
     """1 to 8, as EXIF counts; 1 where there is none, or the pixels were turned when decoded."""
     with suppress(Exception):  # of a damaged block, without which the photograph is one still
-        found = image.getexif().get(ORIENTATION)
+        found: Any = image.getexif().get(ORIENTATION)
         return found if found in range(1, 9) else 1
     return 1
 
@@ -244,7 +248,7 @@ def _from_cmyk(image: Image.Image, icc: bytes | None) -> tuple[np.ndarray, bytes
     try:
         if icc is None:
             raise ImageCms.PyCMSError("there is none")
-        image = ImageCms.profileToProfile(
+        converted = ImageCms.profileToProfile(
             *(image, ImageCms.ImageCmsProfile(io.BytesIO(icc)), srgb),
             renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
             flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
@@ -253,7 +257,7 @@ def _from_cmyk(image: Image.Image, icc: bytes | None) -> tuple[np.ndarray, bytes
     except (ImageCms.PyCMSError, OSError) as error:
         notice = f"CMYK was converted without a colour profile ({error}); colours may be off"
         return np.asarray(image.convert("RGB")), None, [notice]
-    return np.asarray(image), srgb.tobytes(), []
+    return np.asarray(converted), srgb.tobytes(), []
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -346,7 +350,7 @@ def _held(photo: Photo, kind: str) -> tuple[Photo, list[str]]:
     if kind == "WEBP" and photo.grey:
         lost.add("icc")  # WebP stores colours, and this profile is one of grey
     names = [blocks[name] for name in blocks if name in lost and getattr(photo, name)]
-    kept = dict.fromkeys(lost - {"text"})
+    kept: dict[str, Any] = dict.fromkeys(lost - {"text"})
     return replace(photo, **kept), names
 
 
@@ -397,7 +401,7 @@ def _png(photo: Photo, pixels: np.ndarray) -> bytes:
     np.subtract(rows[:, step:], rows[:, :-step], out=filtered[:, 1 + step :])
     colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
-    own = {b"IHDR": header, b"IDAT": zlib.compress(filtered, _EFFORT)}
+    own = {b"IHDR": header, b"IDAT": zlib.compress(filtered.data, _EFFORT)}
     file = io.BytesIO(_PNG_MARK)
     file.seek(0, io.SEEK_END)
     for name, content in _png_chunks(
@@ -414,7 +418,7 @@ def _tiff(photo: Photo, pixels: np.ndarray) -> bytes:
     for top in range(0, height, _STRIP):
         rows = pixels[top : top + _STRIP]
         rows = np.concatenate([rows[:, :1], rows[:, 1:] - rows[:, :-1]], axis=1)
-        strips.append(zlib.compress(rows.astype(rows.dtype.newbyteorder(order)), _EFFORT))
+        strips.append(zlib.compress(rows.astype(order + rows.dtype.str[1:]).data, _EFFORT))
     lengths = [len(strip) for strip in strips]
     layout = {
         0x0100: (LONG, width),

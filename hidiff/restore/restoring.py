@@ -88,7 +88,8 @@ def restore_item(
     )
     if kind != "GPU":
         way_out = "use precision bf16, tiles (--local tile), or one with more memory"
-    total, count = None, SYMMETRIES if self_ensemble else 1
+    total: Tensor | None = None
+    count = SYMMETRIES if self_ensemble else 1
     restore = model.restore
     if local is not None and local.mode != "none":
         windows = Windows(local.size, local.overlap)
@@ -102,7 +103,7 @@ def restore_item(
             images = [normalization.apply(image) for image in images]
         for run in range(count * seeds):
             index = run % count
-            options = {}
+            options: dict[str, Any] = {}
             if progress is not None:
                 options["progress"] = lambda done, run=run: progress((run + done) / count / seeds)
             restored = restore(
@@ -114,6 +115,7 @@ def restore_item(
             if normalization is not None:
                 restored = normalization.undo(restored)
             total = restored if total is None else total + restored
+        assert total is not None
         if not torch.isfinite(total).all():
             raise UserError(
                 f"{item['name']}: the restored image has values that are not finite (NaN or "

@@ -128,7 +128,8 @@ def find_jobs(
     if os.sep in suffix or "/" in suffix or "\0" in suffix:
         raise UserError(f"--suffix: {suffix!r} becomes part of file names")
     jobs: dict[str, Job] = {}
-    sources, notices = set(), []
+    sources: set[Path] = set()
+    notices: list[str] = []
     for given in inputs:
         if not given.exists():
             raise UserError(missing(given))
@@ -167,7 +168,8 @@ def _search(folder: Path, out: Path, recursive: bool, notices: list[str]) -> lis
             f"-o: {out} is the folder of the photographs; a second call would take the results for "
             "photographs: name another one"
         )
-    photos, others = [], []
+    photos: list[Path] = []
+    others: list[str] = []
 
     def fail(error: OSError) -> None:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror or error})") from None
@@ -300,13 +302,17 @@ def _read(job: Job, *, overwrite: bool) -> None:
 
 
 def _work(job: Job, *, restore: Restore) -> None:
+    assert job.photo is not None
     # A bar from 0 to 1, as `restore` tells how far it is.
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
     with tqdm(
         desc=job.source.name, total=1, leave=False, disable=None, bar_format=form, smoothing=0
     ) as bar:
-        item = photo_item(job.photo.pixels, job.source.stem)
-        restored = restore(item, lambda done: bar.update(done - bar.n))
+
+        def tell(done: float) -> None:
+            bar.update(done - bar.n)
+
+        restored = restore(photo_item(job.photo.pixels, job.source.stem), tell)
     lost = write_photo(job.target, job.photo, to_pixels(restored, job.photo))
     if lost:
         job.remarks.append(f"{job.target.suffix} files do not hold {', '.join(lost)}")

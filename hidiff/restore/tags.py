@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12:
 """Bytes of a value, by its kind."""
 
 EXIF, GPS, INTEROPERABILITY = 0x8769, 0x8825, 0xA005
-DIRECTORIES = {EXIF: {INTEROPERABILITY: {}}, GPS: {}}
+DIRECTORIES: dict[int, Any] = {EXIF: {INTEROPERABILITY: {}}, GPS: {}}
 """Tags that point to directories, and those in them."""
 
 SIDES = ((0x0100, 0x0101), (0xA002, 0xA003))

@@ -46,8 +46,9 @@ def restore_in_tiles(
     for first in range(0, len(tiles), size):
         batch = tiles[first : first + size]
         images = [
-            None if image is None else torch.cat([image[..., *place] for place, _ in batch])
+            torch.cat([image[..., *place] for place, _ in batch])
             for image in (lq, gt)
+            if image is not None
         ]
         out = model.restore(
             *images,

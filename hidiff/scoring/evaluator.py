@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from hidiff.data.image import to_uint8, write_image
+from hidiff.data.paired_dataset import PairedImageIRDataset
+from hidiff.data.pairs import PairSet
 from hidiff.errors import UserError, memory_errors
 from hidiff.metrics import evaluate_pair
 from hidiff.metrics.published import BENCHMARKS
@@ -58,7 +59,7 @@ def build_test_scorer(val: ValOptions, dataset: str) -> tuple[str, Scorer]:
     Raises:
         UserError: an unknown metric or option in `val.metrics`.
     """
-    protocol = val.protocol
+    protocol: str | None = val.protocol
     if protocol == "benchmark":
         protocol = BENCHMARKS[dataset].protocol if dataset in BENCHMARKS else "basicsr"
     if protocol is None:
@@ -89,14 +90,14 @@ class _Job:
         return tuple(picture for picture in pictures if picture is not None)
 
 
-def _read(dataset: Dataset, seed: int, index: int) -> _Job:
+def _read(dataset: PairSet, seed: int, index: int) -> _Job:
     score, photo = ImageScore(dataset.pairs[index].name, seed), None
     try:
         with memory_errors(f"{score.name}: no memory to read it", "lower val.num_workers"):
             if getattr(dataset, "has_gt", True):
                 item = dataset[index]
             else:
-                photo = read_photo(*dataset.blurry_file(index))
+                photo = read_photo(*cast(PairedImageIRDataset, dataset).blurry_file(index))
                 item = photo_item(photo.pixels, score.name)
             score.cropped = "cropped" in item
             pictures = {
@@ -114,7 +115,7 @@ def _read(dataset: Dataset, seed: int, index: int) -> _Job:
 
 
 def _score(job: _Job, scorer: Scorer, score_blurry: bool) -> None:
-    if job.sharp is None:
+    if job.sharp is None or job.restored is None or job.blurry is None:
         return
     try:
         with memory_errors("no memory for its scores", "lower val.num_workers"):
@@ -127,7 +128,7 @@ def _score(job: _Job, scorer: Scorer, score_blurry: bool) -> None:
 
 def evaluate(
     model: DeblurModel,
-    dataset: Dataset,
+    dataset: PairSet,
     scorer: Scorer,
     processes: Group,
     *,
@@ -203,7 +204,7 @@ def evaluate(
             _score(job, scorer, score_blurry)
             if picture_path is not None:
                 try:
-                    if job.photo is None:
+                    if job.photo is None or job.pixels is None:
                         write_image(picture_path(job.score.name), job.restored)
                     else:
                         write_photo(picture_path(job.score.name), job.photo, job.pixels)

@@ -12,7 +12,7 @@ from typing import Any
 from hidiff.data.image import listing
 from hidiff.errors import UserError
 from hidiff.files import write_text
-from hidiff.metrics.published import hi_diff_scores
+from hidiff.metrics.published import BENCHMARKS, hi_diff_scores
 from hidiff.scoring.record import SetScores
 from hidiff.tables import text_table
 
@@ -115,8 +115,8 @@ def _csv(scores: Sequence[SetScores]) -> str:
     for data, image in rows:
         values = [part.get(name) for part in (image.restored, image.blurry) for name in names]
         seconds = None if image.seconds is None else f"{image.seconds:.4f}"
-        row = [data.dataset, data.protocol, data.local, data.source, image.name, image.seed]
-        row += [*values, image.aligned, seconds, image.error]
+        place = (data.dataset, data.protocol, data.local, data.source, image.name, image.seed)
+        row = [*place, *values, image.aligned, seconds, image.error]
         writer.writerow(["" if value is None else value for value in row])
     return text.getvalue()
 
@@ -139,8 +139,9 @@ def score_lines(scores: Sequence[SetScores]) -> list[str]:
         for table, published in hi_diff_scores(data.dataset).items():
             found = {"psnr": f"{published.psnr:.2f}", "ssim": f"{published.ssim:.3f}"}
             cells = [found.get(name, "") if side == "restored" else "" for name, side in columns]
-            count = str(data.benchmark.images)
-            rows.append([f"  paper, Table {table}", data.benchmark.protocol, "none", count, *cells])
+            of_paper = BENCHMARKS[data.dataset]
+            about = [of_paper.protocol, "none", str(of_paper.images)]
+            rows.append([f"  paper, Table {table}", *about, *cells])
         deviation = data.deviation()
         notes += [
             f"{data.dataset}: {name} over {len(data.runs)} seeds {data.mean()[name]:.4f} "

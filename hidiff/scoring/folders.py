@@ -95,10 +95,10 @@ def score_folders(
 
 
 def _score_pair(protocol: str, pair: tuple[str, Path, Path]) -> ImageScore:
-    name, *paths = pair
+    name, restored, target = pair
     score = ImageScore(name)
     try:
-        images = [to_uint8(read_image(path)) for path in paths]
+        images = to_uint8(read_image(restored)), to_uint8(read_image(target))
         score.set_scores(evaluate_pair(*images, protocol=protocol))
     except UserError as error:
         score.error = str(error)

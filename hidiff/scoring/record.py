@@ -76,7 +76,8 @@ class ImageScore:
         self, restored: Mapping[str, float], blurry: Mapping[str, float] | None = None
     ) -> None:
         """Take over what a scorer returned, see `hidiff.metrics.evaluate_pair`."""
-        self.aligned = restored.get("aligned")
+        aligned = restored.get("aligned")
+        self.aligned = None if aligned is None else bool(aligned)
         self.restored, self.blurry = (
             {name: value for name, value in scores.items() if name != "aligned"}
             for scores in (restored, blurry or {})
@@ -251,7 +252,7 @@ class SetScores:
         if benchmark is None:
             return found
         other = _EASILY_SWAPPED.get(benchmark.name)
-        if other in Path(self.target).parts:
+        if self.target is not None and other in Path(self.target).parts:
             found.append(
                 f"the sharp images of {benchmark.name} were read from {self.target}: "
                 f"is this {other} given for {benchmark.name}?"

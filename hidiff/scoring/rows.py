@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hidiff.data.frame_cache import file_identity
-from hidiff.data.paired_dataset import PairedImageIRDataset
+from hidiff.data.pairs import SourceSet
 from hidiff.errors import UserError
 from hidiff.files import set_aside, write_text
 from hidiff.models import DeblurModel
@@ -167,7 +167,7 @@ def _read_rows(folder: Path) -> dict[Key, ImageScore]:
 
 
 def done_before(
-    rows: Mapping[Key, ImageScore], name: str, seed: int, dataset: PairedImageIRDataset
+    rows: Mapping[Key, ImageScore], name: str, seed: int, dataset: SourceSet
 ) -> dict[int, ImageScore]:
     """The scores of a data set's images that are as they were, by index.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import cv2
 import numpy as np
@@ -145,6 +146,7 @@ class Camera:
         if self.mosaic:
             raw, gains = _mosaic(raw), _mosaic(np.broadcast_to(gains, raw.shape))
         if noise is not None:
+            assert rng is not None
             raw = noise.add(raw, rng)
         # Channels that are full at different light would colour the highlights.
         balanced = np.minimum(np.minimum(raw, 1.0) * gains, 1.0)
@@ -188,4 +190,5 @@ def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
     """(H, W, 3) uint8 RGB after JPEG of a quality from 1 to 100, colours at half the resolution."""
     flags = [cv2.IMWRITE_JPEG_QUALITY, quality]
     _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), flags)
-    return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    decoded = cast(np.ndarray, cv2.imdecode(data, cv2.IMREAD_COLOR))
+    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)

@@ -179,7 +179,9 @@ class Recipe:
             camera=_camera(drawn["processing"], rngs["processing"]),
             noise=_noise(drawn["noise"], rngs["noise"]),
             quality=(
-                int(rngs["jpeg"].integers(*p.quality, endpoint=True)) if (p := drawn["jpeg"]) else 0
+                int(rngs["jpeg"].integers(p.quality[0], p.quality[1], endpoint=True))
+                if (p := drawn["jpeg"])
+                else 0
             ),
             grid=tuple(rngs["sharp"].integers(GRID, size=2).tolist()),
             noise_rng=rngs["noise"],

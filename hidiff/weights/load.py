@@ -230,7 +230,7 @@ def _from_folder(folder: Path, which: str, *, training: bool) -> StoredModel:
         sections, more = read_off(weights)
         model = blank_model(sections, str(folder), training=training)
     else:
-        sections = options.sections
+        sections = dict(options.sections)
         more = [notice for part in weights.values() for notice in part.notices]
     trained = [weights[name].step for name in model.trained_networks()]
     kept = experiment if (experiment / "training_states").is_dir() else None
@@ -291,11 +291,11 @@ def _entry(options: Options | None, name: str) -> str | None:
     Of a training it is what its validation scores: the average of the weights where that is kept.
     An option file for test.py names it.
     """
-    if options is not None and options.train is None:
-        return options.path.of(name)[1]
-    if options is None or (options.train.ema_decay and options.val.use_ema):
+    if options is None:
         return "params_ema"
-    return "params"
+    if options.train is None:
+        return options.path.of(name)[1]
+    return "params_ema" if options.train.ema_decay and options.val.use_ema else "params"
 
 
 def _newest_state(experiment: Path) -> tuple[Path, dict[str, Any], str] | None:

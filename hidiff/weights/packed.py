@@ -21,7 +21,7 @@ import safetensors
 import safetensors.torch
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 import hidiff
 from hidiff.errors import UserError, missing
@@ -98,7 +98,7 @@ def pack(
         "safetensors": safetensors.__version__,
     }
     model = dataclasses.replace(model, versions=versions)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, network in model.model.networks().items():
         if half is not None:
             _convert(network, HALVES[half], f"{model.place}: {name}")
@@ -216,15 +216,16 @@ def unpack(path: Path, folder: Path, *, overwrite: bool = False) -> list[Path]:
     option_file = folder / OPTION_FILE
     for file in (*files, option_file):
         _require_free(file, overwrite)
-    for file, content in files.items():
-        write_bytes(file, content)
+    for file, data in files.items():
+        write_bytes(file, data)
     write_text(option_file, _option_text(model, path, folder))
     return [*files, option_file]
 
 
 def _option_text(model: StoredModel, path: Path, folder: Path) -> str:
     """An option file for test.py, which also says what reading the folder again needs."""
-    data = {"name": "photographs", "type": "PairedImageIRDataset", "dataroot_lq": "photographs"}
+    data: dict[str, Any] = {"name": "photographs", "type": "PairedImageIRDataset"}
+    data["dataroot_lq"] = "photographs"
     if model.normalization:
         data |= dataclasses.asdict(model.normalization)
     if model.patch_size:

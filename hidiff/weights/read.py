@@ -96,7 +96,7 @@ def state_sha256(state_dict: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for key, tensor in sorted(state_dict.items()):
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
