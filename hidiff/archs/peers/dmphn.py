@@ -152,6 +152,7 @@ class DMPHN(Peer):
             else:
                 joined = join(features[level], SPLITS[level - 2])
             residual = decode(joined)
+        assert isinstance(residual, Tensor)
         return residual, features
 
 
@@ -160,4 +161,5 @@ def _initialize(module: nn.Module) -> None:
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         outputs = module.out_channels * math.prod(module.kernel_size)
         nn.init.normal_(module.weight, std=math.sqrt(0.5 / outputs))
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -62,6 +62,7 @@ class ConvBlock(nn.Module):
         y = F.leaky_relu(self.conv_2(F.leaky_relu(y, self.slope)), self.slope)
         y = y + self.identity(x)
         if fused is not None:
+            assert self.csff_enc is not None and self.csff_dec is not None
             y = y + self.csff_enc(fused[0]) + self.csff_dec(fused[1])
         return y
 
@@ -95,6 +96,15 @@ class HINet(Peer):
 
     final_output = 1
     crop = 256
+
+    conv_01: nn.Conv2d
+    conv_02: nn.Conv2d
+    down_path_1: nn.ModuleList
+    down_path_2: nn.ModuleList
+    up_path_1: nn.ModuleList
+    up_path_2: nn.ModuleList
+    skip_conv_1: nn.ModuleList
+    skip_conv_2: nn.ModuleList
 
     def __init__(
         self,
@@ -159,7 +169,7 @@ def _encode(
     levels = []
     for block, pair in itertools.zip_longest(down_path, fused):
         levels.append(block(x, pair))
-        if block.downsample is not None:
+        if isinstance(block.downsample, nn.Conv2d):
             x = block.downsample(levels[-1])
     return levels
 

@@ -110,6 +110,13 @@ class _Up(nn.Module):
 class _Encoder(nn.Module):
     """Three levels; with `fused` each takes in what an earlier stage computed at that level."""
 
+    csff_enc1: nn.Module
+    csff_enc2: nn.Module
+    csff_enc3: nn.Module
+    csff_dec1: nn.Module
+    csff_dec2: nn.Module
+    csff_dec3: nn.Module
+
     def __init__(self, width: int, growth: int, cab: MakeCAB, *, bias: bool, fused: bool) -> None:
         super().__init__()
         widths = [width + level * growth for level in range(3)]
@@ -161,6 +168,13 @@ class _Decoder(nn.Module):
 
 class _ORSNet(nn.Module):
     """Original-resolution subnetwork: blocks at full resolution that take in stage 2's levels."""
+
+    conv_enc1: nn.Module
+    conv_enc2: nn.Module
+    conv_enc3: nn.Module
+    conv_dec1: nn.Module
+    conv_dec2: nn.Module
+    conv_dec3: nn.Module
 
     def __init__(
         self,
