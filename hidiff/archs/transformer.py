@@ -160,7 +160,7 @@ def _prior_downsample(tokens_in: int, tokens_out: int, prior_dim: int) -> nn.Seq
 
 
 @ARCHS.register("Transformer")
-class Transformer(UShape):
+class Transformer(UShape[BasicLayer]):
     """Prior-guided Restormer (weights file `net_g`).
 
     With `prior` None it computes plain Restormer: HIM and the modulation are skipped.

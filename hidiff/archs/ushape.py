@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +11,14 @@ from torch import Tensor, nn
 from hidiff.archs.restormer import Conv2d, Downsample, PatchEmbed, Upsample
 from hidiff.errors import UserError, require_positive
 
-MakeLevel = Callable[[int, int, int], nn.Module]
+LevelT = TypeVar("LevelT", bound=nn.Module)
+
+MakeLevel = Callable[[int, int, int], LevelT]
 """From a level's index 0 … 3, its channels and its blocks to a module that is called with features
 (B, channels, H, W) and the level's prior."""
 
 
-class UShape(nn.Module):
+class UShape(nn.Module, Generic[LevelT]):
     """The parts that every network of this shape has, under Restormer's parameter names.
 
     A subclass calls `build` in its constructor, and `features` in `forward`.
@@ -23,7 +26,7 @@ class UShape(nn.Module):
 
     def build(
         self,
-        level: MakeLevel,
+        level: MakeLevel[LevelT],
         *,
         inp_channels: int,
         dim: int,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -48,22 +49,23 @@ class ModulatedBlock(TransformerBlock):
         for branch in (self.attn, self.ffn):
             branch.kernel = nn.Sequential(nn.Linear(PRIOR_DIM, 2 * dim, bias=False))
 
-    def forward(self, x: Tensor, prior: Tensor) -> Tensor:
+    def forward(self, x: Tensor, prior: Tensor) -> Tensor:  # type: ignore[override]  # never None
         """(B, dim, H, W), prior (B, 256) → (B, dim, H, W)."""
-        x = x + self.attn(self.norm1(x, *self.attn.kernel(prior).chunk(2, dim=1)))
-        return x + self.ffn(self.norm2(x, *self.ffn.kernel(prior).chunk(2, dim=1)))
+        of_attn, of_ffn = cast(nn.Module, self.attn.kernel), cast(nn.Module, self.ffn.kernel)
+        x = x + self.attn(self.norm1(x, *of_attn(prior).chunk(2, dim=1)))
+        return x + self.ffn(self.norm2(x, *of_ffn(prior).chunk(2, dim=1)))
 
 
 class Level(nn.Sequential):
     """Blocks one after the other, all with the same prior."""
 
-    def forward(self, x: Tensor, prior: Tensor) -> Tensor:
+    def forward(self, x: Tensor, prior: Tensor) -> Tensor:  # type: ignore[override]  # two inputs
         for block in self:
             x = block(x, prior)
         return x
 
 
-class GuidedRestormer(UShape):
+class GuidedRestormer(UShape[Level]):
     """Restormer with a modulated block everywhere; the arguments are those of `DiffIRS1`."""
 
     def __init__(
