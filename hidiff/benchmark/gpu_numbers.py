@@ -7,6 +7,8 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from hidiff.kernels import Mode
 from hidiff.kernels.choosing import cuda_milliseconds
 from hidiff.models import DeblurModel, build_model
 from hidiff.models.precision import precision
-from hidiff.options import load_options
+from hidiff.options import Precision, load_options
 
 LIMITS: dict[str, dict[str, float | None]] = {
     "fp64": {
@@ -56,7 +58,7 @@ def _in(
     own = copy.deepcopy(model).to(device, dtype)
     own.strip_rows = "whole"
     own.net_g.use_kernels(mode)  # each kernel takes a while to compile
-    stack.enter_context(precision(own, "fp32" if name == "fp64" else name))
+    stack.enter_context(precision(own, cast(Precision, "fp32" if name == "fp64" else name)))
     return own
 
 
@@ -152,7 +154,8 @@ def _golden_networks(setting: Setting, sections: Mapping[str, object]) -> Iterat
     with np.load(golden.GOLDEN / "networks.npz") as file:
         values = dict(file)
     manifest = json.loads((golden.GOLDEN / "manifest.json").read_text())
-    inputs = (*(golden.image(s, (1, 3, 40, 56)) for s in (1, 2)), golden.normal(3, (1, 16, 256)))
+    lq, gt = (golden.image(seed, (1, 3, 40, 56)) for seed in (1, 2))
+    inputs = (lq, gt, golden.normal(3, (1, 16, 256)))
     for preset in setting.sizes.golden:
         own = {key: part["options"] for key, part in manifest[preset].items()}
         schedule = {"diffusion_schedule": golden.SCHEDULES[preset]}
@@ -217,16 +220,13 @@ def triton(setting: Setting) -> Iterator[Row]:
                     "type": str(dtype).removeprefix("torch."),
                     "calls": calls,
                 }
-                yield attempt(
-                    place,
-                    lambda n=name, c=channels, s=side, d=dtype: _kernel(n, c, s, d, setting.device),
-                )
+                yield attempt(place, partial(_kernel, name, channels, side, dtype, setting.device))
         if setting.device.type == "cuda" and torch.bfloat16 in setting.sizes.kernel_types:
             for heads, width in ((1, 48), (2, 48), (4, 48), (8, 48)):
                 shape = f"{heads}×{width}"
                 place = {"kernel": "Gram matrix", "shape": shape, "type": "bfloat16"}
                 pixels = (setting.sizes.kernels // heads) ** 2
-                yield attempt(place, lambda s=(heads, width, pixels): _gram(s, setting.device))
+                yield attempt(place, partial(_gram, (heads, width, pixels), setting.device))
     finally:
         torch.backends.cudnn.allow_tf32 = before
 
@@ -256,10 +256,8 @@ def _gram(shape: tuple[int, int, int], device: torch.device) -> Row:
     q, k = torch.randn(2, 1, *shape, device=device).bfloat16()
     exact = q.double() @ k.double().mT
     error = golden.relative_error(kernels.gram_matrix(q, k, mode="triton"), exact)
-    times = [
-        cuda_milliseconds(lambda m=mode: kernels.gram_matrix(q, k, mode=m))
-        for mode in ("eager", "triton")
-    ]
+    modes: tuple[Mode, Mode] = ("eager", "triton")
+    times = [cuda_milliseconds(partial(kernels.gram_matrix, q, k, mode=mode)) for mode in modes]
     return {
         "share of bound": error / kernel_errors.FLOAT32,
         "eager [ms]": times[0],

@@ -174,7 +174,7 @@ def loading(setting: Setting) -> Iterator[Row]:
         "dataroot_lq": roots["input"],
         "dataroot_gt": roots["target"],
     }
-    places = {
+    places: dict[str, dict[str, Any]] = {
         "image folders": pairs,
         "image folders, cache": pairs | {"cache": str(setting.folder / "cache")},
         "synthetic": {

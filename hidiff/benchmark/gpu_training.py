@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -99,14 +100,14 @@ def _weights(setting: Setting, name: str, stop: int | None = None) -> list[Tenso
     options = setting.training(f"{name}_S1", "val:val_freq=~", file=setting.sizes.small)
     trainer = Trainer(options, setting.processes)
     if stop is not None:
-        step = trainer.train_step
+        train_step = trainer.train_step
 
-        def stopped(number: int) -> None:
-            step(number)
-            if number == stop:
+        def stopped(step: int) -> None:
+            train_step(step)
+            if step == stop:
                 trainer.stop.received = "SIGTERM"
 
-        trainer.train_step = stopped
+        trainer.train_step = stopped  # type: ignore[method-assign]  # of this trainer only
         try:
             trainer.run()
         except Interrupted:
@@ -123,7 +124,7 @@ def ranks(setting: Setting) -> Iterator[Row]:
     for count in dict.fromkeys(counts):
         backend = "nccl" if gpus else "gloo"
         place = {"backend": backend, "processes": count}
-        yield attempt(place, lambda n=count: _launched(setting, n))
+        yield attempt(place, partial(_launched, setting, count))
 
 
 def launch(

@@ -42,9 +42,11 @@ def reference(
         x, weight, bias: see `hidiff.kernels`.
         grad: of the result.
     """
-    x, weight, bias = (
-        None if t is None else t.detach().double().requires_grad_() for t in (x, weight, bias)
-    )
+
+    def exact(t: Tensor) -> Tensor:
+        return t.detach().double().requires_grad_()
+
+    x, weight, bias = exact(x), exact(weight), None if bias is None else exact(bias)
     inputs = [t for t in (x, weight, bias) if t is not None]
     convolved = F.conv2d(x, weight, bias, padding=1, groups=x.shape[1])
     out = convolved
@@ -104,7 +106,7 @@ def shapes(model: DeblurModel, side: int) -> dict[tuple[str, int, int], int]:
     """
     found: dict[tuple[str, int, int], int] = {}
 
-    def note(block: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+    def note(block: TransformerBlock, inputs: tuple[Any, ...]) -> None:
         for name, layer in (("plain", block.attn.qkv_dwconv), ("gated", block.ffn.dwconv)):
             key = (name, layer.weight.shape[0], inputs[0].shape[-1])
             found[key] = found.get(key, 0) + 1

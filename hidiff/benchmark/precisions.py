@@ -30,7 +30,7 @@ class RecordingTrainer(Trainer):
 
     def _accumulate(self, step: int) -> tuple[dict[str, Tensor], list[str]]:
         losses, images = super()._accumulate(step)
-        self.curve.append(sum(losses.values()).item())
+        self.curve.append(float(sum(losses.values())))
         return losses, images
 
 
