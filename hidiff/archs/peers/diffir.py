@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ class GuidedRestormer(UShape[Level]):
             )
 
         def level(index: int, channels: int, blocks: int) -> Level:
-            options = {"bias": bias, "layer_norm_type": LayerNorm_type}
+            options: dict[str, Any] = {"bias": bias, "layer_norm_type": LayerNorm_type}
             arguments = (channels, heads[index], ffn_expansion_factor)
             return Level(*(ModulatedBlock(*arguments, **options) for _ in range(blocks)))
 
