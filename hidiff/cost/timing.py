@@ -185,7 +185,7 @@ def machine_name(device: torch.device) -> str:
 @torch.no_grad()
 def matmul_rate(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
     """Floating-point operations a second of large matrix products, the best of some runs."""
-    size = 8192 if device.type == "cuda" else 2048
+    size = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     timing = alternate({"product": lambda: a @ b}, repeats=repeats, device=device)["product"]
     return 2 * size**3 / timing.smallest

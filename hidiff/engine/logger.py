@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import logging
 import os
 import socket
@@ -26,6 +25,7 @@ from hidiff.data import BatchPlan
 from hidiff.engine.distributed import Processes
 from hidiff.engine.speed import Speed, duration, matmul_seconds_a_pixel
 from hidiff.errors import UserError, console_failure
+from hidiff.models import DeblurModel
 from hidiff.options import Options
 
 LOGGER_NAME = "hidiff"
@@ -251,7 +251,7 @@ class Reporter:
         print_freq: steps between log lines.
         writer: of the curves.
         speed: what measures the steps.
-        networks: the sections of the model, whose work is compared with matrix products.
+        model: whose work is compared with matrix products.
         dtype: of these products.
     """
 
@@ -266,11 +266,12 @@ class Reporter:
         print_freq: int,
         writer: MetricsWriter,
         speed: Speed,
-        networks: Mapping[str, Any],
+        model: DeblurModel,
         dtype: torch.dtype,
     ) -> None:
         self.speed = speed
-        self._networks, self._dtype = json.dumps(networks, sort_keys=True), dtype
+        self._model, self._dtype = model, dtype
+        self._least: float | None = None
         self.plan, self.processes = plan, processes
         self.total_iter, self.print_freq = total_iter, print_freq
         self.writer = writer
@@ -325,21 +326,20 @@ class Reporter:
         figures = {**figures, "hours_left": self.speed.seconds_left(step) / 3600}
         if (peak := peak_bytes(device)) is not None:
             figures["peak_memory_gib"] = peak / 2**30
-        least = matmul_seconds_a_pixel(self._networks, device, self._dtype)
-        if least is not None:
-            figures["matmul_share"] = least * figures["pixels_per_second"]
+        if self._least is None:
+            self._least = matmul_seconds_a_pixel(self._model, device, self._dtype)
+        figures["matmul_share"] = self._least * figures["pixels_per_second"]
         return figures
 
 
 def _in_words(figures: Mapping[str, float]) -> str:
-    """'1.25 steps/s, 2 h 5 min left, data 3 %, memory 11.3 GiB, 41 % of matrix products'."""
+    """'1.25 steps/s, 2 h 5 min left, data 3%, 41% of matrix products, memory 11.3 GiB'."""
     parts = [
         f"{figures['steps_per_second']:.3g} steps/s",
         f"{duration(figures['hours_left'] * 3600)} left",
         f"data {figures['waiting']:.0%}",
+        f"{figures['matmul_share']:.0%} of matrix products",
     ]
     if "peak_memory_gib" in figures:
         parts.append(f"memory {figures['peak_memory_gib']:.1f} GiB")
-    if "matmul_share" in figures:
-        parts.append(f"{figures['matmul_share']:.0%} of matrix products")
     return ", ".join(parts)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor, nn
 
-from hidiff.cost.roofline import training_step
 from hidiff.cost.timing import matmul_rate
 from hidiff.data import BatchPlan
-from hidiff.errors import UserError
+from hidiff.models import DeblurModel
 
 WARM_UP = 2
 """Steps of a phase that do not count: in them libraries choose kernels and ask for memory."""
@@ -122,23 +121,47 @@ class Speed:
         }
 
 
-@functools.lru_cache
-def matmul_seconds_a_pixel(networks: str, device: torch.device, dtype: torch.dtype) -> float | None:
+def training_macs(model: DeblurModel, lq: Tensor, gt: Tensor) -> int:
+    """Multiply-accumulates of a training step's convolutions and linear layers.
+
+    A layer's backward pass is two products of the forward pass's size, for input and weights.
+    Products that are no layer's (attention's, HIM's) are left out; `hidiff.cost.macs` counts all, by
+    a part of torch that takes seconds to import.
+
+    Args:
+        lq, gt: the step's images, see `DeblurModel.forward`.
+    """
+    total = 0
+
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        # Each output of a convolution takes one filter, each of a linear layer one row.
+        passes = 3 if layer.weight.requires_grad else 1
+        total += passes * output.numel() * layer.weight[0].numel()
+
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        model(lq, gt, **model.draw(len(lq), torch.Generator().manual_seed(0)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total
+
+
+_matmul_rate = functools.lru_cache(functools.partial(matmul_rate, repeats=2))
+
+
+def matmul_seconds_a_pixel(model: DeblurModel, device: torch.device, dtype: torch.dtype) -> float:
     """Seconds that large matrix products take for the multiply-accumulates of a trained pixel.
 
     Args:
-        networks: the sections of the model as JSON.
+        model: in training mode.
         device, dtype: of the products.
-
-    Returns:
-        None where the Transformer is not trained, so that hardly any work is left.
     """
-    sections = json.loads(networks)
-    try:
-        macs = training_step(sections, 1, PATCH).macs / PATCH**2
-    except UserError:
-        return None
-    return 2 * macs / matmul_rate(device, dtype, repeats=2)
+    images = torch.zeros(2, 1, 3, PATCH, PATCH, device=device)
+    macs = training_macs(model, *images.to(next(model.parameters()).dtype))
+    return 2 * macs / PATCH**2 / _matmul_rate(device, dtype)
 
 
 def duration(seconds: float) -> str:

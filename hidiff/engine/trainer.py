@@ -168,11 +168,7 @@ class Trainer:
             print_freq=sys.maxsize if dry else options.logger.print_freq,
             writer=self._writer(dry),
             speed=Speed(self.plan, self.total_iter),
-            networks={
-                key: value
-                for key, value in options.sections.items()
-                if key.startswith(("network_", "diffusion_schedule", "model_type"))
-            },
+            model=self.model,
             dtype=block_dtype(
                 torch.bfloat16 if self.train_options.precision == "bf16" else torch.float32,
                 processes.device,

@@ -203,9 +203,9 @@ def test_a_training_without_memory_names_its_patches(data, tmp_path, monkeypatch
         return no_memory() if run.state.step == 2 else clean(lq, gt, **kwargs)
 
     run.model.forward = forward
-    with pytest.raises(UserError, match=r"phase 2.*step 2.*32².*datasets\.train\.mini_batch_sizes"):
+    with pytest.raises(UserError, match=r"phase 2.*step 2.*32².*train\.micro_batch"):
         run.run()
-    assert "mini_batch_sizes" in run.log_file.read_text()
+    assert "train.micro_batch" in run.log_file.read_text()
 
 
 @pytest.mark.parametrize("where", ["read", "restore", "score"])

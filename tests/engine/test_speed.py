@@ -3,9 +3,10 @@
 import re
 
 import pytest
+import torch
 
 from hidiff.data import BatchPlan
-from hidiff.engine.speed import WARM_UP, Speed, duration
+from hidiff.engine.speed import WARM_UP, Speed, duration, training_macs
 from hidiff.options import Phase
 
 RELEASED = [
@@ -112,3 +113,24 @@ def test_figures_are_those_since_the_last_line():
 def test_durations(seconds, text):
     assert duration(seconds) == text
     assert re.fullmatch(r"(\d+ \w+ )?\d+ \w+", text)
+
+
+class OfKnownWork(torch.nn.Module):
+    """A trained grouped convolution and a frozen linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(4, 6, 3, padding=1, groups=2)
+        self.linear = torch.nn.Linear(6, 5).requires_grad_(False)
+
+    def draw(self, count, generator):
+        return {"noise": torch.zeros(count)}
+
+    def forward(self, lq, gt, *, noise):
+        return {"l_pix": self.linear(self.conv(torch.cat([lq, gt], 1)).mean((2, 3))).sum()}
+
+
+def test_the_work_of_a_step():
+    macs = training_macs(OfKnownWork(), *torch.rand(2, 3, 2, 8, 7))
+    # 3 images of 8·7 pixels: 6 outputs of 2·9 products, three times; the frozen layer once.
+    assert macs == 3 * (8 * 7 * 6 * 2 * 9 * 3 + 6 * 5)
