@@ -125,8 +125,8 @@ def training_macs(model: DeblurModel, lq: Tensor, gt: Tensor) -> int:
     """Multiply-accumulates of a training step's convolutions and linear layers.
 
     A layer's backward pass is two products of the forward pass's size, for input and weights.
-    Products that are no layer's (attention's, HIM's) are left out; `hidiff.cost.macs` counts all, by
-    a part of torch that takes seconds to import.
+    Products that are no layer's (attention's, HIM's) are left out; `hidiff.cost.macs` counts all,
+    by a part of torch that takes seconds to import.
 
     Args:
         lq, gt: the step's images, see `DeblurModel.forward`.
