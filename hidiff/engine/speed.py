@@ -135,9 +135,9 @@ def training_macs(model: DeblurModel, lq: Tensor, gt: Tensor) -> int:
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal total
+        weight = layer.get_parameter("weight")
         # Each output of a convolution takes one filter, each of a linear layer one row.
-        passes = 3 if layer.weight.requires_grad else 1
-        total += passes * output.numel() * layer.weight[0].numel()
+        total += (3 if weight.requires_grad else 1) * output.numel() * weight[0].numel()
 
     layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     hooks = [layer.register_forward_hook(count) for layer in layers]
