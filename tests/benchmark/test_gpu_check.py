@@ -117,8 +117,8 @@ def test_an_item_that_fails_is_told_and_the_others_go_on(monkeypatch, tmp_path):
 def test_an_item_whose_time_is_up_leaves_what_it_has(monkeypatch, tmp_path):
     three(monkeypatch, endless, good)
     started = time.monotonic()
-    assert check(tmp_path, minutes=0.02).run() == 0
-    assert time.monotonic() - started < 4
+    assert check(tmp_path, minutes=0.08).run() == 0
+    assert time.monotonic() - started < 20
     report = read(tmp_path)
     assert verdicts(report) == {"a": "measured", "b": "passed"}
     assert report["items"]["a"]["cut_off"]
