@@ -72,9 +72,11 @@ class Job:
         return new.pop().read_text(encoding="utf-8") if new else ""
 
     def lines(self) -> dict[int, list[str]]:
-        """The loss lines so far, by step."""
+        """The loss lines so far, by step, without the speed that each run has of its own."""
         found: dict[int, list[str]] = {}
-        for match in re.finditer(r"INFO: step (\d+)/\d+, (.*)\n", self.log()):
+        for match in re.finditer(
+            r"INFO: step (\d+)/\d+, (.*gradient norm [^,\n]+).*\n", self.log()
+        ):
             found.setdefault(int(match[1]), []).append(match[2])
         return found
 
