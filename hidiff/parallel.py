@@ -13,15 +13,18 @@ from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any, Literal, Protocol, TypeVar
 
-import numpy as np
 import torch
 
 from hidiff.errors import UserError
+from hidiff.heap import keep_freed_memory
 
 Key = TypeVar("Key")
 
 GPU_THREADS = 4
 """Threads that read, score and write beside a GPU, where there are as many cores."""
+
+LARGEST_KEPT = 30 * 2**20
+"""Bytes of the arrays that workers keep for the next one when they are freed."""
 
 AHEAD = 2
 """Keys in progress beyond one a worker: the one being worked on, and the next, already read."""
@@ -108,7 +111,7 @@ def run_in_order(
     """
     if workers <= processes:
         if processes:
-            _keep_freed_memory()
+            keep_freed_memory(LARGEST_KEPT)
         for key in keys:
             yield finish(work(read(key)))
         return
@@ -146,13 +149,6 @@ def _process_pool(workers: int) -> ProcessPoolExecutor:
 
 
 def _start_worker() -> None:
-    _keep_freed_memory()
+    keep_freed_memory(LARGEST_KEPT)
     # Ctrl-C reaches the whole group; the parent alone answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _keep_freed_memory() -> None:
-    # glibc hands every freed array back to the system, and fetching fresh pages then costs as much
-    # as the arithmetic on images. Once it has seen a block of this size freed (it heeds up to
-    # 32 MiB), it keeps what is smaller for the next array.
-    np.empty(30 * 2**20, np.uint8)

@@ -276,6 +276,15 @@ def test_a_relative_path_is_looked_for_in_the_working_folder(monkeypatch, tmp_pa
         load_options("options/absent.yml")
 
 
+def test_the_shipped_files_are_found_from_any_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert load_options("options/test/GoPro.yml").name == "test_HI_Diff_GoPro"
+    (tmp_path / "options/test").mkdir(parents=True)
+    own = (ROOT / "options/test/GoPro.yml").read_text().replace("test_HI_Diff_GoPro", "own")
+    (tmp_path / "options/test/GoPro.yml").write_text(own)
+    assert load_options("options/test/GoPro.yml").name == "own"
+
+
 def test_without_lists_there_is_one_phase(content):
     for key in ("mini_batch_sizes", "iters", "gt_sizes"):
         del content["datasets"]["train"][key]

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "hidiff").rglob("*.py"))
 LAYERS = [
     ("tables",),
-    ("errors",),
+    ("errors", "heap"),
     ("parallel",),
     ("files", "typecheck"),
     ("registry",),

@@ -18,7 +18,7 @@ from hidiff.archs.restormer import (
     TransformerBlock,
     at_least_float32,
 )
-from hidiff.archs.ushape import UShape, check_widths
+from hidiff.archs.ushape import UShape
 from hidiff.errors import UserError, require_positive
 from hidiff.kernels import Mode
 from hidiff.registry import ARCHS
@@ -209,14 +209,6 @@ class Transformer(UShape[BasicLayer]):
         guidance: Guidance = "multi_scale",
     ) -> None:
         super().__init__()
-        check_widths(
-            dim=dim,
-            num_blocks=num_blocks,
-            num_refinement_blocks=num_refinement_blocks,
-            heads=heads,
-            ffn_expansion_factor=ffn_expansion_factor,
-            layer_norm_type=LayerNorm_type,
-        )
         if group < 4:
             raise UserError(f"group {group} must be at least 4: levels 2 and 3 halve it")
         require_positive(
@@ -262,7 +254,10 @@ class Transformer(UShape[BasicLayer]):
             dim=dim,
             num_blocks=num_blocks,
             num_refinement_blocks=num_refinement_blocks,
+            heads=heads,
+            ffn_expansion_factor=ffn_expansion_factor,
             bias=bias,
+            layer_norm_type=LayerNorm_type,
         )
         if dual_pixel_task:
             self.skip_conv = Conv2d(dim, 2 * dim, kernel_size=1, bias=bias)

@@ -32,9 +32,19 @@ class UShape(nn.Module, Generic[LevelT]):
         dim: int,
         num_blocks: Sequence[int],
         num_refinement_blocks: int,
+        heads: Sequence[int],
+        ffn_expansion_factor: float,
         bias: bool,
+        layer_norm_type: str,
     ) -> None:
-        """Make the parts; the arguments but `level` are the networks' options of these names."""
+        """Make the parts; the arguments but `level` are the networks' options of these names.
+
+        Raises:
+            UserError: it cannot be built from them.
+        """
+        _check_widths(
+            dim, num_blocks, num_refinement_blocks, heads, ffn_expansion_factor, layer_norm_type
+        )
         self.patch_embed = PatchEmbed(inp_channels, dim)
         self.encoder_level1 = level(0, dim, num_blocks[0])
         self.down1_2 = Downsample(dim)
@@ -80,8 +90,7 @@ class UShape(nn.Module, Generic[LevelT]):
         return self.refinement(x, z1)
 
 
-def check_widths(
-    *,
+def _check_widths(
     dim: int,
     num_blocks: Sequence[int],
     num_refinement_blocks: int,
@@ -89,11 +98,7 @@ def check_widths(
     ffn_expansion_factor: float,
     layer_norm_type: str,
 ) -> None:
-    """Refuse what the U-shape cannot be built from, in the option file's words.
-
-    Raises:
-        UserError: see above.
-    """
+    """Refuse what the U-shape cannot be built from, in the option file's words."""
     if len(num_blocks) != 4 or len(heads) != 4:
         raise UserError(
             f"num_blocks and heads need four entries, one a level; got {list(num_blocks)} and "

@@ -29,15 +29,20 @@ def option_parser(description: str | None) -> argparse.ArgumentParser:
         default=0,
         help="given by torch.distributed.launch; the variable LOCAL_RANK counts",
     )
+    add_overrides(parser, "set options of the file, for example train:total_iter=1000")
+    return parser
+
+
+def add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add the release's `--force_yml`, explained by `text`."""
     parser.add_argument(
         "--force_yml",
         nargs="+",
         action="extend",
         default=[],
         metavar="SECTION:OPTION=VALUE",
-        help="set options of the file, for example train:total_iter=1000",
+        help=text,
     )
-    return parser
 
 
 def named_folders(texts: Iterable[str], names: Collection[str], option: str) -> dict[str, Path]:

@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Sequence
 
+from hidiff.cli.arguments import add_overrides
 from hidiff.engine.distributed import start_processes
 from hidiff.engine.logger import start_logging
 from hidiff.errors import UserError, require_positive
@@ -62,14 +63,7 @@ def main(arguments: Sequence[str]) -> int:
         help="hold out the last N pairs by name, whatever scene they show",
     )
     parser.add_argument("--seed", type=int, default=Asked.seed, help="default: %(default)s")
-    parser.add_argument(
-        "--force_yml",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="SECTION:OPTION=VALUE",
-        help="set options of the option file that is written",
-    )
+    add_overrides(parser, "set options of the option file that is written")
     args = parser.parse_args(arguments)
     least = {"--steps": args.steps, "--lr": args.lr}
     require_positive(**least, **({} if args.held_out is None else {"--held_out": args.held_out}))

@@ -6,7 +6,6 @@ what counts.
 
 from __future__ import annotations
 
-import ctypes
 import platform
 import statistics
 import time
@@ -19,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4
-"""Numbers of glibc's malloc.h."""
+from hidiff.heap import release_freed_memory
 
 
 @dataclass(frozen=True)
@@ -62,19 +60,6 @@ def measure_with_memory(work: Callable[[], Any], device: torch.device) -> tuple[
     return seconds, None if resident is None else _resident("VmHWM") - resident
 
 
-def keep_freed_memory() -> None:
-    """Let this process keep what it frees, for the next time.
-
-    glibc gives large tensors back to the system at once, and asks for them again in the next layer.
-    The system clears them anew each time, a quarter of the time of a training step on a CPU. Other
-    C libraries are left as they are.
-    """
-    with suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(MALLOPT_MMAP_MAX, 0)
-        mallopt(MALLOPT_TRIM_THRESHOLD, 2**31 - 1)
-
-
 def peak_bytes(device: torch.device) -> int | None:
     """The most memory that was in use until now: tensors on a GPU, or this process's on a CPU.
 
@@ -97,9 +82,9 @@ def start_peak(device: torch.device) -> None:
 
 def _resident_from_now() -> int | None:
     """This process's memory; from here on its peak counts anew. None where Linux is not."""
-    with suppress(OSError, AttributeError):
-        # What was freed and is kept for later would hide that the next call needs it.
-        ctypes.CDLL(None).malloc_trim(0)
+    # What was freed and is kept for later would hide that the next call needs it.
+    release_freed_memory()
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
         return _resident("VmRSS")
     return None

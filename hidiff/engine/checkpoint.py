@@ -30,7 +30,7 @@ FIXED = {
 }
 """What must not change when a training is resumed, and its words."""
 
-PROGRESS = ("step", "bad_steps", "validated", "best", "started_from", "micro_batches")
+PROGRESS = ("step", "bad_steps", "validated", "best", "started_from")
 
 STATE_ENTRIES = {"networks", "average", "optimizer", "options", *FIXED, *PROGRESS}
 
@@ -107,6 +107,7 @@ class TrainingState:
             "average": {n: net.state_dict() for n, net in self.averaged.items()},
             "optimizer": self.optimizer.state_dict(),
             "options": dict(self.options),
+            "micro_batches": self.micro_batches,
             **{key: getattr(self, key) for key in (*FIXED, *PROGRESS)},
         }
 
@@ -138,6 +139,8 @@ class TrainingState:
             ) from None
         for key in PROGRESS:
             setattr(self, key, content[key])
+        # States of version 0.1 have none.
+        self.micro_batches = content.get("micro_batches", {})
         return [*notices, f"resumed after step {self.step}"]
 
 

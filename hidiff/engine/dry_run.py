@@ -119,6 +119,8 @@ def measure_phase(trainer: Trainer, index: int, steps: int = STEPS) -> PhaseRepo
     except UserError as error:
         if trainer.processes.world_size > 1:
             raise
+        # The next phase is measured without them.
+        trainer.model.zero_grad(set_to_none=True)
         return PhaseReport(problem=str(error))
     return PhaseReport(
         speed.seconds(index),

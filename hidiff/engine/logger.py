@@ -327,7 +327,8 @@ class Reporter:
         if (peak := peak_bytes(device)) is not None:
             figures["peak_memory_gib"] = peak / 2**30
         if self._least is None:
-            self._least = matmul_seconds_a_pixel(self._model, device, self._dtype)
+            with self.speed.aside():
+                self._least = matmul_seconds_a_pixel(self._model, device, self._dtype)
         figures["matmul_share"] = self._least * figures["pixels_per_second"]
         return figures
 

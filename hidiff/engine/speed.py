@@ -90,6 +90,14 @@ class Speed:
         self._phases[self._phase].add(seconds)
         self._steps.append((seconds, waited() - waited_before))
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """The body, between two steps, is done once: it tells nothing about the time to come."""
+        started = self._clock()
+        yield
+        if self._ended is not None:
+            self._ended += self._clock() - started
+
     def seconds(self, phase: int) -> float:
         """Of a step of the 0-based phase, measured or estimated."""
         if self._phases[phase].count:
@@ -142,7 +150,9 @@ def training_macs(model: DeblurModel, lq: Tensor, gt: Tensor) -> int:
     layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     hooks = [layer.register_forward_hook(count) for layer in layers]
     try:
-        model(lq, gt, **model.draw(len(lq), torch.Generator().manual_seed(0)))
+        # Compiled blocks would be compiled again, with the hooks in them.
+        with torch.compiler.set_stance("force_eager"):
+            model(lq, gt, **model.draw(len(lq), torch.Generator().manual_seed(0)))
     finally:
         for hook in hooks:
             hook.remove()

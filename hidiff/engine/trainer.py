@@ -8,12 +8,10 @@ import sys
 from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hidiff.archs.strips import block_dtype
-from hidiff.cost.timing import keep_freed_memory
 from hidiff.data import (
     BatchPlan,
     PhaseBatchSampler,
@@ -23,8 +21,9 @@ from hidiff.data import (
 )
 from hidiff.data.transfer import DeviceBatches
 from hidiff.engine import checkpoint
-from hidiff.engine.distributed import GRACE, Processes, StopRequest, no_sync
+from hidiff.engine.distributed import GRACE, Processes, StopRequest
 from hidiff.engine.experiment import prepare_folder, refuse_another, training_warnings
+from hidiff.engine.gradients import Gradients
 from hidiff.engine.logger import (
     MetricsWriter,
     Reporter,
@@ -43,17 +42,15 @@ from hidiff.engine.optim import (
 )
 from hidiff.engine.speed import Speed
 from hidiff.engine.validation import Validator
-from hidiff.errors import Interrupted, UserError, is_out_of_memory, memory_errors
+from hidiff.errors import Interrupted, UserError, memory_errors
 from hidiff.files import hold
+from hidiff.heap import keep_freed_memory
 from hidiff.models import DeblurModel, build_model
 from hidiff.models.compilation import compile_blocks
 from hidiff.models.precision import precision
 from hidiff.options import Options
 from hidiff.weights.experiment import Experiment
 from hidiff.weights.pretrained import changed_since_start, load_pretrained
-
-MODEL_STREAM = 2
-"""Keeps the model's random numbers apart from the order (0) and the crops (1)."""
 
 
 class Trainer:
@@ -142,6 +139,9 @@ class Trainer:
         )
         accumulates = self.plan.accumulation > 1 or self.micro_batches.cuts
         self.wrapped = processes.wrap(self.model, accumulates=accumulates)
+        self.gradients = Gradients(
+            self.model, self.wrapped, self.plan, self.micro_batches, processes, options.manual_seed
+        )
         self.batches = self.load(self.state.step + 1)
 
         log_file = None
@@ -286,12 +286,11 @@ class Trainer:
         phase = self.plan.phases[index]
         lr = self.lr(step)
         set_lr(self.state.optimizer, lr)
-        at_once = f"{self.micro_batches.size(index) or 1} of {phase.batch_size} patches"
         with (
             self.reporter.speed.step(step, lambda: self.batches.waited),
             memory_errors(
                 f"the memory of {self.processes.device} is used up in phase {index + 1}, after "
-                f"step {step - 1}: {at_once} of {phase.patch_size}² at once in a process",
+                f"step {step - 1}: {phase.batch_size} patches of {phase.patch_size}² a process",
                 "set train.micro_batch: auto (or a smaller number) and "
                 "train.activation_checkpointing: [1, 2, 3, 4], or lower datasets.train.gt_sizes",
             ),
@@ -309,62 +308,8 @@ class Trainer:
         self.reporter.step(step, lr, losses, norm)
 
     def _accumulate(self, step: int) -> tuple[dict[str, Tensor], list[str]]:
-        """Forward and backward of the step's batches; their mean losses and images.
-
-        Where memory runs out they are done again with half as many images at once.
-        """
-        phase = self.plan.phase_index(step)
-        batches: list[dict[str, Any]] = []
-        while True:
-            try:
-                return self._backward(step, phase, batches)
-            except Exception as error:
-                # Others would wait for the gradients of this process.
-                alone = self.processes.world_size == 1 and self.micro_batches.cuts
-                if not (alone and is_out_of_memory(error) and self.micro_batches.halve(phase)):
-                    raise
-            # Here nothing holds the graph of the failed step any more.
-            self.state.optimizer.zero_grad(set_to_none=True)
-            if self.processes.device.type == "cuda":
-                torch.cuda.empty_cache()
-            self.log.warning(
-                "step %d: the memory is used up; it is done again, from now on in phase %d with "
-                "%d images at once",
-                *(step, phase + 1, self.micro_batches.size(phase)),
-            )
-
-    def _backward(
-        self, step: int, phase: int, batches: list[dict[str, Any]]
-    ) -> tuple[dict[str, Tensor], list[str]]:
-        """See `_accumulate`; batches that are not yet in the list are read, and put there."""
-        total: dict[str, Tensor] = {}
-        for slot in range(self.plan.accumulation):
-            if slot == len(batches):
-                batches.append(next(self.batches))
-                for notice in batches[slot]["notices"]:
-                    self.log.warning("step %d: %s", step, notice)
-            lq, gt = batches[slot]["lq"], batches[slot]["gt"]
-            draws = self.model.draw(len(lq), self._generator(step, slot))
-            for part in self.micro_batches.parts(phase):
-                last = slot == self.plan.accumulation - 1 and part.stop == len(lq)
-                with no_sync(self.wrapped, skip=not last):
-                    own = {name: values[part] for name, values in draws.items()}
-                    losses = self.wrapped(lq[part], gt[part], **own)
-                    share = len(lq[part]) / len(lq)
-                    for name in losses:
-                        losses[name] = losses[name] * (1 if self.model.is_sum(name) else share)
-                    (sum(losses.values()) / self.plan.accumulation).backward()
-                for name, loss in losses.items():
-                    mean = loss.detach() / self.plan.accumulation
-                    total[name] = total[name] + mean if name in total else mean
-            self.batches.prefetch()
-        return total, [name for batch in batches for name in batch["name"]]
-
-    def _generator(self, step: int, own_slot: int) -> torch.Generator:
-        """Random numbers that follow from seed, step and slot, so that resuming repeats them."""
-        slot = own_slot * self.processes.world_size + self.processes.rank
-        rng = np.random.default_rng((self.options.manual_seed, MODEL_STREAM, step, slot))
-        return torch.Generator().manual_seed(int(rng.integers(2**63)))
+        """The step's gradients, its mean losses and its images; see `hidiff.engine.gradients`."""
+        return self.gradients.accumulate(step, self.batches)
 
     def _all_finite(self, losses: dict[str, Tensor], norm: float) -> bool:
         """Whether loss and gradient are finite on every process.

@@ -16,6 +16,7 @@ from hidiff.archs.latent_encoder import LatentEncoder
 from hidiff.archs.strips import Strips, block_dtype
 from hidiff.archs.transformer import Transformer
 from hidiff.errors import UserError
+from hidiff.heap import release_freed_memory
 
 LOG = logging.getLogger("hidiff")
 
@@ -46,6 +47,7 @@ def free_memory(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + kept
+    release_freed_memory()
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()

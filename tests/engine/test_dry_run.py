@@ -73,6 +73,24 @@ def test_a_phase_that_does_not_fit_is_a_problem(data, here, capsys, monkeypatch)
     assert any(line.startswith("suggestion: train.micro_batch") for line in lines)
 
 
+def test_a_phase_that_failed_leaves_no_gradients(data, here, monkeypatch):
+    from small_training import ALONE
+
+    from hidiff.engine.trainer import Trainer
+    from hidiff.options import parse_options
+
+    trainer = Trainer(parse_options(options_of(data)), ALONE, dry=True)
+
+    def fails_later(step, source):
+        next(trainer.model.parameters()).sum().backward()
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(trainer.gradients, "accumulate", fails_later)
+    assert module.measure_phase(trainer, 0).problem
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    trainer.batches.close()
+
+
 def test_a_disk_without_room_is_a_problem(data, here, capsys, monkeypatch):
     usage = shutil.disk_usage(here)._replace(free=1000)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage)

@@ -8,7 +8,7 @@ from small_data import make_pairs, train_options
 from small_training import ALONE, parameters, train
 
 from hidiff import UserError
-from hidiff.engine import micro_batch
+from hidiff.engine import checkpoint, micro_batch
 from hidiff.engine.trainer import Trainer
 from hidiff.options import parse_options
 
@@ -166,6 +166,18 @@ def test_resuming_ends_where_an_uninterrupted_run_ends(data, tmp_path, monkeypat
     monkeypatch.setattr(micro_batch, "largest_that_fits", lambda *_: 1)
     for name, tensor in parameters(train(options, auto_resume=True)).items():
         assert torch.equal(tensor, weights[name]), name
+
+
+def test_a_state_of_an_earlier_version_has_no_sizes(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = Trainer(parse_options(options_of(data, 1, 2)), ALONE)
+    content = trainer.state.content()
+    del content["micro_batches"]
+    checkpoint.save_state(content, tmp_path, 0)
+    found, _ = checkpoint.newest_state(tmp_path)
+    trainer.state.micro_batches = {0: 3}
+    trainer.state.restore(found.content)
+    assert trainer.state.micro_batches == {}
 
 
 def test_auto_takes_what_fits(data, tmp_path, monkeypatch):

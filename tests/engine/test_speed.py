@@ -92,6 +92,16 @@ def test_validations_and_checkpoints_count_in_the_time_left():
     assert speed.seconds_left(300000) == 0
 
 
+def test_what_is_done_aside_does_not_count_in_the_time_left():
+    speed, clock = run(10, lambda phase: 1.0)
+    with speed.aside():
+        clock.now += 500
+    with speed.step(11, lambda: 0.0):
+        clock.now += 1
+    expected, _ = run(11, lambda phase: 1.0)
+    assert speed.seconds_left(11) == expected.seconds_left(11)
+
+
 def test_figures_are_those_since_the_last_line():
     speed, clock = run(10, lambda phase: 0.5, waits=0.1)
     figures = speed.since_last()
@@ -134,3 +144,13 @@ def test_the_work_of_a_step():
     macs = training_macs(OfKnownWork(), *torch.rand(2, 3, 2, 8, 7))
     # 3 images of 8·7 pixels: 6 outputs of 2·9 products, three times; the frozen layer once.
     assert macs == 3 * (8 * 7 * 6 * 2 * 9 * 3 + 6 * 5)
+
+
+def test_counting_the_work_compiles_nothing():
+    model = OfKnownWork()
+    compiled = []
+    model.compile(backend=lambda graph, inputs: compiled.append(graph) or graph.forward)
+    model(*torch.rand(2, 3, 2, 8, 7), noise=None)
+    expected = training_macs(OfKnownWork(), *torch.rand(2, 1, 2, 4, 4))
+    assert training_macs(model, *torch.rand(2, 1, 2, 4, 4)) == expected
+    assert len(compiled) == 1

@@ -19,7 +19,7 @@ from hidiff.archs.denoiser import SimpleDenoiser
 from hidiff.archs.peers.base import Peer
 from hidiff.archs.peers.layers import conv3x3
 from hidiff.archs.restormer import Conv2d, TransformerBlock
-from hidiff.archs.ushape import UShape, check_widths
+from hidiff.archs.ushape import UShape
 from hidiff.diffusion import DiffusionTables, beta_schedule
 from hidiff.diffusion.latent_ddpm import noised
 from hidiff.errors import UserError, require_positive
@@ -82,14 +82,6 @@ class GuidedRestormer(UShape[Level]):
         LayerNorm_type: str,
     ) -> None:
         super().__init__()
-        check_widths(
-            dim=dim,
-            num_blocks=num_blocks,
-            num_refinement_blocks=num_refinement_blocks,
-            heads=heads,
-            ffn_expansion_factor=ffn_expansion_factor,
-            layer_norm_type=LayerNorm_type,
-        )
         if (inp_channels, out_channels) != (3, 3):
             raise UserError(
                 f"inp_channels {inp_channels} and out_channels {out_channels} must be 3: the "
@@ -107,7 +99,10 @@ class GuidedRestormer(UShape[Level]):
             dim=dim,
             num_blocks=num_blocks,
             num_refinement_blocks=num_refinement_blocks,
+            heads=heads,
+            ffn_expansion_factor=ffn_expansion_factor,
             bias=bias,
+            layer_norm_type=LayerNorm_type,
         )
         self.output = Conv2d(2 * dim, out_channels, kernel_size=3, padding=1, bias=bias)
 
