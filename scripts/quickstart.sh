@@ -39,8 +39,8 @@ echo "== data: photographs of scikit-image, blurred by simulated camera shake"
 "$PYTHON" -m hidiff prepare quickstart
 echo "== the model that comes with the package restores a photograph"
 photographs=(datasets/quickstart/test/input/*.png)
-"$PYTHON" -m hidiff restore "${photographs[0]}" -m starter -o results/quickstart/starter --compare --overwrite
-echo "look at results/quickstart/starter/compare.html; what follows trains a much smaller model, to show how"
+"$PYTHON" -m hidiff restore "${photographs[0]}" -m starter -o results/quickstart_starter --compare --overwrite
+echo "look at results/quickstart_starter/compare.html; what follows trains a much smaller model, to show how"
 echo "== stage 1: the Transformer with a latent encoder that sees the sharp image"
 train options/quickstart/S1.yml
 echo "== stage 2: the diffusion model and the Transformer, jointly"
