@@ -122,6 +122,8 @@ def measure_phase(trainer: Trainer, index: int, steps: int = STEPS) -> PhaseRepo
         # The next phase is measured without them.
         trainer.model.zero_grad(set_to_none=True)
         return PhaseReport(problem=str(error))
+    finally:
+        trainer.batches.close()
     return PhaseReport(
         speed.seconds(index),
         speed.since_last()["waiting"],
