@@ -11,13 +11,15 @@ from torch import nn
 
 from hidiff.archs.denoiser import Denoiser, SimpleDenoiser
 from hidiff.archs.latent_encoder import LatentEncoderGELU, LatentEncoderLReLU
-from hidiff.archs.peers import Peer
+from hidiff.archs.peers import DiffIRS1, DiffIRS2, Peer
 from hidiff.archs.transformer import Transformer
 from hidiff.errors import UserError
 from hidiff.registry import ARCHS
 
 __all__ = [
     "Denoiser",
+    "DiffIRS1",
+    "DiffIRS2",
     "LatentEncoderGELU",
     "LatentEncoderLReLU",
     "Peer",

@@ -13,14 +13,12 @@ from torch.utils.checkpoint import checkpoint
 
 from hidiff.archs.restormer import (
     Conv2d,
-    DepthwiseConv2d,
     LayerNorm,
     TransformerBlock,
     at_least_float32,
 )
 from hidiff.archs.ushape import UShape
 from hidiff.errors import UserError, require_positive
-from hidiff.kernels import Mode
 from hidiff.registry import ARCHS
 
 Guidance = Literal["multi_scale", "single_scale", "none"]
@@ -191,6 +189,9 @@ class Transformer(UShape[BasicLayer]):
             has no parameters for a prior and takes none.
     """
 
+    side_multiple = 8
+    """Of H and W: the image is halved three times."""
+
     def __init__(
         self,
         *,
@@ -262,12 +263,6 @@ class Transformer(UShape[BasicLayer]):
         if dual_pixel_task:
             self.skip_conv = Conv2d(dim, 2 * dim, kernel_size=1, bias=bias)
         self.output = Conv2d(2 * dim, out_channels, kernel_size=3, padding=1, bias=bias)
-
-    def use_kernels(self, mode: Mode) -> None:
-        """Choose how the depthwise convolutions are computed on GPUs, 'auto' at first."""
-        for module in self.modules():
-            if isinstance(module, DepthwiseConv2d):
-                module.kernels = mode
 
     def recompute_levels(self, levels: Collection[int]) -> None:
         """Keep no activations of these levels' blocks; the backward pass computes them again.

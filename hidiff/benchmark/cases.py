@@ -55,7 +55,7 @@ def build(options: Options, device: torch.device) -> DeblurModel:
     """The model of an option file with random weights, on the device."""
     torch.manual_seed(options.manual_seed)
     model = build_model(options.sections).to(device)
-    model.net_g.use_kernels(options.kernels)
+    model.use_kernels(options.kernels)
     return model
 
 

@@ -57,7 +57,7 @@ def _in(
     dtype = torch.float64 if name == "fp64" else torch.float32
     own = copy.deepcopy(model).to(device, dtype)
     own.strip_rows = "whole"
-    own.net_g.use_kernels(mode)  # each kernel takes a while to compile
+    own.use_kernels(mode)  # each kernel takes a while to compile
     stack.enter_context(precision(own, cast(Precision, "fp32" if name == "fp64" else name)))
     return own
 

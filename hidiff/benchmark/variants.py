@@ -71,10 +71,10 @@ class Variant:
     def prepare(self, model: DeblurModel) -> DeblurModel:
         """A copy of the model for this variant."""
         model = copy.deepcopy(model)
-        model.net_g.recompute_levels(self.checkpoint)
+        model.recompute_levels(self.checkpoint)
         model.strip_rows = "auto" if self.strips else "whole"
         if self.kernels:
-            model.net_g.use_kernels(self.kernels)
+            model.use_kernels(self.kernels)
         if self.compile:
             compile_blocks(model, f"--variants {self.name}")
         return model

@@ -131,7 +131,7 @@ class Trainer:
             if processes.is_main:
                 self.notices += changed_since_start(self.state.started_from)
         self.saved_step = self.state.step
-        self.model.net_g.recompute_levels(self.train_options.activation_checkpointing)
+        self.model.recompute_levels(self.train_options.activation_checkpointing)
         if self.train_options.compile:
             compile_blocks(self.model, "train.compile")
         self.micro_batches = MicroBatches(
@@ -193,7 +193,7 @@ class Trainer:
         # Every process initialises the same weights; the wrapper would only copy them anyway.
         torch.manual_seed(self.options.manual_seed)
         model = build_model(self.options.sections).to(self.processes.device).train()
-        model.net_g.use_kernels(self.options.kernels)
+        model.use_kernels(self.options.kernels)
         model.strip_rows = self.options.val.strip_rows
         return model
 

@@ -18,7 +18,7 @@ def charbonnier_loss(pred: Tensor, target: Tensor, *, eps: float = 1e-12) -> Ten
     return torch.sqrt((pred - target) ** 2 + eps)
 
 
-class _WeightedLoss(nn.Module):
+class WeightedLoss(nn.Module):
     """loss_weight times the mean or sum of an elementwise loss."""
 
     def __init__(self, loss_weight: float, reduction: Reduction) -> None:
@@ -37,7 +37,7 @@ class _WeightedLoss(nn.Module):
 
 
 @LOSSES.register()
-class L1Loss(_WeightedLoss):
+class L1Loss(WeightedLoss):
     """|pred − target| (Eq. 2 of the paper, and the diffusion loss)."""
 
     def __init__(self, *, loss_weight: float = 1.0, reduction: Reduction = "mean") -> None:
@@ -48,7 +48,7 @@ class L1Loss(_WeightedLoss):
 
 
 @LOSSES.register()
-class MSELoss(_WeightedLoss):
+class MSELoss(WeightedLoss):
     """(pred − target)²."""
 
     def __init__(self, *, loss_weight: float = 1.0, reduction: Reduction = "mean") -> None:
@@ -59,7 +59,7 @@ class MSELoss(_WeightedLoss):
 
 
 @LOSSES.register()
-class CharbonnierLoss(_WeightedLoss):
+class CharbonnierLoss(WeightedLoss):
     """√((pred − target)² + eps), a smooth L1."""
 
     def __init__(

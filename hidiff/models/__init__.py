@@ -11,7 +11,8 @@ from hidiff.archs import build_network
 from hidiff.diffusion import LatentDDPM
 from hidiff.errors import UserError
 from hidiff.models.base import DeblurModel, pad_to_multiple, section_of
-from hidiff.models.baseline import Restormer
+from hidiff.models.diffir import DiffIRStage1, DiffIRStage2
+from hidiff.models.regression import Regression
 from hidiff.models.split import SplitStage2
 from hidiff.models.stage1 import Stage1
 from hidiff.models.stage2 import Stage2
@@ -20,7 +21,9 @@ from hidiff.typecheck import check_call
 
 __all__ = [
     "DeblurModel",
-    "Restormer",
+    "DiffIRStage1",
+    "DiffIRStage2",
+    "Regression",
     "SplitStage2",
     "Stage1",
     "Stage2",
@@ -33,6 +36,8 @@ LOSS_OPTIONS = {
     "l_pix": "pixel_opt",
     "l_pix_diff": "pixel_diff_opt",
     "l_percep": "perceptual_opt",
+    "l_edge": "edge_opt",
+    "l_freq": "frequency_opt",
 }
 """Loss → its option under `train`; L1 with weight 1 where a stage needs it and it is absent, none
 where it is `~`."""

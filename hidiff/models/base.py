@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,18 +12,23 @@ from torch import Tensor, nn
 
 from hidiff.archs.denoiser import Denoiser, SimpleDenoiser
 from hidiff.archs.latent_encoder import LatentEncoder
+from hidiff.archs.restormer import DepthwiseConv2d
 from hidiff.archs.strips import Progress, restore_in_strips
 from hidiff.archs.transformer import Transformer
 from hidiff.archs.windows import Windows
 from hidiff.diffusion import LatentDDPM
 from hidiff.errors import UserError
+from hidiff.kernels import Mode
 from hidiff.models.memory import StripRows, plan
 
 Transform = Callable[[Tensor, Tensor | None], Tensor]
 """From images (B, 3, H, W) and prior (B, N, C') to images, as the Transformer does."""
 
-SIDE_MULTIPLE = 8
-"""The U-shape halves the image three times, so its sides must be multiples of this."""
+SIDE_MULTIPLE = Transformer.side_multiple
+"""Of the images that the Transformer takes."""
+
+IMAGE_LOSSES = ("l_pix", "l_percep", "l_edge", "l_freq")
+"""Those between restored and sharp images."""
 
 
 def pad_to_multiple(image: Tensor, multiple: int = SIDE_MULTIPLE) -> Tensor:
@@ -41,6 +47,14 @@ def pad_to_multiple(image: Tensor, multiple: int = SIDE_MULTIPLE) -> Tensor:
     return F.pad(image, (0, right, 0, bottom), mode="reflect") if bottom or right else image
 
 
+def resized(image: Tensor, like: Tensor) -> Tensor:
+    """(B, C, H, W) bilinearly at the size of another image; as it is where it has that."""
+    size = like.shape[-2:]
+    if image.shape[-2:] == size:
+        return image
+    return F.interpolate(image, size=size, mode="bilinear", align_corners=False)
+
+
 def section_of(network: str) -> str:
     """'net_le' → 'network_le', its section in an option file."""
     return network.replace("net_", "network_")
@@ -57,15 +71,20 @@ class DeblurModel(nn.Module):
         networks: by official name; a network that is None is left out.
         losses: by name; one that is None is left out.
         frozen: networks that the stage uses and does not train.
-        from_stage1: networks that start from the weights of stage 1.
-        guided: whether a prior guides `net_g`; its option `guidance` must fit.
+        from_stage1: networks that start from the weights of stage 1, and from which network of
+            its: 'net_g', or for a part of it 'net_g.G'. What has the same name takes the place of
+            the same part.
+        guided: whether a prior guides `net_g`; the Transformer's option `guidance` must fit.
         restores_from_gt: `restore` needs the sharp image: its scores are an upper bound.
 
     Raises:
         UserError: the networks do not fit each other.
     """
 
-    net_g: Transformer
+    trains: tuple[type[nn.Module], ...] = (Transformer,)
+    """Classes of `net_g`."""
+
+    net_g: Any
     net_le: LatentEncoder
     net_le_dm: LatentEncoder
     net_d: Denoiser | SimpleDenoiser
@@ -77,12 +96,12 @@ class DeblurModel(nn.Module):
         losses: Mapping[str, nn.Module | None],
         *,
         frozen: tuple[str, ...] = (),
-        from_stage1: tuple[str, ...] = (),
+        from_stage1: Mapping[str, str] | None = None,
         guided: bool = True,
         restores_from_gt: bool = False,
     ) -> None:
         super().__init__()
-        self.frozen, self.from_stage1 = frozen, from_stage1
+        self.frozen, self.from_stage1 = frozen, dict(from_stage1 or {})
         self.guided, self.restores_from_gt = guided, restores_from_gt
         self.notices: tuple[str, ...] = ()
         """What of the model differs from the release, to be told to the user."""
@@ -94,22 +113,51 @@ class DeblurModel(nn.Module):
             if name in frozen:
                 network.requires_grad_(False)
         self.losses = nn.ModuleDict({k: v for k, v in losses.items() if v is not None})
-        if losses and not self.losses.keys() & {"l_pix", "l_percep"}:
+        if losses and not self.losses.keys() & set(IMAGE_LOSSES):
             raise UserError(
                 "train.pixel_opt: without it and perceptual_opt nothing compares restored and "
                 "sharp images; name a loss, for example type: L1Loss"
             )
-        if (self.net_g.guidance != "none") != guided:
-            wanted = "multi_scale or single_scale" if guided else "none"
+        if not isinstance(self.net_g, self.trains):
             raise UserError(
-                f"network_g.guidance: '{self.net_g.guidance}' does not fit the model_type, which "
-                f"trains a network {'with' if guided else 'without'} a prior; use {wanted}"
+                f"network_g.type: {type(self.net_g).__name__} does not fit the model_type, which "
+                f"trains a {' or '.join(kind.__name__ for kind in self.trains)}"
             )
-        if (channels := self.net_g.patch_embed.proj.in_channels) != 3:
+        if isinstance(self.net_g, Transformer):
+            self._check_transformer(self.net_g)
+        self.train()
+
+    def _check_transformer(self, network: Transformer) -> None:
+        if (network.guidance != "none") != self.guided:
+            wanted = "multi_scale or single_scale" if self.guided else "none"
+            raise UserError(
+                f"network_g.guidance: '{network.guidance}' does not fit the model_type, which "
+                f"trains a network {'with' if self.guided else 'without'} a prior; use {wanted}"
+            )
+        if (channels := network.patch_embed.proj.in_channels) != 3:
             raise UserError(
                 f"network_g.inp_channels: {channels}, but the data sets hold RGB images: 3"
             )
-        self.train()
+
+    def use_kernels(self, mode: Mode) -> None:
+        """Choose how `net_g` computes depthwise convolutions on GPUs, 'auto' at first."""
+        for module in self.net_g.modules():
+            if isinstance(module, DepthwiseConv2d):
+                module.kernels = mode
+
+    def recompute_levels(self, levels: Collection[int]) -> None:
+        """See `Transformer.recompute_levels`.
+
+        Raises:
+            UserError: there are levels to recompute, and `net_g` is another network.
+        """
+        if isinstance(self.net_g, Transformer):
+            self.net_g.recompute_levels(levels)
+        elif levels:
+            raise UserError(
+                "train.activation_checkpointing: only the Transformer has levels to compute again; "
+                "leave it out, and save memory with train.micro_batch: auto"
+            )
 
     def networks(self) -> dict[str, nn.Module]:
         """The networks by official name, frozen ones included: what is saved and loaded."""
@@ -132,7 +180,8 @@ class DeblurModel(nn.Module):
         """The weighted losses of one batch; their sum is what training minimises.
 
         Args:
-            lq, gt: blurry and sharp images (B, 3, H, W), RGB in [0, 1], H and W multiples of 8.
+            lq, gt: blurry and sharp images (B, 3, H, W), RGB in [0, 1], H and W multiples of
+                `net_g.side_multiple`.
             generator: CPU generator of all that the model draws; torch's global one by default.
 
         A stage takes what `draw` returns as further arguments, in place of drawing it.
@@ -151,13 +200,25 @@ class DeblurModel(nn.Module):
         """Whether a loss is a sum over the images and pixels, not a mean (`reduction: sum`)."""
         return loss in self.losses and getattr(self.losses[loss], "reduction", "mean") == "sum"
 
-    def image_losses(self, restored: Tensor, gt: Tensor) -> dict[str, Tensor]:
-        """The losses between restored and sharp images (B, 3, H, W)."""
+    def image_losses(self, restored: Tensor | Sequence[Tensor], gt: Tensor) -> dict[str, Tensor]:
+        """The losses between restored and sharp images.
+
+        Args:
+            restored: (B, 3, H, W), or several outputs (B, 3, h, w), over which each loss is summed.
+                Where they are smaller, the sharp images are reduced bilinearly (MIMO-UNet).
+            gt: (B, 3, H, W).
+        """
+        outputs = (restored,) if isinstance(restored, Tensor) else restored
+        pairs = [(out, resized(gt, out)) for out in outputs]
         return {
-            name: self.losses[name](restored, gt)
-            for name in ("l_pix", "l_percep")
+            name: torch.stack([self.losses[name](*pair) for pair in pairs]).sum()
+            for name in IMAGE_LOSSES
             if name in self.losses
         }
+
+    def draw_noise(self, count: int, generator: torch.Generator | None) -> Tensor | None:
+        """What restoring `count` images starts from, on the CPU; None where it needs no noise."""
+        return None
 
     def predict(
         self,
@@ -167,7 +228,7 @@ class DeblurModel(nn.Module):
         generator: torch.Generator | None = None,
         transform: Transform | None = None,
     ) -> Tensor:
-        """Restore images whose sides are multiples of 8; stages define it.
+        """Restore images whose sides are multiples of `net_g.side_multiple`; stages define it.
 
         Args:
             lq, gt, noise, generator: see `restore`.
@@ -188,14 +249,14 @@ class DeblurModel(nn.Module):
     ) -> Tensor:
         """Restore blurry images of any size.
 
-        Sides that are no multiples of 8 are padded at the right and bottom by reflection, and the
-        result is cropped. The attribute `strip_rows` says whether the Transformer computes strip by
-        strip, which gives the same but for rounding.
+        Sides that are no multiples of `net_g.side_multiple` are padded at the right and bottom by
+        reflection, and the result is cropped. The attribute `strip_rows` says whether the
+        Transformer computes strip by strip, which gives the same but for rounding.
 
         Args:
             lq: (B, 3, H, W) RGB in [0, 1].
             gt: the sharp images; only where `restores_from_gt`, ignored otherwise.
-            noise: (B, N, C'), where the reverse chain starts; standard normal by default.
+            noise: see `draw_noise`; where the reverse chain starts, standard normal by default.
             generator: CPU generator for that draw (and for Eq. 6's noise); torch's global one by
                 default.
             progress: called with the part that is done, from 0 to 1, after each strip.
@@ -211,19 +272,34 @@ class DeblurModel(nn.Module):
         gt = gt if self.restores_from_gt else None
         _check_images(lq=lq, gt=gt)
         height, width = lq.shape[-2:]
-        lq = pad_to_multiple(lq)
-        gt = None if gt is None else pad_to_multiple(gt)
-        encoder = getattr(self, "net_le" if self.restores_from_gt else "net_le_dm", None)
-        strips = plan(self.net_g, encoder, lq, self.strip_rows, only_strips=local is not None)
-        transform: Transform = self.net_g
-        if strips is not None:
-            transform = functools.partial(
-                restore_in_strips, self.net_g, strips=strips, progress=progress, local=local
-            )
+        multiple = self.net_g.side_multiple
+        lq = pad_to_multiple(lq, multiple)
+        gt = None if gt is None else pad_to_multiple(gt, multiple)
+        transform = self._transform(lq, progress, local)
         restored = self.predict(lq, gt, noise, generator, transform)
         if progress is not None:
             progress(1.0)
         return restored[..., :height, :width]
+
+    def _transform(
+        self, lq: Tensor, progress: Progress | None, local: Windows | None
+    ) -> Transform | None:
+        """How the Transformer restores these images; None where `net_g` is another network."""
+        if not isinstance(self.net_g, Transformer):
+            if local is not None or isinstance(self.strip_rows, int):
+                raise UserError(
+                    f"{'val.strip_rows' if local is None else 'val.local.mode: tlc'}: only the "
+                    "Transformer is computed in strips; leave it out, or restore in tiles "
+                    "(val.local.mode: tile; --local tile)"
+                )
+            return None
+        encoder = getattr(self, "net_le" if self.restores_from_gt else "net_le_dm", None)
+        strips = plan(self.net_g, encoder, lq, self.strip_rows, only_strips=local is not None)
+        if strips is None:
+            return self.net_g
+        return functools.partial(
+            restore_in_strips, self.net_g, strips=strips, progress=progress, local=local
+        )
 
     def check_encoder(self, name: str, channels: int) -> None:
         """Make sure that a latent encoder has as many input channels, and the prior of `net_g`.

@@ -57,8 +57,11 @@ def compile_blocks(
         backend: of torch.compile; the others are for finding errors.
 
     Raises:
-        UserError: see `check_compiler`.
+        UserError: see `check_compiler`; or the network has no such blocks.
     """
+    blocks = [m for m in model.net_g.modules() if isinstance(m, (TransformerBlock, HIM))]
+    if not blocks:
+        raise UserError(f"{where}: only the Transformer's blocks are compiled; set this to false")
     options = None
     if backend == "inductor":
         check_compiler(next(model.parameters()).device, where)
@@ -68,10 +71,9 @@ def compile_blocks(
     torch._dynamo.config.optimize_ddp = False
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     torch._dynamo.config.accumulated_recompile_limit = RECOMPILE_LIMIT
-    for module in model.net_g.modules():
-        if isinstance(module, (TransformerBlock, HIM)):
-            # Static shapes: with dynamic ones Inductor neither tunes nor lays out as well.
-            module.compile(dynamic=False, backend=backend, options=options)
+    for block in blocks:
+        # Static shapes: with dynamic ones Inductor neither tunes nor lays out as well.
+        block.compile(dynamic=False, backend=backend, options=options)
 
 
 def uncompiled() -> AbstractContextManager[None]:

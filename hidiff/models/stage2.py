@@ -32,7 +32,7 @@ class DiffusionModel(DeblurModel):
             {"net_g": net_g, "net_le_dm": net_le_dm, "net_d": net_d, "net_le": net_le},
             losses,
             frozen=frozen,
-            from_stage1=("net_g", "net_le"),
+            from_stage1={"net_g": "net_g", "net_le": "net_le"},
         )
         self.diffusion = diffusion
         self.notices = diffusion.notices
@@ -73,7 +73,7 @@ class DiffusionModel(DeblurModel):
         prior = self.diffusion.reverse(self.net_d, noise.to(c), c, step_noise)
         return (transform or self.net_g)(lq, prior)
 
-    def draw_noise(self, count: int, generator: torch.Generator | None) -> Tensor:
+    def draw_noise(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Standard normal (count, N, C'), on the CPU."""
         shape = (count, self.net_g.group**2, self.net_g.prior_dim)
         return torch.randn(shape, generator=generator)

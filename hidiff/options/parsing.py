@@ -51,7 +51,7 @@ _MIXTURE_FIELDS = ("name", "weight")
 """What an entry of a mixture says beside its `source`; the rest stands in the first one only."""
 
 _INTERNAL_FIELDS = {"sections", "notices", "overrides", "file"}
-_LOSS_OPTIONS = ("pixel_opt", "pixel_diff_opt", "perceptual_opt")
+_LOSS_OPTIONS = ("pixel_opt", "pixel_diff_opt", "perceptual_opt", "edge_opt", "frequency_opt")
 _TYPES: dict[str, tuple[Registry, tuple[str, ...]]] = {
     "network_g": (ARCHS, ()),
     "network_le": (ARCHS, ()),
@@ -59,9 +59,7 @@ _TYPES: dict[str, tuple[Registry, tuple[str, ...]]] = {
     "network_d": (ARCHS, ()),
     "train.optim_total": (OPTIMIZERS, ("params",)),
     "train.scheduler": (SCHEDULERS, ("base_lr", "total_iter")),
-    "train.pixel_opt": (LOSSES, ()),
-    "train.pixel_diff_opt": (LOSSES, ()),
-    "train.perceptual_opt": (LOSSES, ()),
+    **{f"train.{option}": (LOSSES, ()) for option in _LOSS_OPTIONS},
 }
 """Sections that name a class by `type`: where they stand, and what the program adds itself."""
 

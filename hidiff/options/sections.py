@@ -223,6 +223,8 @@ class TrainOptions:
     pixel_opt: Section | None = None
     pixel_diff_opt: Section | None = None
     perceptual_opt: Section | None = None
+    edge_opt: Section | None = None
+    frequency_opt: Section | None = None
 
 
 @dataclass(frozen=True)

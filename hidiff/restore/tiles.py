@@ -40,7 +40,7 @@ def restore_in_tiles(
     """
     _, _, height, width = lq.shape
     tiles = windows.over(height, width)
-    noise = torch.randn(1, model.net_g.group**2, model.net_g.prior_dim, generator=generator)
+    noise = model.draw_noise(1, generator)
     size = TILES_AT_ONCE.get(lq.device.type, 1)
     restored = torch.zeros_like(lq)
     for first in range(0, len(tiles), size):
@@ -52,7 +52,7 @@ def restore_in_tiles(
         ]
         out = model.restore(
             *images,
-            noise=noise.expand(len(batch), -1, -1),
+            noise=None if noise is None else noise.expand(len(batch), *noise.shape[1:]),
             generator=generator,
         )
         for tile, (place, weight) in zip(out, batch, strict=True):

@@ -72,7 +72,7 @@ def run_test(options: Options, processes: Group, *, seeds: int = 1, resume: bool
             rows = prepare(folder, expected, resume=resume)
     rows = processes.gather(rows)[0]
     model.to(processes.device).eval()
-    model.net_g.use_kernels(options.kernels)
+    model.use_kernels(options.kernels)
     model.strip_rows = options.val.strip_rows
     if options.val.compile:
         compile_blocks(model, "val.compile")

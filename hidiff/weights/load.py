@@ -29,7 +29,7 @@ from hidiff.typecheck import expanded, plain, suggestion
 from hidiff.weights.experiment import EXPERIMENTS
 from hidiff.weights.packed import STARTER, SUFFIX, read_packed
 from hidiff.weights.pretrained import read_together, stage1_file, weights_in
-from hidiff.weights.read import Weights, load_weights, require_finite
+from hidiff.weights.read import Weights, load_weights, part_of, require_finite
 from hidiff.weights.shapes import read_off
 from hidiff.weights.stored import StoredModel, blank_model, fill
 
@@ -218,7 +218,7 @@ def _from_folder(folder: Path, which: str, *, training: bool) -> StoredModel:
         for name in names:
             path = weights_in(folder, name, step)
             if not path.is_file() and options is not None and name in model.frozen:
-                found[name] = _of_stage1(experiment, options, name)
+                found[name] = _of_stage1(experiment, options, name, model.from_stage1[name])
             elif not path.is_file():
                 raise _nothing_in(folder, path)
             else:
@@ -361,15 +361,19 @@ def validation_scores(model: StoredModel) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _of_stage1(experiment: Path, options: Options, name: str) -> Weights:
+def _of_stage1(experiment: Path, options: Options, name: str, source: str) -> Weights:
     """A network that a stage 2 did not train, from its training state or from stage 1 itself.
+
+    Args:
+        source: what it is there, see `DeblurModel.from_stage1`.
 
     Raises:
         UserError: neither is there.
     """
     state = _newest_state(experiment)
     if state is None:
-        return load_weights(stage1_file(options, name), name)
+        stage1, _, part = source.partition(".")
+        return part_of(load_weights(stage1_file(options, stage1), name), part)
     path, content, sha256 = state
     state_dict = content["networks"][name]
     require_finite(state_dict, f"{path}: {name}")

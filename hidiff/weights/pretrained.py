@@ -14,7 +14,13 @@ from hidiff.models import DeblurModel
 from hidiff.options import Options
 from hidiff.weights.experiment import EXPERIMENTS, Experiment
 from hidiff.weights.packed import STARTER, SUFFIX, packed_weights
-from hidiff.weights.read import Weights, load_network, load_weights, require_one_step
+from hidiff.weights.read import (
+    Weights,
+    load_network,
+    load_weights,
+    part_of,
+    require_one_step,
+)
 
 
 def _train_first(options: Options) -> str:
@@ -174,6 +180,7 @@ def load_pretrained(
     files: dict[str, tuple[Path, str, str | None]] = {}
     source = options.path.weights
     packed = _packed_file(source)
+    parts: dict[str, str] = {}
     ready: dict[str, Weights] = {}
     if packed is not None:
         known, ready = packed_weights(packed)
@@ -198,7 +205,8 @@ def load_pretrained(
             path, found = _named_file(options, name, given, where)
             notices += found
         elif from_stage1:
-            path, where = stage1_file(options, name), "path.stage1"
+            stage1, _, parts[name] = model.from_stage1[name].partition(".")
+            path, where = stage1_file(options, stage1), "path.stage1"
         elif source is not None:
             raise UserError(f"path.weights: {missing(path)}; name a training, or a folder with it")
         elif not training:
@@ -215,8 +223,12 @@ def load_pretrained(
         incomplete_is_fine = options.path.allow_incomplete_stage1 or weights.where == "path.weights"
         if training and name in model.from_stage1 and not incomplete_is_fine:
             _require_complete(weights)
-        strict = options.path.of(name)[2]
-        notices += load_network(model.networks()[name], weights, strict=strict)
+        strict, network = options.path.of(name)[2], model.networks()[name]
+        if part := parts.get(name, ""):
+            weights = part_of(weights, part)
+            if model.from_stage1[name] == f"{name}.{part}":
+                network = network.get_submodule(part)
+        notices += load_network(network, weights, strict=strict)
         number = weights.path.stem.removeprefix(f"{name}_")
         step = int(number) if weights.step is None and number.isdigit() else weights.step
         origins[name] = {"file": str(weights.path), "step": step, "sha256": weights.sha256}

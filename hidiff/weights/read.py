@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -79,6 +80,18 @@ def load_weights(path: str | Path, where: str, param_key: str | None = "params")
     numbers = (content.get(key) for key in ("step", "total_iter"))
     step, total_iter = (number if isinstance(number, int) else None for number in numbers)
     return Weights(path, where, state_dict, step, total_iter, sha256, param_key, notices)
+
+
+def part_of(weights: Weights, part: str) -> Weights:
+    """The weights of a network's submodule; those of the network for ''."""
+    if not part:
+        return weights
+    own = {
+        key.removeprefix(f"{part}."): value
+        for key, value in weights.state_dict.items()
+        if key.startswith(f"{part}.")
+    }
+    return dataclasses.replace(weights, state_dict=own)
 
 
 def require_finite(state_dict: Mapping[str, Tensor], where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from hidiff.errors import UserError
@@ -42,6 +43,13 @@ class Peer(nn.Module):
                 f"{self.side_multiple}, not {height}×{width}"
             )
         return self.outputs(image, **inputs)
+
+    def draw(self, count: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """All that a training step on `count` images draws, by the names of `outputs`' arguments.
+
+        Every tensor has a row for each image, and is on the CPU.
+        """
+        return {}
 
     def outputs(self, image: Tensor) -> tuple[Tensor, ...]:
         """What `forward` returns, for an image of a fitting size."""

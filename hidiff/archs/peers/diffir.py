@@ -25,14 +25,9 @@ from hidiff.diffusion.latent_ddpm import noised
 from hidiff.errors import UserError, require_positive
 from hidiff.registry import ARCHS
 
-FEATURES = 64
-"""Width of the encoder's first convolutions."""
-
-PRIOR_DIM = 4 * FEATURES
-
 
 class ModulatedBlock(TransformerBlock):
-    """A block whose branches take norm(x) · s + b, with s and b from the prior."""
+    """A block whose branches take norm(x) · s + b, with s and b from the prior (B, prior_dim)."""
 
     def __init__(
         self,
@@ -42,15 +37,16 @@ class ModulatedBlock(TransformerBlock):
         *,
         bias: bool,
         layer_norm_type: str,
+        prior_dim: int,
     ) -> None:
         super().__init__(
             dim, num_heads, ffn_expansion_factor, bias=bias, layer_norm_type=layer_norm_type
         )
         for branch in (self.attn, self.ffn):
-            branch.kernel = nn.Sequential(nn.Linear(PRIOR_DIM, 2 * dim, bias=False))
+            branch.kernel = nn.Sequential(nn.Linear(prior_dim, 2 * dim, bias=False))
 
     def forward(self, x: Tensor, prior: Tensor) -> Tensor:  # type: ignore[override]  # never None
-        """(B, dim, H, W), prior (B, 256) → (B, dim, H, W)."""
+        """(B, dim, H, W), prior (B, prior_dim) → (B, dim, H, W)."""
         of_attn, of_ffn = cast(nn.Module, self.attn.kernel), cast(nn.Module, self.ffn.kernel)
         x = x + self.attn(self.norm1(x, *of_attn(prior).chunk(2, dim=1)))
         return x + self.ffn(self.norm2(x, *of_ffn(prior).chunk(2, dim=1)))
@@ -80,6 +76,7 @@ class GuidedRestormer(UShape[Level]):
         ffn_expansion_factor: float,
         bias: bool,
         LayerNorm_type: str,
+        n_feats: int,
     ) -> None:
         super().__init__()
         if (inp_channels, out_channels) != (3, 3):
@@ -89,7 +86,11 @@ class GuidedRestormer(UShape[Level]):
             )
 
         def level(index: int, channels: int, blocks: int) -> Level:
-            options: dict[str, Any] = {"bias": bias, "layer_norm_type": LayerNorm_type}
+            options: dict[str, Any] = {
+                "bias": bias,
+                "layer_norm_type": LayerNorm_type,
+                "prior_dim": 4 * n_feats,
+            }
             arguments = (channels, heads[index], ffn_expansion_factor)
             return Level(*(ModulatedBlock(*arguments, **options) for _ in range(blocks)))
 
@@ -107,7 +108,7 @@ class GuidedRestormer(UShape[Level]):
         self.output = Conv2d(2 * dim, out_channels, kernel_size=3, padding=1, bias=bias)
 
     def forward(self, image: Tensor, prior: Tensor) -> Tensor:
-        """Image (B, 3, H, W), prior (B, 256) → (B, 3, H, W)."""
+        """Image (B, 3, H, W), prior (B, prior_dim) → (B, 3, H, W)."""
         embedded = self.patch_embed(image.contiguous(memory_format=torch.channels_last))
         return self.output(self.features(embedded, prior, prior, prior)) + image
 
@@ -129,35 +130,40 @@ class ResidualUnit(nn.Module):
         return x + self.body(x)
 
 
+@ARCHS.register("DiffIREncoder")
 class PriorEncoder(nn.Module):
     """From images to the prior.
 
     Args:
         in_channels: of the images together.
         n_encoder_res: number of residual units.
+        n_feats: width of the first convolutions; the prior has four times as many numbers.
     """
 
-    def __init__(self, in_channels: int, n_encoder_res: int) -> None:
+    def __init__(self, *, in_channels: int = 6, n_encoder_res: int = 5, n_feats: int = 64) -> None:
         super().__init__()
-        widths = (FEATURES, 2 * FEATURES, 2 * FEATURES, PRIOR_DIM)
+        require_positive(in_channels=in_channels, n_feats=n_feats)
+        require_positive(0, n_encoder_res=n_encoder_res)
+        self.prior_dim = prior_dim = 4 * n_feats
+        widths = (n_feats, 2 * n_feats, 2 * n_feats, prior_dim)
         widening: list[nn.Module] = []
         for narrow, wide in itertools.pairwise(widths):
             widening += [conv3x3(narrow, wide), leaky_relu()]
         self.E = nn.Sequential(
-            conv3x3(16 * in_channels, FEATURES),
+            conv3x3(16 * in_channels, n_feats),
             leaky_relu(),
-            *(ResidualUnit(FEATURES) for _ in range(n_encoder_res)),
+            *(ResidualUnit(n_feats) for _ in range(n_encoder_res)),
             *widening,
         )
         self.mlp = nn.Sequential(
-            nn.Linear(PRIOR_DIM, PRIOR_DIM),
+            nn.Linear(prior_dim, prior_dim),
             leaky_relu(),
-            nn.Linear(PRIOR_DIM, PRIOR_DIM),
+            nn.Linear(prior_dim, prior_dim),
             leaky_relu(),
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, in_channels, H, W), H and W multiples of 4 → (B, 256)."""
+        """(B, in_channels, H, W), H and W multiples of 4 → (B, prior_dim)."""
         return self.mlp(self.E(F.pixel_unshuffle(images, 4)).mean(dim=(2, 3)))
 
 
@@ -190,12 +196,15 @@ class Diffusion(DiffusionTables):
         self.condition = condition
 
     def noised_to_end(self, prior: Tensor, noise: Tensor) -> Tensor:
-        """The prior at step T − 1; all (B, 256)."""
+        """The prior at step T − 1; all (B, prior_dim)."""
         scale = self.sqrt_alphas_cumprod[-1].to(prior)
         return noised(prior, noise, scale, self.sqrt_one_minus_alphas_cumprod[-1].to(prior))
 
     def reverse(self, z: Tensor, c: Tensor) -> list[Tensor]:
-        """The priors after each step of the chain from z, given the condition c; all (B, 256)."""
+        """The priors after each step of the chain from z, given the condition c.
+
+        All are (B, prior_dim).
+        """
         priors = []
         for t in reversed(range(self.timesteps)):
             coef1, coef2 = self.posterior_mean_coef1[t].to(z), self.posterior_mean_coef2[t].to(z)
@@ -209,7 +218,7 @@ class DiffIRS1(nn.Module):
     """DiffIR's first stage: the prior comes from the blurry and the sharp image.
 
     Args:
-        n_encoder_res: residual units of the encoder.
+        n_encoder_res, n_feats: see `PriorEncoder`; with the published 64 the prior is (B, 256).
         inp_channels, out_channels: of the images, both 3.
         dim, num_blocks, num_refinement_blocks, heads, ffn_expansion_factor, bias, LayerNorm_type:
             see `hidiff.archs.Transformer`.
@@ -221,6 +230,7 @@ class DiffIRS1(nn.Module):
         self,
         *,
         n_encoder_res: int = 5,
+        n_feats: int = 64,
         inp_channels: int = 3,
         out_channels: int = 3,
         dim: int = 48,
@@ -232,7 +242,6 @@ class DiffIRS1(nn.Module):
         LayerNorm_type: str = "WithBias",
     ) -> None:
         super().__init__()
-        require_positive(0, n_encoder_res=n_encoder_res)
         self.G = GuidedRestormer(
             inp_channels=inp_channels,
             out_channels=out_channels,
@@ -243,8 +252,9 @@ class DiffIRS1(nn.Module):
             ffn_expansion_factor=ffn_expansion_factor,
             bias=bias,
             LayerNorm_type=LayerNorm_type,
+            n_feats=n_feats,
         )
-        self.E = PriorEncoder(6, n_encoder_res)
+        self.E = PriorEncoder(in_channels=6, n_encoder_res=n_encoder_res, n_feats=n_feats)
 
     def forward(self, image: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:
         """Restore with what the sharp image says.
@@ -253,7 +263,7 @@ class DiffIRS1(nn.Module):
             image, gt: blurry and sharp image (B, 3, H, W), RGB in [0, 1], sides multiples of 8.
 
         Returns:
-            The restored image (B, 3, H, W), not clamped, and the prior (B, 256).
+            The restored image (B, 3, H, W), not clamped, and the prior (B, prior_dim).
         """
         prior = self.E(torch.cat([image, gt], dim=1))
         return self.G(image, prior), prior
@@ -264,8 +274,8 @@ class DiffIRS2(Peer):
     """DiffIR's second stage: the diffusion model makes the prior, given the blurry image.
 
     Args:
-        n_encoder_res, inp_channels, out_channels, dim, num_blocks, num_refinement_blocks, heads,
-        ffn_expansion_factor, bias, LayerNorm_type: see `DiffIRS1`.
+        n_encoder_res, n_feats, inp_channels, out_channels, dim, num_blocks,
+        num_refinement_blocks, heads, ffn_expansion_factor, bias, LayerNorm_type: see `DiffIRS1`.
         n_denoise_res: hidden layers of the denoiser.
         linear_start, linear_end: β of the first and the last step; √β grows evenly between them.
         timesteps: T.
@@ -277,6 +287,7 @@ class DiffIRS2(Peer):
         self,
         *,
         n_encoder_res: int = 5,
+        n_feats: int = 64,
         inp_channels: int = 3,
         out_channels: int = 3,
         dim: int = 48,
@@ -292,7 +303,7 @@ class DiffIRS2(Peer):
         timesteps: int = 4,
     ) -> None:
         super().__init__()
-        require_positive(0, n_encoder_res=n_encoder_res)
+        self.prior_dim = 4 * n_feats
         require_positive(timesteps=timesteps)
         for name, beta in (("linear_start", linear_start), ("linear_end", linear_end)):
             if not 0 < beta < 1:
@@ -307,22 +318,23 @@ class DiffIRS2(Peer):
             ffn_expansion_factor=ffn_expansion_factor,
             bias=bias,
             LayerNorm_type=LayerNorm_type,
+            n_feats=n_feats,
         )
-        self.condition = PriorEncoder(3, n_encoder_res)
+        self.condition = PriorEncoder(in_channels=3, n_encoder_res=n_encoder_res, n_feats=n_feats)
         self.denoise = SimpleDenoiser(
-            n_feats=FEATURES, n_denoise_res=n_denoise_res, timesteps=timesteps
+            n_feats=n_feats, n_denoise_res=n_denoise_res, timesteps=timesteps
         )
         betas = beta_schedule("linear", timesteps, linear_start, linear_end, apply_ldm=True)
         self.diffusion = Diffusion(self.denoise, self.condition, betas)
 
     def priors(self, image: Tensor, z: Tensor) -> list[Tensor]:
-        """The priors (B, 256) after each step of the chain that starts from z (B, 256)."""
+        """The priors after each step of the chain that starts from z; all (B, prior_dim)."""
         return self.diffusion.reverse(z, self.condition(image))
 
     def outputs(self, image: Tensor, *, noise: Tensor | None = None) -> tuple[Tensor]:
-        """The restored image; `noise` (B, 256) is the chain's start, drawn where none is given."""
+        """The restored image; the chain starts from `noise` (B, prior_dim), by default drawn."""
         if noise is None:
-            noise = torch.randn(len(image), PRIOR_DIM, dtype=image.dtype, device=image.device)
+            noise = torch.randn(len(image), self.prior_dim, dtype=image.dtype, device=image.device)
         return (self.G(image, self.priors(image, noise)[-1]),)
 
     def from_prior(
@@ -332,8 +344,8 @@ class DiffIRS2(Peer):
 
         Args:
             image: (B, 3, H, W), as for `forward`.
-            prior: of stage 1 (B, 256).
-            noise: standard normal (B, 256).
+            prior: of stage 1 (B, prior_dim).
+            noise: standard normal (B, prior_dim).
 
         Returns:
             The restored image, and the priors after each step, the last of which it is made with.

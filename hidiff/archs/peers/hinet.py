@@ -86,7 +86,7 @@ class HINet(Peer):
 
     Args:
         in_chn: channels of the image.
-        wf: channels of the first level, a multiple of 2; level i has wf · 2^i.
+        wf: channels of the first level; level i has wf · 2^i. Even where level 0 is normalised.
         depth: levels of each U-shape.
         relu_slope: of the LeakyReLUs, for negative values.
         hin_position_left, hin_position_right: first and last level of the encoders, counted from
@@ -119,7 +119,7 @@ class HINet(Peer):
         super().__init__()
         require_positive(in_chn=in_chn, wf=wf)
         require_positive(2, depth=depth)
-        if wf % 2:
+        if wf % 2 and hin_position_left <= 0 <= hin_position_right:
             raise UserError(f"wf {wf} must be a multiple of 2: half the channels are normalised")
         self.side_multiple = 2 ** (depth - 1)
         widths = [wf << level for level in range(depth)]

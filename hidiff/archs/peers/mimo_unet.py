@@ -11,6 +11,9 @@ from hidiff.archs.peers.layers import conv3x3, upsampling4x4
 from hidiff.errors import require_positive
 from hidiff.registry import ARCHS
 
+DROPPED = 0.1
+"""Share of the skip connections' channels that training drops."""
+
 
 def halved(x: Tensor) -> Tensor:
     """Nearest neighbours at half the resolution: (B, C, H, W) → (B, C, H/2, W/2)."""
@@ -139,17 +142,26 @@ class MIMOUNetPlus(Peer):
         self.SCM1 = ShallowFeatures(w4)
         self.FAM2 = FeatureAttention(w2)
         self.SCM2 = ShallowFeatures(w2)
-        self.dropout = nn.Dropout2d(0.1)
 
-    def outputs(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The restored image at ¼, ½ and full size."""
+    def draw(self, count: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """The channels of the two skip connections that training keeps, (count, 3·width)."""
+        channels = self.FAM2.merge.main[0].in_channels * 3 // 2
+        return {"kept": torch.rand(count, channels, generator=generator) >= DROPPED}
+
+    def outputs(
+        self, image: Tensor, *, kept: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The restored image at ¼, ½ and full size; for `kept` see `draw`, None keeps all."""
         image2 = halved(image)  # (B, 3, H/2, W/2)
         image4 = halved(image2)  # (B, 3, H/4, W/4)
         e1 = self.Encoder[0](self.feat_extract[0](image))  # (B, width, H, W)
         e2 = self.Encoder[1](self.FAM2(self.feat_extract[1](e1), self.SCM2(image2)))
         e3 = self.Encoder[2](self.FAM1(self.feat_extract[2](e2), self.SCM1(image4)))
-        skip2 = self.dropout(self.AFFs[1](halved(e1), e2, enlarged(e3, 2)))
-        skip1 = self.dropout(self.AFFs[0](e1, enlarged(e2, 2), enlarged(e3, 4)))
+        skip2 = self.AFFs[1](halved(e1), e2, enlarged(e3, 2))
+        skip1 = self.AFFs[0](e1, enlarged(e2, 2), enlarged(e3, 4))
+        if kept is not None:  # Dropout2d
+            kept2, kept1 = kept[..., None, None].split([skip2.shape[1], skip1.shape[1]], dim=1)
+            skip2, skip1 = skip2 * kept2 / (1 - DROPPED), skip1 * kept1 / (1 - DROPPED)
 
         x = self.Decoder[0](e3)  # (B, 4·width, H/4, W/4)
         quarter = self.ConvsOut[0](x) + image4

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hidiff.archs.peers.base import Peer
 from hidiff.archs.peers.layers import conv3x3, upsampling4x4
+from hidiff.errors import UserError, require_positive
 from hidiff.registry import ARCHS
 
 LEAKY_SLOPE = 0.2
@@ -151,19 +152,19 @@ def activated_sum(x: Tensor, change: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Image (B, 3, H, W) → (B, 320, H/4, W/4), (B, 64, H, W) and (B, 128, H/2, W/2)."""
+    """Image (B, 3, H, W) → (B, 5·width, H/4, W/4), (B, width, H, W) and (B, 2·width, H/2, W/2)."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.en_layer1_1 = nn.Sequential(conv3x3(3, 64), activation())
-        self.en_layer1_2 = two_convolutions(64)
-        self.en_layer1_3 = two_convolutions(64)
-        self.en_layer1_4 = two_convolutions(64)
-        self.en_layer2_1 = nn.Sequential(conv3x3(64, 128, stride=2), activation())
-        self.en_layer2_2 = two_convolutions(128)
-        self.en_layer2_3 = two_convolutions(128)
-        self.en_layer2_4 = two_convolutions(128)
-        self.en_layer3_1 = nn.Sequential(conv3x3(128, 320, stride=2), activation())
+        self.en_layer1_1 = nn.Sequential(conv3x3(3, width), activation())
+        self.en_layer1_2 = two_convolutions(width)
+        self.en_layer1_3 = two_convolutions(width)
+        self.en_layer1_4 = two_convolutions(width)
+        self.en_layer2_1 = nn.Sequential(conv3x3(width, 2 * width, stride=2), activation())
+        self.en_layer2_2 = two_convolutions(2 * width)
+        self.en_layer2_3 = two_convolutions(2 * width)
+        self.en_layer2_4 = two_convolutions(2 * width)
+        self.en_layer3_1 = nn.Sequential(conv3x3(2 * width, 5 * width, stride=2), activation())
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = self.en_layer1_1(image)
@@ -179,17 +180,20 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """What `Encoder` returns, the first after the blocks → (B, 3, H, W), to add to the image."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.de_layer3_1 = nn.Sequential(upsampling4x4(320, 192), activation())
-        self.de_layer2_2 = nn.Sequential(nn.Conv2d(192 + 128, 192, 1), activation())
+        wide = 3 * width
+        self.de_layer3_1 = nn.Sequential(upsampling4x4(5 * width, wide), activation())
+        self.de_layer2_2 = nn.Sequential(nn.Conv2d(wide + 2 * width, wide, 1), activation())
         self.blocks = [f"de_block_{i}" for i in range(1, 7)]
-        for name, block in zip(self.blocks, strip_blocks(6, 192, heads=3), strict=True):
+        for name, block in zip(self.blocks, strip_blocks(6, wide, heads=3), strict=True):
             self.add_module(name, block)
-        self.de_layer2_1 = nn.Sequential(upsampling4x4(192, 64), activation())
-        self.de_layer1_3 = nn.Sequential(nn.Conv2d(64 + 64, 64, 1), activation(), conv3x3(64, 64))
-        self.de_layer1_2 = two_convolutions(64)
-        self.de_layer1_1 = nn.Sequential(conv3x3(64, 3), activation())
+        self.de_layer2_1 = nn.Sequential(upsampling4x4(wide, width), activation())
+        self.de_layer1_3 = nn.Sequential(
+            nn.Conv2d(2 * width, width, 1), activation(), conv3x3(width, width)
+        )
+        self.de_layer1_2 = two_convolutions(width)
+        self.de_layer1_1 = nn.Sequential(conv3x3(width, 3), activation())
 
     def forward(self, x: Tensor, skip1: Tensor, skip2: Tensor) -> Tensor:
         x = self.de_layer3_1(x)
@@ -205,18 +209,25 @@ class Decoder(nn.Module):
 
 @ARCHS.register()
 class Stripformer(Peer):
-    """Stripformer; it has no options, and works on image − 0.5."""
+    """Stripformer, which works on image − 0.5.
+
+    Args:
+        width: channels at full resolution, a multiple of 2; 64 as published. A head has width / 2.
+    """
 
     side_multiple = 4
     shift = 0.5
 
-    def __init__(self) -> None:
+    def __init__(self, *, width: int = 64) -> None:
         super().__init__()
-        self.encoder = Encoder()
+        require_positive(width=width)
+        if width % 2:
+            raise UserError(f"width {width} must be a multiple of 2: rows and columns halve it")
+        self.encoder = Encoder(width)
         self.blocks = [f"Trans_block_{i}" for i in range(1, 13)]
-        for name, block in zip(self.blocks, strip_blocks(12, 320, heads=5), strict=True):
+        for name, block in zip(self.blocks, strip_blocks(12, 5 * width, heads=5), strict=True):
             self.add_module(name, block)
-        self.decoder = Decoder()
+        self.decoder = Decoder(width)
 
     def outputs(self, image: Tensor) -> tuple[Tensor]:
         """The restored image, of the size of the image."""
