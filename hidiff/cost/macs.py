@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hidiff.archs import Transformer
 from hidiff.archs.reference import as_written
 from hidiff.errors import UserError
 from hidiff.models import DeblurModel, build_model
-from hidiff.models.base import SIDE_MULTIPLE
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def model_complexity(
 
     Args:
         options: sections as parsed from YAML, see `hidiff.build_model`.
-        size: (3, height, width) in pixels; sides that are no multiples of 8 are counted as the
+        size: (3, height, width) in pixels; other sides than the network takes are counted as the
             padded image.
 
     Returns:
@@ -107,17 +107,19 @@ def model_complexity(
         )
     with torch.device("meta"):
         model = build_model(options, training=False).eval()
-        return _count(
-            model, *(math.ceil(side / SIDE_MULTIPLE) * SIDE_MULTIPLE for side in size[1:])
-        )
+        multiple = model.net_g.side_multiple
+        return _count(model, *(math.ceil(side / multiple) * multiple for side in size[1:]))
 
 
 def _count(model: DeblurModel, height: int, width: int) -> Complexity:
     """Count on the device that is torch's default here."""
     image = torch.empty(1, 3, height, width)
     prior = torch.empty(1, model.net_g.group**2, model.net_g.prior_dim) if model.guided else None
+    of_network: tuple[Tensor | None, ...] = (image, prior)
+    if not isinstance(model.net_g, Transformer):
+        of_network = (image, image) if model.restores_from_gt else (image,)
     inputs = {
-        "net_g": (image, prior),
+        "net_g": of_network,
         "net_le": (image, image),
         "net_le_dm": (image,),
         "net_d": (prior, prior, 1),

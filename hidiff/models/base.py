@@ -74,7 +74,7 @@ class DeblurModel(nn.Module):
         from_stage1: networks that start from the weights of stage 1, and from which network of
             its: 'net_g', or for a part of it 'net_g.G'. What has the same name takes the place of
             the same part.
-        guided: whether a prior guides `net_g`; the Transformer's option `guidance` must fit.
+        guided: whether prior tokens guide the Transformer; its option `guidance` must fit.
         restores_from_gt: `restore` needs the sharp image: its scores are an upper bound.
 
     Raises:
@@ -97,7 +97,7 @@ class DeblurModel(nn.Module):
         *,
         frozen: tuple[str, ...] = (),
         from_stage1: Mapping[str, str] | None = None,
-        guided: bool = True,
+        guided: bool = False,
         restores_from_gt: bool = False,
     ) -> None:
         super().__init__()

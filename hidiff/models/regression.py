@@ -32,7 +32,7 @@ class Regression(DeblurModel):
         l_freq: nn.Module | None = None,
     ) -> None:
         losses = {"l_pix": l_pix, "l_percep": l_percep, "l_edge": l_edge, "l_freq": l_freq}
-        super().__init__({"net_g": net_g}, losses, guided=False)
+        super().__init__({"net_g": net_g}, losses)
         if isinstance(net_g, DiffIRS2):
             raise UserError(
                 "network_g.type: DiffIRS2 is trained and tested with model_type DiffIR_S2"

@@ -23,7 +23,8 @@ class Stage1(DeblurModel):
         l_percep: nn.Module | None = None,
     ) -> None:
         networks = {"net_g": net_g, "net_le": net_le}
-        super().__init__(networks, {"l_pix": l_pix, "l_percep": l_percep}, restores_from_gt=True)
+        losses = {"l_pix": l_pix, "l_percep": l_percep}
+        super().__init__(networks, losses, guided=True, restores_from_gt=True)
         self.check_encoder("net_le", channels=6)
 
     def forward(

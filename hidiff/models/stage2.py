@@ -32,6 +32,7 @@ class DiffusionModel(DeblurModel):
             {"net_g": net_g, "net_le_dm": net_le_dm, "net_d": net_d, "net_le": net_le},
             losses,
             frozen=frozen,
+            guided=True,
             from_stage1={"net_g": "net_g", "net_le": "net_le"},
         )
         self.diffusion = diffusion
