@@ -1,0 +1,109 @@
+"""Every network that HI-Diff is compared with, by the commands of HI-Diff."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peer_options import PEERS, peer_options
+from PIL import Image
+from small_data import picture
+from small_programs import start
+from small_training import ALONE, parameters, train
+
+from hidiff import UserError
+from hidiff.cli import pack, restore
+from hidiff.data.image import read_image
+from hidiff.engine.trainer import Trainer
+from hidiff.options import parse_options
+from hidiff.restore.restoring import photo_item, restore_item, to_image
+from hidiff.scoring.test_run import run_test
+from hidiff.weights.load import load_model
+
+PROGRAM = Path(__file__).resolve().parent / "peer_training.py"
+RESTORING = [name for name in PEERS if name != "DiffIRS1"]
+
+
+@pytest.fixture(scope="module")
+def peers(data, tmp_path_factory):
+    """A folder in which all of them are trained, and their weights."""
+    folder = tmp_path_factory.mktemp("peers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return folder, {name: parameters(train(peer_options(data, name))) for name in PEERS}
+
+
+@pytest.fixture(autouse=True)
+def _there(peers, monkeypatch):
+    monkeypatch.chdir(peers[0])
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_training_resumes_bit_for_bit(peers, data, name):
+    options = {**peer_options(data, name), "name": f"resumed_{name}"}
+    first = Trainer(parse_options(options), ALONE)
+    before = parameters(first)
+    first.total_iter = 2
+    first.run()
+    after = parameters(train(options, auto_resume=True))
+    for key, tensor in peers[1][name].items():
+        assert torch.equal(tensor, after[key]), key
+    trained = [key for key in before if not key.startswith("net_le.")]
+    assert any(not torch.equal(before[key], after[key]) for key in trained)
+    assert len(trained) == len(before) or all(
+        torch.equal(before[key], after[key]) for key in set(before) - set(trained)
+    )
+
+
+@pytest.mark.parametrize("name", RESTORING)
+def test_testing_packing_and_restoring_give_one_result(peers, data, name, tmp_path):
+    options = peer_options(data, name)
+    options["path"] = {"weights": options["name"]}
+    assert run_test(parse_options(options), ALONE)
+    results = Path("results") / options["name"]
+    with (results / "scores.csv").open() as file:
+        assert len(list(csv.DictReader(file))) >= 2
+
+    file = tmp_path / "packed.safetensors"
+    assert pack.main([options["name"], "-o", str(file)]) == 0
+    Image.fromarray(picture(5, 21, 30)).save(tmp_path / "photo.png")
+    arguments = [str(tmp_path / "photo.png"), "-o", str(tmp_path / "out"), "-m", str(file)]
+    assert restore.main([*arguments, "--device", "cpu"]) == 0
+    model = load_model(options["name"]).model
+    item = photo_item(picture(5, 21, 30), "photo")
+    expected = to_image(restore_item(model, item, seed=100, device=torch.device("cpu")))
+    assert np.array_equal(read_image(tmp_path / "out/photo.png"), expected)
+
+
+def test_stage_1_of_diffir_restores_no_photographs(peers, tmp_path):
+    with pytest.raises(UserError, match="stage 1"):
+        load_model("tiny_DiffIRS1")
+
+
+def test_stage_2_of_diffir_begins_where_stage_1_ended(peers, data):
+    begun = parameters(Trainer(parse_options(peer_options(data, "DiffIRS2")), ALONE, dry=True))
+    ended = peers[1]["DiffIRS1"]
+    shared = [key for key in ended if key.startswith("net_g.G.")]
+    encoder = [key for key in ended if key.startswith("net_g.E.")]
+    assert len(shared) > 50
+    for key in shared:
+        assert torch.equal(begun[key], ended[key]), key
+    for key in encoder:
+        assert torch.equal(begun[key.replace("net_g.E.", "net_le.", 1)], ended[key]), key
+
+
+@pytest.mark.slow("starts processes of PyTorch, which train every network")
+def test_two_processes_train_what_one_does(data, tmp_path):
+    folders = [tmp_path / name for name in ("alone", "together")]
+    launches = [(), ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")]
+    for folder, launch in zip(folders, launches, strict=True):
+        with start(tmp_path, *launch, PROGRAM, data, folder) as program:
+            output = program.output.read()
+            assert program.wait() == 0, output
+    for name in PEERS:
+        one, two = (
+            torch.load(folder / f"tiny_{name}.pth", weights_only=True) for folder in folders
+        )
+        for key, value in one.items():
+            torch.testing.assert_close(value, two[key], rtol=1e-9, atol=1e-11)
