@@ -48,7 +48,7 @@ def test_restoring_is_the_padded_image_of_the_networks_result(name):
 def test_crops_are_evenly_spaced_and_averaged():
     lq = torch.rand(2, 3, 36, 22)
     restored = Regression(net_g=Places(), l_pix=torch.nn.L1Loss()).restore(lq)
-    padded = F.pad(lq, (0, 2), mode="reflect")  # 36 × 24
+    padded = F.pad(lq, (0, 2, 0, 0), mode="reflect")  # 36 × 24
     total, count = torch.zeros_like(padded), torch.zeros_like(padded)
     for top in (0, 10, 20):
         for left in (0, 8):

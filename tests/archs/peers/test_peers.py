@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from hidiff import UserError, build_network
-from hidiff.archs.peers import DMPHN, MIMOUNetPlus, NAFNet, NAFNetLocal, Peer
+from hidiff.archs.peers import DMPHN, NAFNet, NAFNetLocal, Peer
 from hidiff.archs.peers.nafnet import LocalMean
 from hidiff.registry import ARCHS
 
@@ -90,11 +90,3 @@ def test_dmphn_begins_as_published():
             transposed = key.split(".")[1] in ("layer16", "layer20")
             outputs = parameter.shape[1 if transposed else 0] * parameter[0, 0].numel()
             assert parameter.var().item() == pytest.approx(0.5 / outputs, rel=0.1), key
-
-
-def test_mimo_unet_drops_features_in_training_only():
-    network = MIMOUNetPlus(num_res=0, width=8)
-    image = torch.rand(1, 3, 16, 16)
-    assert not torch.equal(network(image)[2], network(image)[2])
-    network.eval()
-    assert torch.equal(network(image)[2], network(image)[2])
