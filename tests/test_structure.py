@@ -27,6 +27,7 @@ LAYERS = [
     ("benchmark",),
     ("finetune",),
     ("paper",),
+    ("comparison",),
     ("cli",),
     ("__main__",),
 ]

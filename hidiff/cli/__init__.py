@@ -15,6 +15,7 @@ COMMANDS = {
     "finetune": "train a model on with your own pairs, and see whether it helps",
     "test": "restore and score test sets",
     "score": "score folders of restored pictures",
+    "compare": "compare models and folders of pictures on one data set",
     "prepare": "bring downloaded data sets into the layout, make databases",
     "check": "check data sets before training",
     "report": "write the paper's tables with your figures",

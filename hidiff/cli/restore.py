@@ -20,11 +20,17 @@ from torch import Tensor
 from hidiff.engine.logger import start_logging
 from hidiff.errors import UserError
 from hidiff.models.precision import precision
-from hidiff.options import LocalOptions, Options
+from hidiff.options import Options
 from hidiff.parallel import thread_count
 from hidiff.restore.page import Comparison, check_replaceable, write_page
 from hidiff.restore.restoring import restore_item
-from hidiff.restore.run import default_model, find_jobs, prepare_folder, restore_photos
+from hidiff.restore.run import (
+    default_model,
+    find_jobs,
+    local_options,
+    prepare_folder,
+    restore_photos,
+)
 from hidiff.weights.load import load_model
 
 LOG = logging.getLogger("hidiff")
@@ -149,12 +155,9 @@ def main(arguments: Sequence[str]) -> int:
     for line in (loaded.description, *loaded.notices, *notices):
         LOG.info(line)
 
-    size = args.size or loaded.patch_size or LocalOptions.size
-    try:
-        overlap = min(32, size // 2) if args.overlap is None else args.overlap
-        local = LocalOptions(args.local, size, overlap)
-    except UserError as error:
-        raise UserError(str(error).replace("val.local.", "--")) from None
+    local = local_options(
+        args.local, size=args.size, overlap=args.overlap, patch_size=loaded.patch_size
+    )
 
     def restore(item: dict, progress: Callable[[float], None]) -> Tensor:
         return restore_item(

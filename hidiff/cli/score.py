@@ -15,7 +15,7 @@ from pathlib import Path
 from hidiff.cli.arguments import named_folders
 from hidiff.errors import UserError
 from hidiff.metrics import PROTOCOLS
-from hidiff.metrics.published import BENCHMARKS
+from hidiff.metrics.published import BENCHMARKS, published_protocol
 from hidiff.parallel import available_cores
 from hidiff.scoring.files import (
     CSV,
@@ -162,11 +162,10 @@ def main(arguments: Sequence[str], datasets: Sequence[str] = tuple(BENCHMARKS)) 
     if args.dir is not None and (args.dir / JSON).is_file():
         local = {data.dataset: data.local for data in read_scores(args.dir)}
     for name, folder in restored.items():
-        published = BENCHMARKS[name].protocol if name in BENCHMARKS else "basicsr"
         scored = score_folders(
             folder,
             targets[name],
-            protocol=args.protocol or published,
+            protocol=args.protocol or published_protocol(name),
             dataset=name,
             suffix=args.suffix,
             jobs=args.jobs,

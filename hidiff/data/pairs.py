@@ -14,6 +14,9 @@ from hidiff.data.transforms import Normalization
 from hidiff.errors import UserError, counted_from
 from hidiff.files import is_file, read_lines
 
+SIDES = (("input", "target"), ("blur", "sharp"), ("blurry", "sharp"), ("lq", "gt"))
+"""Names of the folders of blurry and sharp images that stand beside each other."""
+
 
 @dataclass(frozen=True)
 class Pair:

@@ -13,15 +13,12 @@ import cv2
 import numpy as np
 
 from hidiff.data.image import EXTENSIONS, listing, read_image, to_float
-from hidiff.data.pairs import match_stores
+from hidiff.data.pairs import SIDES, match_stores
 from hidiff.data.store import open_store
 from hidiff.errors import UserError, missing
 from hidiff.metrics.realblur import find_homography
 from hidiff.parallel import available_cores, run_in_order
 from hidiff.typecheck import suggestion
-
-SIDES = (("input", "target"), ("blur", "sharp"), ("blurry", "sharp"), ("lq", "gt"))
-"""Names of the folders of blurry and sharp images that stand beside each other."""
 
 MAX_SHIFT = 2.0
 """Pixels between blurry and sharp image from which they are no pair: they would teach to shift."""

@@ -39,6 +39,11 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 """The test sets of Tables 2 and 3, by name (Section 4.1)."""
 
 
+def published_protocol(dataset: str) -> str:
+    """The protocol of a benchmark's published scores; 'basicsr' for a data set that is none."""
+    return BENCHMARKS[dataset].protocol if dataset in BENCHMARKS else "basicsr"
+
+
 class Score(NamedTuple):
     """PSNR in dB, and SSIM where the paper gives it."""
 

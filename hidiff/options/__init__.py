@@ -4,6 +4,7 @@ from hidiff.options.parsing import flatten, load_datasets, load_options, parse_o
 from hidiff.options.sections import (
     DatasetOptions,
     DistOptions,
+    LocalMode,
     LocalOptions,
     MicroBatch,
     Options,
@@ -17,6 +18,7 @@ from hidiff.options.yaml_file import shipped_options
 __all__ = [
     "DatasetOptions",
     "DistOptions",
+    "LocalMode",
     "LocalOptions",
     "MicroBatch",
     "Options",

@@ -23,6 +23,7 @@ from hidiff.errors import UserError
 
 Section = Mapping[str, Any]
 Precision = Literal["fp32", "tf32", "bf16"]
+LocalMode = Literal["none", "tile", "tlc"]
 MicroBatch = PositiveInt | Literal["auto"] | None
 
 MAX_NAME = 150
@@ -239,7 +240,7 @@ class LocalOptions:
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
-    mode: Literal["none", "tile", "tlc"] = "none"
+    mode: LocalMode = "none"
     size: PositiveInt = 384
     overlap: NonNegativeInt = 32
 

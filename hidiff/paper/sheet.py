@@ -24,16 +24,21 @@ DETAIL = (360, 640)
 """Height and width in pixels of what a report shows of larger photographs."""
 
 
-def busiest_window(image: np.ndarray, height: int, width: int) -> tuple[int, int]:
-    """(top, left) of the window with the strongest edges of an (H, W, 3) uint8 image."""
-    edges = np.abs(cv2.Laplacian(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.CV_32F))
-    sums = cv2.integral(edges)
+def strongest_window(values: np.ndarray, height: int, width: int) -> tuple[int, int]:
+    """(top, left) of the window in which (H, W) float32 values have the largest sum."""
+    sums = cv2.integral(values)
     totals = (
         sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width]
         + sums[:-height, :-width]
     )  # fmt: skip
     top, left = np.unravel_index(int(np.argmax(totals)), totals.shape)
     return int(top), int(left)
+
+
+def busiest_window(image: np.ndarray, height: int, width: int) -> tuple[int, int]:
+    """(top, left) of the window with the strongest edges of an (H, W, 3) uint8 image."""
+    edges = np.abs(cv2.Laplacian(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.CV_32F))
+    return strongest_window(edges, height, width)
 
 
 def labelled(image: np.ndarray, label: str) -> np.ndarray:

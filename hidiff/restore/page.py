@@ -115,16 +115,23 @@ def write_page(
         reason = next((f": {reason}" for reason in left_out.values()), "")
         raise UserError(f"{page}: there is nothing to compare{reason}")
     template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-    parts = {
-        "policy": _policy(template, embed),
-        "mark": MARK,
-        "title": html.escape(title),
-        "items": "\n".join(items),
-    }
+    parts = {"title": html.escape(title), "items": "\n".join(items)}
+    write_bytes(page, filled(template, parts, embed=embed))
+    return left_out
+
+
+def filled(template: str, parts: Mapping[str, str], *, embed: bool) -> bytes:
+    """The content of a page's file.
+
+    Args:
+        template: HTML in which `{{name}}` stands for a part, and also for `mark` and `policy`.
+        parts: HTML by name, escaped already.
+        embed: whether all pictures are in the page.
+    """
+    parts = {**parts, "mark": MARK, "policy": _policy(template, embed)}
     text = re.sub(r"\{\{(\w+)\}\}", lambda name: parts[name[1]], template)
     # File names that are no UTF-8 are written with question marks.
-    write_bytes(page, text.encode("utf-8", "replace"))
-    return left_out
+    return text.encode("utf-8", "replace")
 
 
 def _policy(template: str, embed: bool) -> str:
@@ -132,14 +139,13 @@ def _policy(template: str, embed: bool) -> str:
 
     Escaping keeps names from becoming markup; this is the second wall.
     """
-    digests = {
-        tag: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    own = [
+        f"{tag}-src 'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'; "
         for tag, text in re.findall(r"<(style|script)>(.*?)</\1>", template, re.DOTALL)
-    }
+    ]
     pictures = "data:" if embed else "data: 'self' file:"
     return (
-        f"default-src 'none'; img-src {pictures}; style-src 'sha256-{digests['style']}'; "
-        f"script-src 'sha256-{digests['script']}'; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; img-src {pictures}; {''.join(own)}base-uri 'none'; form-action 'none'"
     )
 
 
@@ -177,7 +183,7 @@ def _picture(path: Path, page: Path, embed: bool) -> tuple[str, tuple[int, int]]
         header = read_header(path, str(path))
         content, size = None, (header.width, header.height)
     if embed:
-        return _data_url(content or read_bytes(path), kind or "image/png"), size
+        return data_url(content or read_bytes(path), kind or "image/png"), size
     if content is not None:
         # Named by its content, so that nothing but the same picture is ever replaced.
         digest = hashlib.sha256(content).hexdigest()[:16]
@@ -217,9 +223,15 @@ def _thumbnail(path: Path) -> str:
     scale = min(1.0, THUMBNAIL[0] / height, THUMBNAIL[1] / width)
     size = max(round(width * scale), 1), max(round(height * scale), 1)
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR))[1].tobytes()
-    return f'<img alt="" loading="lazy" src="{_data_url(data, "image/jpeg")}">'
+    return f'<img alt="" loading="lazy" src="{jpeg_url(small)}">'
 
 
-def _data_url(content: bytes, kind: str) -> str:
+def jpeg_url(image: np.ndarray) -> str:
+    """A picture, (H, W, 3) uint8 RGB, for the `src` of a page."""
+    data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+    return data_url(data, "image/jpeg")
+
+
+def data_url(content: bytes, kind: str) -> str:
+    """A file's content as a URL; `kind` is its media type."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from hidiff.data.image import listing
 from hidiff.errors import UserError, memory_errors, missing
 from hidiff.files import read_bytes
+from hidiff.options import LocalMode, LocalOptions
 from hidiff.parallel import run_in_order
 from hidiff.restore.photo import (
     ENDINGS,
@@ -60,6 +61,25 @@ class Job:
     seconds: float = 0.0
     remarks: list[str] = field(default_factory=list)
     photo: Photo | None = None
+
+
+def local_options(
+    mode: LocalMode, *, size: int | None, overlap: int | None, patch_size: int | None
+) -> LocalOptions:
+    """What --local, --size and --overlap mean for a model.
+
+    Args:
+        size: in pixels; None for the model's `patch_size` where that is known.
+        overlap: in pixels; None for 32, or half the size if that is less.
+
+    Raises:
+        UserError: a number that cannot be.
+    """
+    size = size or patch_size or LocalOptions.size
+    try:
+        return LocalOptions(mode, size, min(32, size // 2) if overlap is None else overlap)
+    except UserError as error:
+        raise UserError(str(error).replace("val.local.", "--")) from None
 
 
 def default_model() -> tuple[str, str]:

@@ -19,7 +19,7 @@ from hidiff.data.paired_dataset import PairedImageIRDataset
 from hidiff.data.pairs import PairSet
 from hidiff.errors import UserError, memory_errors
 from hidiff.metrics import evaluate_pair
-from hidiff.metrics.published import BENCHMARKS
+from hidiff.metrics.published import published_protocol
 from hidiff.models import DeblurModel
 from hidiff.options import Section, ValOptions
 from hidiff.parallel import Group, run_in_order, thread_count
@@ -61,7 +61,7 @@ def build_test_scorer(val: ValOptions, dataset: str) -> tuple[str, Scorer]:
     """
     protocol: str | None = val.protocol
     if protocol == "benchmark":
-        protocol = BENCHMARKS[dataset].protocol if dataset in BENCHMARKS else "basicsr"
+        protocol = published_protocol(dataset)
     if protocol is None:
         return "basicsr", build_metrics(val.metrics)
     return protocol, functools.partial(evaluate_pair, protocol=protocol)

@@ -6,13 +6,12 @@ import dataclasses
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hidiff.data.frame_cache import file_identity
-from hidiff.data.pairs import SourceSet
 from hidiff.errors import UserError
 from hidiff.files import set_aside, write_text
 from hidiff.models import DeblurModel
@@ -86,32 +85,37 @@ def with_scores(model: StoredModel, results: Path = RESULTS) -> StoredModel:
     return dataclasses.replace(model, scores=scores)
 
 
-def prepare(folder: Path, expected: Mapping[str, Any], *, resume: bool) -> dict[Key, ImageScore]:
+Resume = bool | Literal["same"]
+"""Whether to go on from the rows that are there; 'same': if they are of the same test."""
+
+
+def prepare(folder: Path, expected: Mapping[str, Any], *, resume: Resume) -> dict[Key, ImageScore]:
     """Make a result folder ready; an earlier one is set aside where the test does not go on.
 
     Args:
         expected: the `fingerprint` of this call.
-        resume: go on from the rows that are there.
+        resume: see `Resume`.
 
     Returns:
         The rows to go on from, see `done_before`.
 
     Raises:
-        UserError: the rows are of another test; the message names what differs. Or a file cannot
-            be read or written.
+        UserError: `resume` is True, and the rows are of another test; the message names what
+            differs. Or a file cannot be read or written.
     """
     path = folder / ROWS / "run.json"
     if resume and path.is_file():
         before = read_json(path)
         names = sorted({*before, *expected})
         changed = [name for name in names if before.get(name) != expected.get(name)]
-        if changed:
+        if not changed:
+            return _read_rows(folder)
+        if resume != "same":
             raise UserError(
                 f"--resume: {folder} holds the results of another test, in which another value had "
                 f"{', '.join(changed)}; go on as it was started, or without --resume, which moves "
                 "it away and starts anew"
             )
-        return _read_rows(folder)
     if folder.exists():
         LOG.info("results of an earlier run were moved to %s", set_aside(folder))
     write_text(path, json.dumps(expected, indent=1) + "\n")
@@ -167,16 +171,17 @@ def _read_rows(folder: Path) -> dict[Key, ImageScore]:
 
 
 def done_before(
-    rows: Mapping[Key, ImageScore], name: str, seed: int, dataset: SourceSet
+    rows: Mapping[Key, ImageScore],
+    name: str,
+    seed: int | None,
+    images: Iterable[tuple[str, list[str]]],
 ) -> dict[int, ImageScore]:
     """The scores of a data set's images that are as they were, by index.
 
     Args:
         rows: of `prepare`.
         name: of the data set.
+        images: the name of each, and the files that it is read from.
     """
-    keys = (
-        (name, seed, pair.name, str(_state_of(dataset.files(index))))
-        for index, pair in enumerate(dataset.pairs)
-    )
+    keys = ((name, seed, image, str(_state_of(files))) for image, files in images)
     return {index: rows[key] for index, key in enumerate(keys) if key in rows}

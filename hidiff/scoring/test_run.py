@@ -11,7 +11,7 @@ import torch
 from hidiff.data import build_dataset
 from hidiff.errors import UserError
 from hidiff.files import hold, inside
-from hidiff.models import build_model
+from hidiff.models import DeblurModel, build_model
 from hidiff.models.compilation import compile_blocks
 from hidiff.models.precision import precision
 from hidiff.options import Options
@@ -19,14 +19,21 @@ from hidiff.parallel import Group
 from hidiff.scoring.evaluator import build_test_scorer, evaluate
 from hidiff.scoring.files import score_lines, write_scores
 from hidiff.scoring.record import ImageScore, SetScores
-from hidiff.scoring.rows import ROWS, add_row, done_before, fingerprint, prepare
+from hidiff.scoring.rows import ROWS, Resume, add_row, done_before, fingerprint, prepare
 from hidiff.weights.experiment import RESULTS
 from hidiff.weights.pretrained import load_pretrained
 
 LOG = logging.getLogger("hidiff")
 
 
-def run_test(options: Options, processes: Group, *, seeds: int = 1, resume: bool = False) -> bool:
+def run_test(
+    options: Options,
+    processes: Group,
+    *,
+    seeds: int = 1,
+    resume: Resume = False,
+    model: DeblurModel | None = None,
+) -> bool:
     """Restore and score every test set of an option file.
 
     Writes `results/{name}/visualization/{dataset}/{image}.png` and a row in `rows/` as each image
@@ -39,7 +46,9 @@ def run_test(options: Options, processes: Group, *, seeds: int = 1, resume: bool
         seeds: how often each image is restored, each time from other noise, to measure how much
             the scores depend on it; the seeds count up from `manual_seed`.
         resume: keep the results of an earlier run of the same test, and go on with the images that
-            have no row or no picture there.
+            have no row or no picture there; see `hidiff.scoring.rows.Resume`.
+        model: what the options describe, with its weights, on the CPU; None builds it, and loads
+            the weights that the options name.
 
     Returns:
         Whether every image was restored, and the result was written.
@@ -62,9 +71,11 @@ def run_test(options: Options, processes: Group, *, seeds: int = 1, resume: bool
         for pair in dataset.pairs:
             picture(name, pair.name)  # refuses a name that leads elsewhere before work starts
     torch.manual_seed(options.manual_seed)
-    model = build_model(options.sections, training=False)
-    loaded, _ = load_pretrained(model, options, training=False)
-    notices = [*options.notices, *model.notices, *loaded, *hold(folder, processes)]
+    notices = [*options.notices]
+    if model is None:
+        model = build_model(options.sections, training=False)
+        notices += load_pretrained(model, options, training=False)[0]
+    notices += [*model.notices, *hold(folder, processes)]
     rows = {}
     with processes.main_first():
         if processes.is_main:
@@ -84,10 +95,11 @@ def run_test(options: Options, processes: Group, *, seeds: int = 1, resume: bool
 
     def test(name: str, run: int) -> list[ImageScore]:
         seed, dataset = options.manual_seed + run, datasets[name]
+        images = ((pair.name, dataset.files(i)) for i, pair in enumerate(dataset.pairs))
         saves = options.val.save_img is not False and run == 0
         done = {
             index: score
-            for index, score in done_before(rows, name, seed, dataset).items()
+            for index, score in done_before(rows, name, seed, images).items()
             if not saves or picture(name, score.name).is_file()
         }
         label = name if seeds == 1 else f"{name}, seed {seed}"

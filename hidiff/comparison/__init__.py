@@ -1,0 +1,1 @@
+"""Comparing models on one data set: scores, intervals of their differences, cost, pictures."""
