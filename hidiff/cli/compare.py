@@ -1,7 +1,7 @@
 """Compare models, and folders of pictures, on one data set.
 
     hidiff compare train_A train_B@best starter --data DIR
-    hidiff compare A=first.safetensors "B=options/peers/HINet.yml@HINet.pth" --data FILE.yml
+    hidiff compare A=first.safetensors "B=options/peers/hinet.yml@HINet.pth" --data FILE.yml
     hidiff compare starter tiled=starter blurry=DIR/input --data DIR --local tiled=tile
 
 DIR holds folders of blurry and of sharp images with the same names: input and target, blur and

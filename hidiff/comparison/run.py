@@ -275,7 +275,12 @@ def _time(
         return {}, None
     LOG.info("timing %s", ", ".join(variants))
     height, width = item["lq"].shape[1:]
-    return alternate(variants, repeats=asked.repeats, device=processes.device), (height, width)
+    try:
+        timings = alternate(variants, repeats=asked.repeats, device=processes.device)
+    except UserError as error:
+        LOG.error("nothing is timed: %s", error)
+        return {}, None
+    return timings, (height, width)
 
 
 def _count(label: str, candidate: Candidate) -> Complexity | None:
