@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import socket
 import time
 import uuid
@@ -219,6 +220,13 @@ def load_torch_file(path: Path, where: str) -> tuple[Any, str]:
         # Whatever the unpickler stumbles over, the file is the reason. Torch's own message is left
         # out where it advises to load untrusted files without the check.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise UserError(
+                f"{where}: {path} holds more than tensors and plain data ({found[1]}), which could "
+                "run any code when it is read; take another file, or where you trust its source, "
+                "write its weights alone to a new one: content = torch.load(FILE, "
+                "weights_only=False); torch.save({'params': content[ENTRY]}, NEW_FILE)"
+            ) from None
         if "weights_only" in str(error):
             reason = "its content is not tensors and plain data"
         raise UserError(

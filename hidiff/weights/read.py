@@ -1,4 +1,4 @@
-"""Reading weights files of the release's layout into networks."""
+"""Reading weights files of the published layouts into networks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ from torch import Tensor, nn
 
 from hidiff.errors import UserError
 from hidiff.files import load_torch_file
+from hidiff.registry import ARCHS
+from hidiff.weights.recognise import look_alikes
+
+ENTRIES = ("params", "params_ema", "state_dict", "model")
+"""Under which published files keep the weights, in the order in which they are looked for."""
+
+PART = ".pkl"
+"""Ending of the files of a network that is published in parts (DMPHN)."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +28,9 @@ class Weights:
     """The weights of one network as read from their file.
 
     Args:
-        path: the file.
+        path: the file, or the folder of a network in parts.
         where: what asked for it (a YAML path), for messages.
-        state_dict: tensors by name, a `module.` prefix stripped.
+        state_dict: tensors by name, a `module.` prefix (of DataParallel) stripped.
         step: after which they were saved; None where the file does not say.
         total_iter: steps of the whole training; None where the file does not say.
         sha256: of the file's bytes.
@@ -41,45 +49,56 @@ class Weights:
 
 
 def load_weights(path: str | Path, where: str, param_key: str | None = "params") -> Weights:
-    """Read a weights file, `{'params': state_dict}` or a bare state dict.
+    """Read the weights of one network, in any of the published layouts.
+
+    A file holds a bare state dict, or one under `param_key` or another of `ENTRIES`. A folder holds
+    a file of each part of the network, called as that part (`encoder_lv1.pkl`).
 
     Args:
-        path: the file.
+        path: the file or folder.
         where: what asks for it (a YAML path), for messages.
-        param_key: entry to take, such as 'params' or 'params_ema', or 'params' where there is no
-            such one; None for a bare state dict.
+        param_key: entry to take where there is one of this name; None: the first of `ENTRIES`.
 
     Raises:
         UserError: the file is missing or damaged, has no such entry, or weights in it are not
             finite.
     """
     path = Path(path)
+    if path.is_dir() and (files := sorted(path.glob(f"*{PART}"))):
+        parts = {file.stem: load_weights(file, where, param_key) for file in files}
+        whole = {f"{n}.{key}": v for n, part in parts.items() for key, v in part.state_dict.items()}
+        sums = "".join(part.sha256 for part in parts.values())
+        return Weights(path, where, whole, None, None, hashlib.sha256(sums.encode()).hexdigest())
     content, sha256 = load_torch_file(path, where)
     if not isinstance(content, Mapping) or not content:
-        raise UserError(f"{where}: {path} holds no parameters")
+        raise UserError(f"{where}: {path} holds no table of parameters; take another file")
     notices: tuple[str, ...] = ()
+    entry = None
     if all(isinstance(value, Tensor) for value in content.values()):
-        state_dict, param_key = content, None
-    elif param_key in content:
-        state_dict = content[param_key]
-    elif param_key is not None and "params" in content:
-        state_dict = content["params"]
-        notices = (f"{where}: {path} has no entry '{param_key}'; 'params' is taken",)
-        param_key = "params"
+        state_dict = content
     else:
-        raise UserError(
-            f"{where}: {path} has no entry '{param_key}', only {', '.join(map(str, content))}; "
-            "set path.param_key_* to one of them"
-        )
+        entry = next((key for key in (param_key, *ENTRIES) if key in content), None)
+        if entry is None:
+            raise UserError(
+                f"{where}: {path} has no entry {', '.join(map(repr, ENTRIES))}, only "
+                f"{', '.join(map(str, content))}; if one of them holds the weights, name it in the "
+                "option file under path.param_key_*"
+            )
+        if entry != param_key:
+            notices = (f"{where}: {path} has no entry '{param_key}'; '{entry}' is taken",)
+        state_dict = content[entry]
     if not isinstance(state_dict, Mapping) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state_dict.items()
     ):
-        raise UserError(f"{where}: '{param_key}' in {path} is no table of parameters")
+        raise UserError(
+            f"{where}: '{entry}' in {path} is no table of parameters; take another file, or name "
+            "another entry under path.param_key_*"
+        )
     require_finite(state_dict, f"{where}: {path}")
     state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
     numbers = (content.get(key) for key in ("step", "total_iter"))
     step, total_iter = (number if isinstance(number, int) else None for number in numbers)
-    return Weights(path, where, state_dict, step, total_iter, sha256, param_key, notices)
+    return Weights(path, where, state_dict, step, total_iter, sha256, entry, notices)
 
 
 def part_of(weights: Weights, part: str) -> Weights:
@@ -128,7 +147,7 @@ def load_network(
         Notices about parameters that were left out, and those of the weights.
 
     Raises:
-        UserError: `strict`, and the weights belong to another configuration.
+        UserError: `strict`, and the weights belong to another network or configuration.
     """
     ours = network.state_dict()
     theirs, where, path = weights.state_dict, weights.where, weights.path
@@ -147,6 +166,14 @@ def load_network(
             f"file, {tuple(ours[key].shape)} here)"
         )
     if problems and strict:
+        own = [kind for kind in ARCHS if ARCHS.get(kind, "") is type(network)]
+        alike = look_alikes(theirs)
+        if alike and not set(own) & set(alike):
+            raise UserError(
+                f"{where}: {path} looks like weights of {' or '.join(alike)}, and this network is "
+                f"{' or '.join(own)}: {'; '.join(problems)}. Take another file, or change "
+                "the type in the network's section of the option file"
+            )
         raise UserError(
             f"{where}: {path} belongs to another configuration: {'; '.join(problems)}. Make the "
             "network sections of the option file those that the weights were trained with"
