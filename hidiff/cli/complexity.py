@@ -6,7 +6,8 @@
 Counts the networks that restore an image: Transformer, LE_DM and denoiser in stage 2, Transformer
 and LE in stage 1. The denoiser runs T times an image; both totals are printed, with the denoiser
 counted once and T times. Convolutions, linear layers and attention products count. The paper calls
-MACs "FLOPs".
+MACs "FLOPs", and its counter (fvcore) also counts pooling, resizing and some normalisations, and
+leaves out what the restored image does not need: the tables have a column that counts so.
 """
 
 from __future__ import annotations

@@ -3,32 +3,73 @@
 The model is built on torch's meta device, where tensors have shapes and no content, and
 `torch.utils.flop_counter` counts its convolutions and matrix products; one multiply-accumulate is
 two of its floating-point operations. The paper prints multiply-accumulates as "FLOPs".
+
+Its Table 4 was counted with fvcore, which also counts some operations that are no products, and
+only what the restored image needs. `besides` is the difference, by kind.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hidiff.archs import Transformer
+from hidiff.archs import Peer, Transformer
 from hidiff.archs.reference import as_written
 from hidiff.errors import UserError
 from hidiff.models import DeblurModel, build_model
 
+OTHER_OUTPUTS = "heads of other outputs"
+
+
+def _per_element(share: int, *, of_output: bool = False) -> Callable[..., int]:
+    """A rule that counts `share` for each element of the input or the output."""
+
+    def rule(shape: Sequence[int], *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        return share * math.prod(out_shape if of_output else shape)
+
+    return rule
+
+
+def _pooled(shape: Sequence[int], dim: Sequence[int] | None, *args: Any, **kwargs: Any) -> int:
+    """A mean over height and width, 1 for each element of the input; nothing for other means."""
+    image = len(shape) == 4 and dim is not None and {axis % 4 for axis in dim} == {2, 3}
+    return math.prod(shape) if image else 0
+
+
+aten = torch.ops.aten
+BESIDES: Mapping[Any, tuple[str, Callable[..., int]]] = {
+    aten.mean: ("pooling", _pooled),
+    aten._adaptive_avg_pool2d: ("pooling", _per_element(1)),
+    aten.upsample_nearest2d: ("nearest resizing", _per_element(1, of_output=True)),
+    aten.upsample_bilinear2d: ("bilinear resizing", _per_element(4, of_output=True)),
+    aten.native_layer_norm: ("LayerNorm", _per_element(5)),
+    aten.native_batch_norm: ("InstanceNorm", _per_element(5)),
+}
+"""What fvcore counts although it is no product: the operation, its kind, and how it counts it."""
+
 
 @dataclass(frozen=True)
 class NetworkComplexity:
-    """One network: its parameters, the multiply-accumulates of one call, and its calls an image."""
+    """One network.
+
+    Args:
+        parameters: how many it has.
+        macs: multiply-accumulates of one call.
+        calls: for one image.
+        besides: what the paper counts differently in one call, by kind; below 0 what it leaves out.
+    """
 
     parameters: int
     macs: int
     calls: int = 1
+    besides: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,6 +99,14 @@ class Complexity:
         return sum(network.macs * network.calls for network in self.networks.values())
 
     @property
+    def besides(self) -> dict[str, int]:
+        """What the paper counts differently in restoring one image, by kind."""
+        total: Counter[str] = Counter()
+        for network in self.networks.values():
+            total.update({kind: n * network.calls for kind, n in network.besides.items()})
+        return dict(total)
+
+    @property
     def timesteps(self) -> int:
         """T, 1 where there is no diffusion."""
         return max(network.calls for network in self.networks.values())
@@ -78,10 +127,54 @@ def count_macs(network: nn.Module, *inputs: Tensor | int | None) -> int:
         network: on any device; on 'meta' nothing is computed.
         inputs: what it is called with, on the same device.
     """
-    counter = FlopCounterMode(display=False)
+    return count_operations(network, *inputs)[0]
+
+
+def count_operations(
+    network: Callable[..., Any], *inputs: Tensor | int | None
+) -> tuple[int, dict[str, int]]:
+    """What `count_macs` counts, and what fvcore counts differently, by kind.
+
+    Args:
+        network: a network, or another function of tensors.
+        inputs: see `count_macs`.
+    """
+    # By overload too, or the counter takes some apart before it asks for their rule.
+    rules = {
+        name: rule
+        for operation, (_, rule) in BESIDES.items()
+        for name in (operation, *(getattr(operation, o) for o in operation.overloads()))
+    }
+    counter = FlopCounterMode(display=False, custom_mapping=rules)
     with torch.no_grad(), as_written(), counter:
-        network(*inputs)
-    return counter.get_total_flops() // 2
+        outputs = network(*inputs)
+    counts = counter.get_flop_counts()
+    besides: Counter[str] = Counter()
+    for operation, (kind, _) in BESIDES.items():
+        besides[kind] += counts["Global"].get(operation, 0)
+    if isinstance(network, Peer) and len(outputs) > 1:
+        for name in _of_other_outputs(network, *inputs):
+            layer = counts.get(f"{type(network).__name__}.{name}", {})
+            besides[OTHER_OUTPUTS] -= _products(layer)
+    return _products(counts["Global"]), {kind: n for kind, n in besides.items() if n}
+
+
+def _products(counts: Mapping[Any, int]) -> int:
+    """The multiply-accumulates among the counts by operation."""
+    return sum(n for operation, n in counts.items() if operation not in BESIDES) // 2
+
+
+def _of_other_outputs(network: Peer, *inputs: Any) -> set[str]:
+    """Names of the layers on which the restored image does not depend."""
+    with torch.enable_grad():
+        restored = network(*inputs)[network.final_output]
+    parameters = dict(network.named_parameters())
+    gradients = torch.autograd.grad(restored.sum(), [*parameters.values()], allow_unused=True)
+    return {
+        name.rpartition(".")[0]
+        for name, gradient in zip(parameters, gradients, strict=True)
+        if gradient is None
+    }
 
 
 def model_complexity(
@@ -126,9 +219,7 @@ def _count(model: DeblurModel, height: int, width: int) -> Complexity:
     }
     networks = {}
     for name, network in model.networks().items():
-        networks[name] = NetworkComplexity(
-            parameters=count_parameters(network),
-            macs=count_macs(network, *inputs[name]),
-            calls=model.diffusion.timesteps if name == "net_d" else 1,
-        )
+        macs, besides = count_operations(network, *inputs[name])
+        calls = model.diffusion.timesteps if name == "net_d" else 1
+        networks[name] = NetworkComplexity(count_parameters(network), macs, calls, besides)
     return Complexity(networks, (3, height, width))

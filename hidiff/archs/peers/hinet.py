@@ -149,13 +149,17 @@ class HINet(Peer):
 
     def outputs(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The restored images of both stages, of the size of the image."""
-        encoded = _encode(self.down_path_1, self.conv_01(image))
-        decoded = _decode(self.up_path_1, self.skip_conv_1, encoded)
+        encoded, decoded = self.stage1(image)
         weighted, restored = self.sam12(decoded[0], image)
         x = self.cat12(torch.cat([self.conv_02(image), weighted], dim=1))
         encoded = _encode(self.down_path_2, x, zip(encoded[:-1], decoded, strict=True))
         decoded = _decode(self.up_path_2, self.skip_conv_2, encoded)
         return restored, self.last(decoded[0]) + image
+
+    def stage1(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """What the first U-shape encodes and decodes of an image, see `_encode` and `_decode`."""
+        encoded = _encode(self.down_path_1, self.conv_01(image))
+        return encoded, _decode(self.up_path_1, self.skip_conv_1, encoded)
 
 
 def _encode(
