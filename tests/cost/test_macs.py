@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from hidiff import UserError
+from hidiff.archs.peers import MIMOUNetPlus
 from hidiff.archs.transformer import HIM
 from hidiff.cli import main
-from hidiff.archs.peers import MIMOUNetPlus
 from hidiff.cost.macs import count_macs, count_operations, model_complexity
 from hidiff.metrics.published import HI_DIFF, TABLE_4
 from hidiff.options import load_options
