@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,19 @@ def counted_from(path: str | os.PathLike[str]) -> str:
 def missing(path: str | os.PathLike[str]) -> str:
     """'{path} does not exist', and where it counts from."""
     return f"{path} does not exist{counted_from(path)}"
+
+
+def print_problems(problems: Sequence[str], what: str, way_out: str) -> None:
+    """Print the mistakes that a run has come across to stderr; nothing where there are none.
+
+    Args:
+        problems: one a line.
+        what: follows their number: "3 {what}:".
+        way_out: what to do about them.
+    """
+    if problems:
+        lines = [f"error: {len(problems)} {what}:", *(f"  {problem}" for problem in problems)]
+        print("\n".join([*lines, way_out]), file=sys.stderr)
 
 
 def require_positive(least: float = 1, /, **values: float) -> None:

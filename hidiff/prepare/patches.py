@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from hidiff.data.image import (
     write_image,
 )
 from hidiff.data.pairs import match_names
-from hidiff.errors import UserError
+from hidiff.errors import UserError, print_problems
 from hidiff.parallel import run_in_order
 
 
@@ -231,11 +230,8 @@ def cut_gopro(root: Path, *, size: int, overlap: int, val_size: int, jobs: int) 
         results = list(tqdm(cutting, part, len(tasks), unit="pair", disable=None))
         _report(part, tasks, results)
         problems += [f"{part}/{r.name}: {r.problem}" for r in results if r.problem is not None]
-    if problems:
-        print(f"error: {len(problems)} pairs could not be cut:", file=sys.stderr)
-        for problem in problems:
-            print(f"  {problem}", file=sys.stderr)
-        print("Replace or remove these images, then run again.", file=sys.stderr)
+    way_out = "Replace or remove these images, then run again."
+    print_problems(problems, "pairs could not be cut", way_out)
     return not problems
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hidiff.data.image import check_size, list_images, listing, read_image, to_uint8, write_image
-from hidiff.errors import UserError, missing
+from hidiff.errors import UserError, missing, print_problems
 from hidiff.parallel import run_in_order
 from hidiff.synthesis.tone import linear_to_srgb, srgb_to_linear
 from hidiff.typecheck import suggestion
@@ -355,9 +354,5 @@ def prepare_video(tasks: Sequence[VideoTask], jobs: int) -> bool:
         for result in own:
             print(f"  {result.task.name}: {result.pairs} pairs")
     problems = [result.problem for result in results if result.problem is not None]
-    if problems:
-        print(f"error: {len(problems)} sequences have a problem:", file=sys.stderr)
-        for problem in problems:
-            print(f"  {problem}", file=sys.stderr)
-        print("Mend or leave out these, then run again.", file=sys.stderr)
+    print_problems(problems, "sequences have a problem", "Mend or leave out these, then run again.")
     return not problems

@@ -93,7 +93,7 @@ class StripBlock(nn.Module):
 
     def attended(self, horizontal: Tensor, vertical: Tensor) -> tuple[Tensor, Tensor]:
         """Attention by rows and by columns, both (B, channels/2, H, W) → the same shapes."""
-        raise NotImplementedError
+        raise AssertionError("a block defines `attended`")
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) → (B, channels, H, W)."""
