@@ -63,7 +63,8 @@ def restore(options: Options, args: argparse.Namespace, machine: Machine) -> lis
     """Restore one image of random pixels."""
     model = build(options, args.device).eval()
     image = torch.rand(1, 3, *args.size, device=args.device)
-    noise = torch.randn(1, model.net_g.group**2, model.net_g.prior_dim, device=args.device)
+    noise = model.draw_noise(1, None)
+    noise = None if noise is None else noise.to(args.device)
     padded = (side + -side % SIDE_MULTIPLE for side in args.size)
     work = restoring(options.sections, *padded)
 

@@ -204,13 +204,20 @@ def model_complexity(
         return _count(model, *(math.ceil(side / multiple) * multiple for side in size[1:]))
 
 
+def network_inputs(model: DeblurModel, image: Tensor) -> tuple[Tensor | None, ...]:
+    """What `net_g` is called with to restore an image (1, 3, H, W); the values are anything."""
+    if not isinstance(model.net_g, Transformer):
+        return (image, image) if model.restores_from_gt else (image,)
+    if not model.guided:
+        return image, None
+    return image, image.new_empty(1, model.net_g.group**2, model.net_g.prior_dim)
+
+
 def _count(model: DeblurModel, height: int, width: int) -> Complexity:
     """Count on the device that is torch's default here."""
     image = torch.empty(1, 3, height, width)
-    prior = torch.empty(1, model.net_g.group**2, model.net_g.prior_dim) if model.guided else None
-    of_network: tuple[Tensor | None, ...] = (image, prior)
-    if not isinstance(model.net_g, Transformer):
-        of_network = (image, image) if model.restores_from_gt else (image,)
+    of_network = network_inputs(model, image)
+    prior = of_network[-1]
     inputs = {
         "net_g": of_network,
         "net_le": (image, image),

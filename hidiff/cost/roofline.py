@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hidiff.archs.restormer import TransformerBlock
-from hidiff.cost.macs import count_macs, model_complexity
+from hidiff.cost.macs import count_macs, model_complexity, network_inputs
 from hidiff.errors import UserError
 from hidiff.models import DeblurModel, build_model
 
@@ -69,8 +69,7 @@ def _forward(options: Mapping[str, Any], height: int, width: int) -> tuple[Work,
         for module in network.modules():
             if isinstance(module, TransformerBlock):
                 module.register_forward_pre_hook(count)
-        prior = torch.empty(1, network.group**2, network.prior_dim) if model.guided else None
-        network(torch.empty(1, 3, height, width), prior)
+        network(*network_inputs(model, torch.empty(1, 3, height, width)))
     return Work(model_complexity(options, (3, height, width)).macs, elements), model
 
 

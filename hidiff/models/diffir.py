@@ -100,7 +100,7 @@ class DiffIRStage2(DeblurModel):
         if "net_le" not in self.networks():
             raise UserError("network_le: stage 2 needs this section to train (its target prior)")
         with torch.no_grad():
-            target = self.net_le(torch.cat([lq, gt], dim=1))
+            target = self.net_le(lq, gt)
         restored, priors = self.net_g.from_prior(lq, target, noise=noise.to(target))
         losses = self.image_losses(restored, gt)
         if "l_pix_diff" in self.losses:

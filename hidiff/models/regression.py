@@ -44,14 +44,10 @@ class Regression(DeblurModel):
         gt: Tensor,
         *,
         generator: torch.Generator | None = None,
-        kept: Tensor | None = None,
+        **draws: Tensor,
     ) -> dict[str, Tensor]:
-        """See `DeblurModel.forward`.
-
-        Args:
-            kept: see `Peer.draw`; drawn where it is None.
-        """
-        draws = self.draw(len(lq), generator) if kept is None else {"kept": kept}
+        """See `DeblurModel.forward`; `draws` are those of `Peer.draw`, by default drawn here."""
+        draws = draws or self.draw(len(lq), generator)
         return self.image_losses(self._outputs(lq, **draws), gt)
 
     def draw(self, count: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:

@@ -162,9 +162,10 @@ class PriorEncoder(nn.Module):
             leaky_relu(),
         )
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, in_channels, H, W), H and W multiples of 4 → (B, prior_dim)."""
-        return self.mlp(self.E(F.pixel_unshuffle(images, 4)).mean(dim=(2, 3)))
+    def forward(self, *images: Tensor) -> Tensor:
+        """(B, 3, H, W) each, the blurry first, H and W multiples of 4 → (B, prior_dim)."""
+        x = F.pixel_unshuffle(torch.cat(images, dim=1), 4)
+        return self.mlp(self.E(x).mean(dim=(2, 3)))
 
 
 class Diffusion(DiffusionTables):
@@ -265,7 +266,7 @@ class DiffIRS1(nn.Module):
         Returns:
             The restored image (B, 3, H, W), not clamped, and the prior (B, prior_dim).
         """
-        prior = self.E(torch.cat([image, gt], dim=1))
+        prior = self.E(image, gt)
         return self.G(image, prior), prior
 
 
