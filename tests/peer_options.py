@@ -37,7 +37,11 @@ PEERS["DiffIRS2"] = {
 
 def peer_options(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
     """A training option file of a few steps, as `train_options`; `name` is that of `net_g`."""
-    options = train_options(folder, 1, **changes)
+    options = train_options(folder, 1, **{"total_iter": 2, **changes})
+    for phases in ("mini_batch_sizes", "iters", "gt_sizes"):
+        del options["datasets"]["train"][phases]
+    options["datasets"]["train"]["gt_size"] = 16
+    options["logger"]["save_checkpoint_freq"] = 1
     del options["network_le"]
     options |= {**copy.deepcopy(PEERS[name]), "name": f"tiny_{name}", "val": {}}
     options["datasets"]["test_1"] = options["datasets"].pop("val") | {"name": "small"}

@@ -22,7 +22,7 @@ def main() -> None:
     torch.set_default_dtype(torch.float64)
     output.mkdir(exist_ok=True)
     os.chdir(output)
-    contents = [peer_options(data, n, total_iter=2, reference_world_size=2) for n in PEERS]
+    contents = [peer_options(data, n, reference_world_size=2) for n in PEERS]
     launcher = "pytorch" if "RANK" in os.environ else "none"
     with start_processes(parse_options(contents[0]), launcher) as processes:
         for content in sorted(contents, key=lambda content: content["name"]):

@@ -44,7 +44,7 @@ def test_training_resumes_bit_for_bit(peers, data, name):
     options = {**peer_options(data, name), "name": f"resumed_{name}"}
     first = Trainer(parse_options(options), ALONE)
     before = parameters(first)
-    first.total_iter = 2
+    first.total_iter = 1
     first.run()
     after = parameters(train(options, auto_resume=True))
     for key, tensor in peers[1][name].items():
@@ -82,7 +82,8 @@ def test_stage_1_of_diffir_restores_no_photographs(peers, tmp_path):
 
 
 def test_stage_2_of_diffir_begins_where_stage_1_ended(peers, data):
-    begun = parameters(Trainer(parse_options(peer_options(data, "DiffIRS2")), ALONE, dry=True))
+    options = {**peer_options(data, "DiffIRS2"), "name": "begun"}
+    begun = parameters(Trainer(parse_options(options), ALONE, dry=True))
     ended = peers[1]["DiffIRS1"]
     shared = [key for key in ended if key.startswith("net_g.G.")]
     encoder = [key for key in ended if key.startswith("net_g.E.")]
