@@ -82,7 +82,20 @@ def refuse_another(experiment: Experiment, *, step: int | None, auto_resume: boo
 
 
 def training_warnings(options: Options, model: DeblurModel, processes: Processes) -> list[str]:
-    """What in the options has no effect on a training here, or another than it may seem."""
+    """What in the options has no effect on a training here, or another than it may seem.
+
+    Raises:
+        UserError: patches of a size that the network cannot take.
+    """
+    train, data = options.for_training()
+    multiple = model.net_g.side_multiple
+    for phase in data.phases(train.total_iter):
+        if phase.patch_size % multiple:
+            raise UserError(
+                f"datasets.train.gt_size{'s' if data.gt_sizes else ''}: {phase.patch_size}, but "
+                f"{type(model.net_g).__name__} takes images with sides that are multiples of "
+                f"{multiple}"
+            )
     used = map(section_of, model.networks())
     networks = {key for key in options.sections if key.startswith("network_")}
     warnings = [
@@ -92,7 +105,7 @@ def training_warnings(options: Options, model: DeblurModel, processes: Processes
             for key in sorted(networks - set(used))
         ),
     ]
-    if options.for_training()[0].reference_world_size is None:
+    if train.reference_world_size is None:
         warnings.append(
             "train.reference_world_size is not set, so the global batch depends on the number of "
             f"processes, {processes.world_size} here; the release's batch sizes are meant for 4 "

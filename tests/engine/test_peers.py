@@ -94,6 +94,14 @@ def test_stage_2_of_diffir_begins_where_stage_1_ended(peers, data):
         assert torch.equal(begun[key.replace("net_g.E.", "net_le.", 1)], ended[key]), key
 
 
+def test_patches_that_a_network_cannot_take_are_named(data):
+    options = {**peer_options(data, "HINet"), "name": "odd"}
+    options["network_g"]["depth"] = 5
+    options["datasets"]["train"]["gt_size"] = 24
+    with pytest.raises(UserError, match=r"^datasets\.train\.gt_size: .*HINet.*16"):
+        train(options)
+
+
 @pytest.mark.slow("starts processes of PyTorch, which train every network")
 def test_two_processes_train_what_one_does(data, tmp_path):
     folders = [tmp_path / name for name in ("alone", "together")]
