@@ -38,13 +38,14 @@ def precision(model: DeblurModel, name: Precision) -> Iterator[None]:
     network = model.net_g if isinstance(model.net_g, Transformer) else None
     if name == "bf16" and network is None:
         raise UserError("precision bf16 is there for the Transformer only; use tf32 or fp32")
-    before = matmul.allow_tf32, cudnn.allow_tf32, network and network.feature_dtype
+    before_dtype = None if network is None else network.feature_dtype
+    before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = name == "tf32"
     if network is not None:
         network.feature_dtype = torch.bfloat16 if name == "bf16" else None
     try:
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32, dtype = before
+        matmul.allow_tf32, cudnn.allow_tf32 = before
         if network is not None:
-            network.feature_dtype = dtype
+            network.feature_dtype = before_dtype

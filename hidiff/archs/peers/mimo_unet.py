@@ -121,6 +121,7 @@ class MIMOUNetPlus(Peer):
         super().__init__()
         require_positive(0, num_res=num_res)
         require_positive(2, width=width)
+        self.width = width
         w1, w2, w4 = width, 2 * width, 4 * width
         # The attributes' names are the published ones.
         self.Encoder = nn.ModuleList(ResidualLevel(w, num_res) for w in (w1, w2, w4))
@@ -145,8 +146,7 @@ class MIMOUNetPlus(Peer):
 
     def draw(self, count: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The channels of the two skip connections that training keeps, (count, 3·width)."""
-        channels = self.FAM2.merge.main[0].in_channels * 3 // 2
-        return {"kept": torch.rand(count, channels, generator=generator) >= DROPPED}
+        return {"kept": torch.rand(count, 3 * self.width, generator=generator) >= DROPPED}
 
     def outputs(
         self, image: Tensor, *, kept: Tensor | None = None
