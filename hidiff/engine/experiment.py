@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from hidiff.archs import Peer
 from hidiff.engine.checkpoint import clear_partial, set_aside_newer
 from hidiff.engine.distributed import Processes
 from hidiff.errors import UserError
@@ -81,21 +82,30 @@ def refuse_another(experiment: Experiment, *, step: int | None, auto_resume: boo
         )
 
 
+def _require_patch_sizes(options: Options, model: DeblurModel) -> None:
+    """Make sure that the network takes the patches of every phase.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not isinstance(model.net_g, Peer):
+        return
+    train, data = options.for_training()
+    key = "gt_sizes" if data.gt_sizes else "gt_size"
+    for phase in data.phases(train.total_iter):
+        try:
+            model.net_g.check_size(phase.patch_size, phase.patch_size)
+        except UserError as error:
+            raise UserError(f"{data.where}.{key}: {phase.patch_size}, but {error}") from None
+
+
 def training_warnings(options: Options, model: DeblurModel, processes: Processes) -> list[str]:
     """What in the options has no effect on a training here, or another than it may seem.
 
     Raises:
-        UserError: patches of a size that the network cannot take.
+        UserError: the network does not take the training's patches.
     """
-    train, data = options.for_training()
-    multiple = model.net_g.side_multiple
-    for phase in data.phases(train.total_iter):
-        if phase.patch_size % multiple:
-            raise UserError(
-                f"datasets.train.gt_size{'s' if data.gt_sizes else ''}: {phase.patch_size}, but "
-                f"{type(model.net_g).__name__} takes images with sides that are multiples of "
-                f"{multiple}"
-            )
+    _require_patch_sizes(options, model)
     used = map(section_of, model.networks())
     networks = {key for key in options.sections if key.startswith("network_")}
     warnings = [

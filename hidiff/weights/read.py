@@ -168,7 +168,7 @@ def load_network(
     if problems and strict:
         own = [kind for kind in ARCHS if ARCHS.get(kind, "") is type(network)]
         alike = look_alikes(theirs)
-        if alike and not set(own) & set(alike):
+        if own and alike and not set(own) & set(alike):
             raise UserError(
                 f"{where}: {path} looks like weights of {' or '.join(alike)}, and this network is "
                 f"{' or '.join(own)}: {'; '.join(problems)}. Take another file, or change "

@@ -16,12 +16,14 @@ class Peer(nn.Module):
 
     Attributes:
         side_multiple: H and W must be multiples of it.
+        least_side: pixels that the longer of H and W must have.
         final_output: index of the restored image among the outputs.
         shift: what is subtracted from the image before, and added to the outputs after.
         crop: side of the crops that the published test restores; None for whole images.
     """
 
     side_multiple: int = 1
+    least_side: int = 1
     final_output: int = 0
     shift: float = 0.0
     crop: int | None = None
@@ -34,15 +36,27 @@ class Peer(nn.Module):
             inputs: what the network's `outputs` takes besides; for none is it needed.
 
         Raises:
-            UserError: H or W is no multiple of `side_multiple`.
+            UserError: the network cannot take this size.
         """
-        height, width = image.shape[-2:]
+        self.check_size(*image.shape[-2:])
+        return self.outputs(image, **inputs)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse a size that the network cannot take.
+
+        Raises:
+            UserError: see above; it says which sizes the network takes.
+        """
+        name, size = type(self).__name__, f"{height}×{width}"
         if height % self.side_multiple or width % self.side_multiple:
             raise UserError(
-                f"{type(self).__name__} takes images with sides that are multiples of "
-                f"{self.side_multiple}, not {height}×{width}"
+                f"{name} takes images with sides that are multiples of {self.side_multiple}, "
+                f"not {size}"
             )
-        return self.outputs(image, **inputs)
+        if max(height, width) < self.least_side:
+            raise UserError(
+                f"{name} takes images with a side of at least {self.least_side} pixels, not {size}"
+            )
 
     def draw(self, count: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """All that a training step on `count` images draws, by the names of `outputs`' arguments.

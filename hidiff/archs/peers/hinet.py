@@ -122,6 +122,9 @@ class HINet(Peer):
         if wf % 2 and hin_position_left <= 0 <= hin_position_right:
             raise UserError(f"wf {wf} must be a multiple of 2: half the channels are normalised")
         self.side_multiple = 2 ** (depth - 1)
+        if hin_position_left <= depth - 1 <= hin_position_right:
+            # The lowest level is normalised, for which one pixel is too few.
+            self.least_side = 2 * self.side_multiple
         widths = [wf << level for level in range(depth)]
         for stage in (1, 2):
             down_path = nn.ModuleList(

@@ -24,6 +24,16 @@ def test_sizes_that_do_not_fit_are_refused(name):
             assert network(torch.empty(1, 3, 61, 67))[0].shape == (1, 3, 61, 67)
 
 
+def test_hinet_normalises_no_single_pixel():
+    with torch.device("meta"):
+        network = build_network({"type": "HINet", "wf": 2, "depth": 3})
+        with pytest.raises(UserError, match="HINet.*8 pixels.*4×4"):
+            network(torch.empty(1, 3, 4, 4))
+        assert network(torch.empty(1, 3, 4, 8))[1].shape == (1, 3, 4, 8)
+        without = build_network({"type": "HINet", "wf": 2, "depth": 3, "hin_position_right": 1})
+        assert without(torch.empty(1, 3, 4, 4))[1].shape == (1, 3, 4, 4)
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
