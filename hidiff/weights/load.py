@@ -4,6 +4,7 @@ NAME, NAME@best, NAME@12000     an experiment's newest weights, those of the val
                                 best score, or those of a step; NAME is its name or its folder
 FILE.safetensors                a packed file, see `hidiff.weights.packed`
 starter                         the trained model that comes with the package
+FILE.pth, FOLDER                published weights of one of the networks in options/peers
 FOLDER                          one with a packed file, or with net_g.pth and its like and their
                                 option file; without that the architecture is read off them
 hf:OWNER/NAME[/PLACE][@VERSION] any of these in a repository of the Hugging Face Hub
@@ -29,6 +30,7 @@ from hidiff.typecheck import expanded, plain, suggestion
 from hidiff.weights.experiment import EXPERIMENTS
 from hidiff.weights.packed import STARTER, SUFFIX, read_packed
 from hidiff.weights.pretrained import read_together, stage1_file, weights_in
+from hidiff.weights.published import SUFFIXES, is_in_parts, read_published
 from hidiff.weights.read import Weights, load_weights, part_of, require_finite
 from hidiff.weights.shapes import read_off
 from hidiff.weights.stored import StoredModel, blank_model, fill
@@ -122,7 +124,10 @@ def _find(source: str | Path, *, training: bool) -> StoredModel:
     path, which = (_from_hub(text), "") if text.startswith(HUB) else _locate(expanded(text))
     if path.is_dir():
         packed = sorted(path.glob(f"*{SUFFIX}"))
-        if which or not packed or any(weights_in(path, name).is_file() for name in NETWORKS):
+        networks = any(weights_in(path, name).is_file() for name in NETWORKS)
+        if not which and not networks and is_in_parts(path):
+            return read_published(path)
+        if which or not packed or networks:
             return _from_folder(path, which, training=training)
         if len(packed) > 1:
             raise UserError(
@@ -131,7 +136,9 @@ def _find(source: str | Path, *, training: bool) -> StoredModel:
         path = packed[0]
     elif which:
         raise UserError(f"{path}@{which}: a file has no steps; leave out @{which}")
-    elif path.suffix in (".pth", ".yml", ".yaml"):
+    elif path.suffix in SUFFIXES:
+        return read_published(path)
+    elif path.suffix in (".yml", ".yaml"):
         raise UserError(
             f"{path} is one part of a model; name its folder, or a packed file ({SUFFIX})"
         )

@@ -8,6 +8,7 @@ import torch
 from golden_values import load_json
 
 from hidiff import UserError, build_network
+from hidiff.weights.load import find_model
 from hidiff.weights.read import load_network, load_weights
 from hidiff.weights.recognise import look_alikes
 
@@ -75,12 +76,22 @@ def assert_loads(network, path, expected, param_key="params"):
     assert all(found[key].flatten()[0] == value.flatten()[0] for key, value in expected.items())
 
 
+def assert_found(path, network):
+    """A model's file says by its names and shapes what it is."""
+    found = find_model(path)
+    assert isinstance(found.model.net_g, type(network))
+    assert found.patch_size >= 256 and found.normalization is None
+    ours, theirs = network.state_dict(), found.model.net_g.state_dict()
+    assert all(torch.equal(ours[key].flatten()[:1], theirs[key].flatten()[:1]) for key in ours)
+
+
 @pytest.mark.parametrize("name", [n for n in MANIFEST if not n.startswith("DMPHN")])
 def test_released_files_load_strictly(tmp_path, name):
     network, weights = published(name)
     content = LAYOUTS[RELEASED[MANIFEST[name]["type"]]](weights, {})
     torch.save(content, tmp_path / "weights.pth")
     assert_loads(network, tmp_path / "weights.pth", weights)
+    assert_found(tmp_path / "weights.pth", network)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -109,6 +120,11 @@ def test_a_network_in_parts_is_read_from_its_folder(tmp_path, name):
     for stem, part in parts.items():
         torch.save(part, tmp_path / f"{stem}.pkl", _use_new_zipfile_serialization=False)
     assert_loads(network, tmp_path, weights)
+    if name == "DMPHN":
+        assert_found(tmp_path, network)
+    else:
+        with pytest.raises(UserError, match=rf"{tmp_path.name} .*DMPHN.*options/peers"):
+            find_model(tmp_path)
     # A part alone is no other network's, and a missing one is named.
     with pytest.raises(UserError, match=rf"{WHERE}: .*coder_.*missing"):
         load_network(network, load_weights(tmp_path / f"{stem}.pkl", WHERE))
