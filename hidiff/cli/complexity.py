@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         type=int,
         default=PAPER_SIZE,
         metavar=("C", "H", "W"),
-        help="image size (default: 3 256 256); sides are padded to multiples of 8 as in restoring",
+        help="image size (default: 3 256 256); sides are padded as in restoring",
     )
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     args = parser.parse_args(arguments)

@@ -77,7 +77,7 @@ class Complexity:
     """The networks that restoring an image takes.
 
     `networks` is by official name (`net_g`, …); `size` is the (channels, height, width) that was
-    counted, sides padded to multiples of 8.
+    counted, sides padded to what the network takes.
     """
 
     networks: Mapping[str, NetworkComplexity]
