@@ -99,7 +99,11 @@ def as_the_paper_counts(row: Row, counted: Complexity) -> tuple[int, str]:
     """The operations that the paper's counter finds in a model, and what makes the difference."""
     macs = counted.macs if row.times_t else counted.macs_once
     total = macs + sum(counted.besides.values())
-    terms = [f"{'-' if n < 0 else '+'} {abs(n) / 1e9:.3f} {k}" for k, n in counted.besides.items()]
+    terms = [
+        f"{'-' if number < 0 else '+'} {abs(number) / 1e9:.3f} {kind}"
+        for kind, number in counted.besides.items()
+        if abs(number) >= 0.0005e9
+    ]
     why = f"{macs / 1e9:.3f} {' '.join(terms)} = {total / 1e9:.3f}" if terms else ""
     if row.method == HINET:
         note = NOTES[HINET].format(whole=total / 1e9)
