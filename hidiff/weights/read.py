@@ -87,8 +87,12 @@ def load_weights(path: str | Path, where: str, param_key: str | None = "params")
         if entry != param_key:
             notices = (f"{where}: {path} has no entry '{param_key}'; '{entry}' is taken",)
         state_dict = content[entry]
-    if not isinstance(state_dict, Mapping) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state_dict.items()
+    if (
+        not isinstance(state_dict, Mapping)
+        or not state_dict
+        or not all(
+            isinstance(key, str) and isinstance(value, Tensor) for key, value in state_dict.items()
+        )
     ):
         raise UserError(
             f"{where}: '{entry}' in {path} is no table of parameters; take another file, or name "
