@@ -115,7 +115,7 @@ def training_warnings(options: Options, model: DeblurModel, processes: Processes
             for key in sorted(networks - set(used))
         ),
     ]
-    if train.reference_world_size is None:
+    if options.for_training()[0].reference_world_size is None:
         warnings.append(
             "train.reference_world_size is not set, so the global batch depends on the number of "
             f"processes, {processes.world_size} here; the release's batch sizes are meant for 4 "
