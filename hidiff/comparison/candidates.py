@@ -213,6 +213,11 @@ def open_candidate(asked: Asked, label: str) -> Candidate:
     place = Path(expanded(source))
     if _has_pictures(place):
         return Candidate(f"pictures in {source}", pictures=list_images(place, label))
+    shown = sorted((place / "visualization").glob("*"))
+    if shown and not (place / "models").is_dir():
+        raise UserError(
+            f"{source} has results of test.py; name the pictures of one data set: {shown[0]}"
+        )
     file, _, weights = source.partition("@")
     if Path(file).suffix in OPTION_FILES:
         return _from_options(asked, label, Path(expanded(file)), weights)

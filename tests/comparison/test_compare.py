@@ -151,7 +151,7 @@ def test_an_option_file_is_read_as_test_py_reads_it(here, pairs):
         "dataroot_lq": str(data / "input"),
         "dataroot_gt": str(data / "target"),
     }
-    options["val"]["selfensemble_testing"] = True
+    options["val"]["precision"] = "bf16"
     assert run_test(parse_options({**options, "name": "own_test"}), ALONE)
     file = write_yaml(data.parent / "model.yml", options)
     bare = write_yaml(data.parent / "bare.yml", {**options, "path": {}})
@@ -189,6 +189,7 @@ def test_an_option_file_is_read_as_test_py_reads_it(here, pairs):
         (["tiny_S2", "--data", "two.yml", "--dataset", "c"], "^--dataset: two.yml has no .*'c'"),
         (["tiny_S1"], "^no model is left .*stage 1"),
         (["nobody"], "^no model is left .*nobody"),
+        (["shown"], "^no model is left .*shown/visualization/one"),
         (["low", "high"], "^no image has a score of all of low, high"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -206,6 +207,7 @@ def test_mistakes_are_answered_with_their_place(here, pairs, monkeypatch, argume
     write_yaml(folder / "blurry.yml", {"datasets": blurry})
     two = {"test_1": {**both, "name": "a"}, "test_2": {**both, "name": "b"}}
     write_yaml(folder / "two.yml", {"datasets": two})
+    (folder / "shown/visualization/one").mkdir(parents=True)
     write_rgb(folder / "low/scene-000.png", picture(0, 29, 35))
     write_rgb(folder / "high/scene-001.png", picture(0, 29, 35))
     data = [] if "--data" in arguments else ["--data", "own"]

@@ -17,20 +17,20 @@ def test_a_constant_difference_has_no_spread():
 
 
 def test_of_many_images_it_is_the_normal_interval():
-    values = np.random.default_rng(0).gamma(2.0, 0.1, 4000) - 0.1
-    low, high = bootstrap_interval(values, resamples=10000, seed=0)
+    values = np.random.default_rng(0).gamma(2.0, 0.1, 1000) - 0.1
+    low, high = bootstrap_interval(values, resamples=4000, seed=0)
     half = 1.959964 * values.std() / math.sqrt(len(values))
-    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=half / 20)
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=half / 10)
 
 
 def test_of_few_images_it_is_that_of_a_plain_computation():
     values = [0.0, 0.1, -0.2, 1.5, 0.3]
     draw = random.Random(3)
-    means = sorted(math.fsum(draw.choices(values, k=5)) / 5 for _ in range(40000))
+    means = sorted(sum(draw.choices(values, k=5)) / 5 for _ in range(20000))
     tail = (1 - LEVEL) / 2
-    expected = means[int(tail * 40000)], means[int((1 - tail) * 40000)]
-    assert bootstrap_interval(np.array(values), resamples=40000, seed=0) == pytest.approx(
-        expected, abs=0.011
+    expected = means[int(tail * 20000)], means[int((1 - tail) * 20000)]
+    assert bootstrap_interval(np.array(values), resamples=20000, seed=0) == pytest.approx(
+        expected, abs=0.021
     )
 
 
