@@ -33,8 +33,11 @@ from hidiff.restore.page import filled, jpeg_url
 
 LOG = logging.getLogger("hidiff")
 
-DETAIL = (192, 256)
+DETAIL = (96, 128)
 """Largest height and width in pixels of what is shown of an image."""
+
+ENLARGED = 2
+"""CSS pixels for one of the detail."""
 
 
 def write_comparison(comparison: Comparison, page: Path) -> None:
@@ -118,7 +121,7 @@ def _row(comparison: Comparison, index: int, label: str, other: str) -> str:
         return image[top : top + height, left : left + width]
 
     figures = [
-        _figure(_overview(sharp, top, left, height, width), name, "and the detail in it"),
+        _figure(_overview(sharp, top, left, height, width), name, "and the detail in it", scale=1),
         _figure(detail(blurry), "blurry"),
         *(
             _figure(detail(image), side, f"{scores[side]:.2f} dB", marked=side in (label, other))
@@ -155,8 +158,8 @@ def _versions(
 
 
 def _overview(image: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
-    """The whole image at about the detail's size, the detail in a frame."""
-    scale = max(image.shape[0] / height, image.shape[1] / width)
+    """The whole image at about the size at which the detail is shown, which is in a frame."""
+    scale = max(image.shape[0] / height, image.shape[1] / width) / ENLARGED
     size = [max(round(side / scale), 1) for side in image.shape[1::-1]]
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     start = round(left / scale), round(top / scale)
@@ -164,8 +167,15 @@ def _overview(image: np.ndarray, top: int, left: int, height: int, width: int) -
     return np.asarray(cv2.rectangle(small, start, end, BOX_COLOUR, 2))
 
 
-def _figure(image: np.ndarray, name: str, about: str = "", *, marked: bool = False) -> str:
-    height, width = image.shape[:2]
+def _figure(
+    image: np.ndarray,
+    name: str,
+    about: str = "",
+    *,
+    marked: bool = False,
+    scale: int = ENLARGED,
+) -> str:
+    height, width = (side * scale for side in image.shape[:2])
     caption = f"<b>{html.escape(name)}</b> {html.escape(about)}"
     return (
         f'<figure{" class=marked" * marked}><img alt="" loading="lazy" width="{width}" '

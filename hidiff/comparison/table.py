@@ -69,9 +69,9 @@ def facts(comparison: Comparison) -> list[str]:
     ]
     if comparison.timed:
         lines.append(
-            "Seconds and memory are of restoring one image on this machine: the median of "
-            f"{asked.repeats} runs, the models in turn; and the peak beyond what was there before, "
-            "such as the weights."
+            "Seconds and memory are of restoring one image on this machine, the models in turn: "
+            f"the median of the calls ({asked.repeats}), and the peak beyond what was there "
+            "before, such as the weights."
         )
     lines += [
         f"{label}: {outcome.description}{f' ({outcome.settings})' * bool(outcome.settings)}."
