@@ -250,7 +250,7 @@ def _from_options(asked: Asked, label: str, file: Path, weights: str) -> Candida
     load_pretrained(model, options, training=False)
     place = weights or "the weights that it names"
     description = f"{options.model_type} of {file}, {place}"
-    return Candidate(description, options, model.eval().requires_grad_(False))
+    return Candidate(description, options, model.eval())
 
 
 def _options(

@@ -6,7 +6,6 @@ import re
 import shutil
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from small_browser import CHROMIUM, Browser
@@ -151,7 +150,7 @@ def test_an_option_file_is_read_as_test_py_reads_it(here, pairs):
         "dataroot_lq": str(data / "input"),
         "dataroot_gt": str(data / "target"),
     }
-    options["val"]["precision"] = "bf16"
+    options["val"]["local"] = {"mode": "tile", "size": 16, "overlap": 8}
     assert run_test(parse_options({**options, "name": "own_test"}), ALONE)
     file = write_yaml(data.parent / "model.yml", options)
     bare = write_yaml(data.parent / "bare.yml", {**options, "path": {}})
@@ -283,6 +282,6 @@ def test_the_page_opens_without_a_network(here, pairs, tmp_path):
         colour = "getComputedStyle(document.querySelector('circle')).fillOpacity"
         assert browser.js(colour) == "0.65"
         shot = browser.screenshot()
-        assert cv2.absdiff(shot, shot[:1, :1]).any()
+        assert shot.std() > 1
     finally:
         browser.close()
