@@ -58,6 +58,11 @@ def test_every_room_has_its_height():
     assert rooms - {"__init__"} == set(HEIGHT)
 
 
+def test_every_folder_is_a_package():
+    """The wheel has no others."""
+    assert [path for path in MODULES if not (path.parent / "__init__.py").exists()] == []
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_down(path):
     own = path.relative_to(ROOT / "hidiff").parts[0].removesuffix(".py")

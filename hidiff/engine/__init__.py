@@ -1,0 +1,1 @@
+"""One training run: the loop, validation, checkpoints, optimiser and schedule, the log."""
