@@ -129,7 +129,6 @@ def test_a_convolution_a_linear_layer_and_attention_counted_by_hand(device):
             {"bilinear resizing": 4 * 8},
         ),
     ],
-    ids=str,
 )
 def test_what_the_paper_counts_besides_by_hand(layer, shape, counted):
     layer = layer.to("meta") if isinstance(layer, nn.Module) else layer
