@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from peer_options import PEERS
 
 from hidiff.engine.checkpoint import save_networks
 from hidiff.options import load_options
@@ -20,6 +21,9 @@ WIDTHS = {
 def small(sections):
     """The same with small widths and few blocks; types, heads and all else are left."""
     sections = copy.deepcopy(dict(sections))
+    if sections["network_g"]["type"] in PEERS:
+        tiny = PEERS[sections["network_g"]["type"]]
+        return sections | {k: sections[k] | v for k, v in tiny.items() if k.startswith("network_")}
     for key in [key for key in sections if key.startswith("network_")]:
         sections[key] |= {k: v for k, v in WIDTHS.items() if sections[key].get(k) is not None}
         if "block_num" in sections[key]:
