@@ -268,6 +268,9 @@ INTERPRETED = not isinstance(_conv_kernel, JITFunction)
 ENOUGH_PROGRAMS = 1024
 """Below this number of programs the tiles are made shorter, to occupy the GPU."""
 
+FEWEST_ROWS = 4
+"""Of the shorter tiles."""
+
 
 @dataclass(frozen=True)
 class _Tiling:
@@ -291,7 +294,7 @@ def _tiling(x: Tensor, channels: int, *, rows: int, warps: int) -> _Tiling:
     across = batch * triton.cdiv(width, columns)
     blocks = triton.cdiv(channels, block)
     if across * triton.cdiv(height, rows) * blocks < ENOUGH_PROGRAMS:
-        rows = 4
+        rows = FEWEST_ROWS
     tiles = across * triton.cdiv(height, rows)
     return _Tiling(rows, columns, block, tiles, tiles * blocks, warps)
 

@@ -8,57 +8,50 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.runtime.interpreter import InterpretedFunction
 
 from hidiff import kernels
 from hidiff.benchmark.kernel_errors import BF16_ULP, FLOAT32, reference, share_of_bound
 from hidiff.kernels import operators, triton_kernels
 from hidiff.kernels.choosing import Chooser
 
-FUNCTIONS = {
-    "plain": kernels.depthwise_conv3x3,
-    "gated": kernels.gated_depthwise_conv3x3,
-}
 
-# Ragged: several tiles in every direction, none of them full; one row; two channels.
-TILES, ROW, THIN = (1, 26, 5, 37), (1, 254, 1, 5), (1, 2, 17, 3)
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+    """The interpreter's time goes by steps, whatever their size, and into patching Triton."""
+    monkeypatch.setattr(triton_kernels, "FEWEST_ROWS", 2)
+    call = InterpretedFunction.__call__
+
+    def call_without_patching_again(function, *arguments, **named):
+        if function.fn.__module__ != triton_kernels.__name__:
+            return call(function, *arguments, **named)
+        return function.rewrite()(*arguments, **named)
+
+    monkeypatch.setattr(InterpretedFunction, "__call__", call_without_patching_again)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+# Several tiles across and down, none of them full; or several images and blocks of channels, one
+# row. Both have one size for each function, whose tiles differ.
 @pytest.mark.parametrize(
-    ("dtype", "shape", "bias", "tall"),
+    ("name", "dtype", "shape"),
     [
-        (torch.float32, TILES, True, False),
-        (torch.float32, THIN, True, True),
-        (torch.bfloat16, (2, 26, 3, 18), False, False),
-        (torch.bfloat16, ROW, True, False),
+        ("plain", torch.float32, (1, 26, 3, 33)),
+        ("gated", torch.float32, (1, 26, 3, 17)),
+        ("plain", torch.bfloat16, (2, 34, 1, 3)),
+        ("gated", torch.bfloat16, (2, 68, 1, 3)),
     ],
-    ids=str,
 )
-def test_result_and_gradients(name, dtype, shape, bias, tall, monkeypatch):
-    if tall:
-        monkeypatch.setattr(triton_kernels, "ENOUGH_PROGRAMS", 0)
-    x = torch.randn(shape).to(dtype, memory_format=torch.channels_last)
+def test_result_and_gradients(name, dtype, shape):
+    single = dtype == torch.float32
+    layout = torch.contiguous_format if single else torch.channels_last
+    x = torch.randn(shape).to(dtype, memory_format=layout)
     weight = torch.randn(shape[1], 1, 3, 3)  # float32 also for bfloat16 data
-    bias = torch.randn(shape[1]) if bias else None
+    bias = torch.randn(shape[1]) if single else None
     assert share_of_bound(name, x, weight, bias, "triton") <= 1
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_gradients_are_repeatable_and_independent_of_layout(name):
-    x, weight, bias = torch.randn(1, 4, 3, 2), torch.randn(4, 1, 3, 3), torch.randn(4)
-    grads = []
-    for layout in (torch.channels_last, torch.channels_last, torch.contiguous_format):
-        inputs = [t.detach().requires_grad_() for t in (x.contiguous(memory_format=layout),
-                                                        weight, bias)]  # fmt: skip
-        out = FUNCTIONS[name](*inputs, mode="triton")
-        grads.append(torch.autograd.grad(out.square().sum(), inputs))
-    for first, second, third in zip(*grads, strict=True):
-        assert torch.equal(first, second)
-        assert torch.equal(first, third)
-
-
 def test_half_precision_weights_and_their_gradients():
-    x = torch.randn(1, 4, 3, 3, dtype=torch.bfloat16, requires_grad=True)
+    x = torch.randn(1, 4, 2, 3, dtype=torch.bfloat16, requires_grad=True)
     weight, bias = torch.randn(4, 1, 3, 3).bfloat16(), torch.randn(4).bfloat16()
     inputs = [x, weight.requires_grad_(), bias.requires_grad_()]
     out = kernels.depthwise_conv3x3(*inputs, mode="triton")
@@ -80,7 +73,7 @@ def test_auto_uses_the_faster_one(faster, monkeypatch):
         return 1.0 if implementation == faster else 2.0
 
     monkeypatch.setattr(operators, "_chooser", Chooser(timer))
-    x, weight = torch.randn(1, 2, 3, 5, requires_grad=True), torch.randn(2, 1, 3, 3)
+    x, weight = torch.randn(1, 2, 2, 5, requires_grad=True), torch.randn(2, 1, 3, 3)
     with torch.no_grad():
         out = kernels.depthwise_conv3x3(x, weight, mode="auto")
         kernels.depthwise_conv3x3(x[:, :, :, 1:], weight, mode="auto")  # nearly the same size
