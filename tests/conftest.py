@@ -1,6 +1,7 @@
 """Settings that every test shares."""
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -41,7 +42,7 @@ def root() -> Path:
     return ROOT
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def data(tmp_path_factory):
     """A folder with pairs of images in `train` and `test`."""
     from small_data import make_pairs
@@ -53,9 +54,9 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def trained(data, tmp_path_factory):
-    """A folder in which both stages were trained."""
+@pytest.fixture(scope="session")
+def _both_stages(data, tmp_path_factory):
+    """What `trained` gives, in a folder that nothing is added to."""
     from small_data import train_options
     from small_training import ALONE, parameters, train
 
@@ -69,3 +70,15 @@ def trained(data, tmp_path_factory):
         before = parameters(stage2 := Trainer(parse_options(train_options(data, 2)), ALONE))
         stage2.run()
         return folder, before, parameters(stage2)
+
+
+@pytest.fixture(scope="module")
+def trained(_both_stages, tmp_path_factory):
+    """A folder of the module's own in which both stages were trained.
+
+    And the weights of stage 2 before its training and after it.
+    """
+    first, before, after = _both_stages
+    folder = tmp_path_factory.mktemp("run") / "trained"
+    shutil.copytree(first, folder, symlinks=True)
+    return folder, before, after

@@ -29,6 +29,11 @@ __all__ = [
 ]
 
 
+_FIT: set[str] = set()
+"""Networks that fit into the memory. Counting one's parameters takes as long as building it, and a
+comparison builds the same ones many times."""
+
+
 def build_network(options: Mapping[str, Any], where: str = "network") -> nn.Module:
     """Build a network from its option section, `{'type': 'Transformer', **options}`.
 
@@ -57,6 +62,9 @@ def _require_memory(network: Callable[..., nn.Module], arguments: Mapping[str, A
     Raises:
         UserError: see above.
     """
+    key = f"{network} {arguments} {torch.get_default_dtype()}"
+    if key in _FIT:
+        return
     try:
         with torch.device("meta"):
             parameters = sum(p.numel() for p in network(**arguments).parameters())
@@ -72,3 +80,4 @@ def _require_memory(network: Callable[..., nn.Module], arguments: Mapping[str, A
             f"its {parameters:.3g} parameters need {needed / 2**30:.0f} GiB and this machine has "
             f"{memory / 2**30:.0f} GiB of memory; look for an option that is too large"
         )
+    _FIT.add(key)

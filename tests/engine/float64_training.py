@@ -1,4 +1,4 @@
-"""Train stage 2 for five steps in float64; run by test_two_nodes.py, alone or by torchrun.
+"""Train stage 2 for three steps in float64; run by test_two_nodes.py, alone or by torchrun.
 
 float64_training.py DATA OUTPUT_NAME REFERENCE_WORLD_SIZE
 """
@@ -20,7 +20,8 @@ from hidiff.options import parse_options
 def main() -> None:
     data, name = Path(sys.argv[1]), sys.argv[2]
     torch.set_default_dtype(torch.float64)
-    content = train_options(data, 2, total_iter=5, reference_world_size=int(sys.argv[3]))
+    content = train_options(data, 2, total_iter=3, reference_world_size=int(sys.argv[3]))
+    content["datasets"]["train"] |= {"iters": [2, 1], "gt_size": 16, "gt_sizes": [8, 16]}
     if "RANK" in os.environ:
         # Several processes with micro-batches train what one process trains without.
         content["train"]["micro_batch"] = 1

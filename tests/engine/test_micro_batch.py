@@ -41,24 +41,24 @@ def with_sums(options):
 
 
 STEPS = {
-    "stage 1": (1, {}, None),
     "stage 1, accumulated": (1, {"reference_world_size": 2}, None),
-    "stage 1, recomputed": (1, {"activation_checkpointing": [1, 4]}, None),
-    "stage 1, sums": (1, {}, with_sums),
-    "stage 2": (2, {}, None),
+    "stage 1, recomputed, sums": (1, {"activation_checkpointing": [1, 4]}, with_sums),
     "stage 2, reverse noise": (2, {}, with_reverse_noise),
     "split training": (2, {}, split),
 }
 
 
-def options_of(data, stage, size, change=None, **more):
-    options = train_options(data, stage, total_iter=5, use_grad_clip=True, **more)
+def options_of(data, stage, size, change=None, *, iters=(1, 1), **more):
+    options = train_options(data, stage, total_iter=sum(iters), use_grad_clip=True, **more)
     options["train"] |= {
         "pixel_opt": {"type": "L1Loss"},
         **({"pixel_diff_opt": {"type": "L1Loss"}} if stage == 2 else {}),
         **({"micro_batch": size} if size else {}),
     }
-    options["datasets"]["train"] |= {"batch_size_per_gpu": 5, "mini_batch_sizes": [5, 3]}
+    options["datasets"]["train"] |= {
+        "batch_size_per_gpu": 5, "mini_batch_sizes": [5, 3], "iters": list(iters),
+        "gt_size": 16, "gt_sizes": [8, 16],
+    }  # fmt: skip
     del options["datasets"]["val"]
     options["val"] = {}
     if change:
@@ -66,16 +66,22 @@ def options_of(data, stage, size, change=None, **more):
     return options
 
 
-def five_steps(options, place, monkeypatch, prepare=lambda trainer: None):
+@pytest.fixture(scope="module")
+def stage1(data, tmp_path_factory):
+    """A folder with a training of stage 1, from which every stage 2 starts."""
+    folder = tmp_path_factory.mktemp("stage1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        options = options_of(data, 1, None)
+        options["train"]["total_iter"] = 1
+        train(options)
+    return folder / "experiments/tiny_S1"
+
+
+def all_steps(options, place, monkeypatch, prepare=lambda trainer: None):
     """Losses and gradient norm of each step, and the weights after them."""
     place.mkdir()
     monkeypatch.chdir(place)
-    if options["model_type"] != "HI_Diff_S1":
-        first = {k: v for k, v in options.items() if not k.startswith(("network_le_", "network_d"))}
-        first.pop("diffusion_schedule")
-        train_section = {k: v for k, v in options["train"].items() if k != "pixel_diff_opt"}
-        train_section |= {"pixel_opt": {"type": "L1Loss"}, "total_iter": 1}
-        train({**first, "name": "tiny_S1", "model_type": "HI_Diff_S1", "train": train_section})
     trainer = Trainer(parse_options(copy.deepcopy(options)), ALONE)
     prepare(trainer)
     seen = []
@@ -87,14 +93,13 @@ def five_steps(options, place, monkeypatch, prepare=lambda trainer: None):
 
 
 @pytest.mark.parametrize("case", STEPS)
-def test_five_steps_are_those_of_whole_batches(data, tmp_path, monkeypatch, float64, case):
+def test_steps_are_those_of_whole_batches(data, stage1, tmp_path, monkeypatch, float64, case):
     stage, more, change = STEPS[case]
-    whole, weights, _ = five_steps(
-        options_of(data, stage, None, change, **more), tmp_path / "whole", monkeypatch
-    )
-    seen, ours, trainer = five_steps(
-        options_of(data, stage, 2, change, **more), tmp_path / "cut", monkeypatch
-    )
+    whole, cut = (options_of(data, stage, size, change, **more) for size in (None, 2))
+    if stage == 2:
+        whole["path"] = cut["path"] = {"stage1": str(stage1)}
+    whole, weights, _ = all_steps(whole, tmp_path / "whole", monkeypatch)
+    seen, ours, trainer = all_steps(cut, tmp_path / "cut", monkeypatch)
     assert [list(trainer.micro_batches.parts(phase)) for phase in (0, 1)] == [
         [slice(0, 2), slice(2, 4), slice(4, 5)],
         [slice(0, 2), slice(2, 3)],
@@ -120,16 +125,16 @@ def out_of_memory_in(trainer, step, patch):
     return calls
 
 
-def test_memory_that_runs_out_changes_no_weight(data, tmp_path, monkeypatch, float64):
-    whole, weights, _ = five_steps(options_of(data, 2, None), tmp_path / "whole", monkeypatch)
-    options = options_of(data, 2, 4, reference_world_size=2)
-    whole, weights, _ = five_steps(
-        options_of(data, 2, None, reference_world_size=2), tmp_path / "other", monkeypatch
+def test_memory_that_runs_out_changes_no_weight(data, stage1, tmp_path, monkeypatch, float64):
+    whole, options = (
+        options_of(data, 2, size, reference_world_size=2) | {"path": {"stage1": str(stage1)}}
+        for size in (None, 4)
     )
+    whole, weights, _ = all_steps(whole, tmp_path / "whole", monkeypatch)
     failures = []
-    seen, ours, trainer = five_steps(
+    seen, ours, trainer = all_steps(
         options, tmp_path / "cut", monkeypatch,
-        lambda trainer: failures.append(out_of_memory_in(trainer, 2, monkeypatch)),
+        lambda trainer: failures.append(out_of_memory_in(trainer, 1, monkeypatch)),
     )  # fmt: skip
     assert failures == [[4, 4]]  # a part of each of the two batches
     assert trainer.state.micro_batches == {0: 2}
@@ -151,20 +156,21 @@ def test_one_image_that_does_not_fit_ends_the_run(data, tmp_path, monkeypatch):
     assert trainer.state.micro_batches == {0: 1}
 
 
-@pytest.mark.parametrize("size", [2, "auto"])
-def test_resuming_ends_where_an_uninterrupted_run_ends(data, tmp_path, monkeypatch, size):
+def test_resuming_ends_where_an_uninterrupted_run_ends(data, tmp_path, monkeypatch):
     """The sizes that were measured are kept, though less memory would be found."""
     monkeypatch.setattr(micro_batch, "largest_that_fits", lambda *_: 3)
-    _, weights, trainer = five_steps(options_of(data, 1, size), tmp_path / "whole", monkeypatch)
-    assert trainer.state.micro_batches == ({0: 3, 1: 3} if size == "auto" else {})
-    options = options_of(data, 1, size)
+    options = options_of(data, 1, "auto", iters=(1, 2))
+    _, weights, trainer = all_steps(options, tmp_path / "whole", monkeypatch)
+    assert trainer.state.micro_batches == {0: 3, 1: 3}
     (tmp_path / "resumed").mkdir()
     monkeypatch.chdir(tmp_path / "resumed")
     first = Trainer(parse_options(copy.deepcopy(options)), ALONE)
-    first.total_iter = 3
+    first.total_iter = 2
     first.run()
     monkeypatch.setattr(micro_batch, "largest_that_fits", lambda *_: 1)
-    for name, tensor in parameters(train(options, auto_resume=True)).items():
+    resumed = train(options, auto_resume=True)
+    assert resumed.state.micro_batches == {0: 3, 1: 3}
+    for name, tensor in parameters(resumed).items():
         assert torch.equal(tensor, weights[name]), name
 
 
