@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,9 +21,6 @@ ARGUMENTS = ("--launcher", "pytorch", "--auto_resume")
 
 PATIENCE = 600.0
 """Seconds that any part of a training may take before the test gives up."""
-
-MARK = "HIDIFF_CHAOS_RUN"
-"""Environment variable by which the processes of a training are found, orphans too."""
 
 
 def name_of(stage: int) -> str:
@@ -45,18 +41,12 @@ class Job:
         name = name_of(stage)
         self.experiment = folder / "experiments" / name
         self._earlier_logs = self._logs()
-        self._mark = f"{MARK}={uuid.uuid4().hex}"
         self.console = folder / f"stage_{stage}_attempt_{number:03d}.txt"
         with self.console.open("w", encoding="utf-8") as output:
             self.launcher = subprocess.Popen(
                 [sys.executable, *LAUNCH, ROOT / "train.py", "-opt", f"{name}.yml", *ARGUMENTS],
                 cwd=folder,
-                env={
-                    **os.environ,
-                    **dict([self._mark.split("=")]),
-                    "OMP_NUM_THREADS": "1",
-                    "CUDA_VISIBLE_DEVICES": "",
-                },
+                env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -88,39 +78,32 @@ class Job:
             return int(match[1])
         return 0 if "training set:" in log else None
 
-    def processes(self) -> dict[int, dict[str, str]]:
-        """The living processes of this attempt: {process id: environment}."""
+    def processes(self) -> dict[int, int]:
+        """{process id: parent} of the living processes of this attempt, orphans too.
+
+        Their standard output is its console output.
+        """
         found = {}
         for path in Path("/proc").iterdir():
             if not path.name.isdigit():
                 continue
             # Other people's processes, and those that end while they are looked at.
             with suppress(OSError):
-                entries = (path / "environ").read_bytes().decode(errors="replace").split("\0")
-                if self._mark in entries:
-                    found[int(path.name)] = dict(e.split("=", 1) for e in entries if "=" in e)
+                if (path / "fd/1").readlink() == self.console:
+                    # pid (program name) state parent …
+                    stat = (path / "stat").read_text(encoding="utf-8")
+                    found[int(path.name)] = int(stat.rpartition(")")[2].split()[1])
         return found
 
-    def _ranked(self) -> list[tuple[int, int, int]]:
-        """(rank, process id, parent) of the training processes and their loader processes."""
-        found = []
-        for pid, environment in self.processes().items():
-            with suppress(OSError):
-                # pid (program name) state parent …
-                stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-                if "RANK" in environment:
-                    parent = int(stat.rpartition(")")[2].split()[1])
-                    found.append((int(environment["RANK"]), pid, parent))
-        return found
-
-    def ranks(self) -> dict[int, int]:
-        """{rank: process id} of the training processes, without their loader processes."""
-        return {rank: pid for rank, pid, parent in self._ranked() if parent == self.launcher.pid}
+    def ranks(self) -> list[int]:
+        """Process ids of the training processes; torchrun starts rank 0 first."""
+        processes = self.processes().items()
+        return sorted(pid for pid, parent in processes if parent == self.launcher.pid)
 
     def loaders(self) -> list[int]:
-        """Process ids of the loader processes."""
-        ranks = set(self.ranks().values())
-        return [pid for _, pid, parent in self._ranked() if parent in ranks]
+        """Process ids of the loader processes, which the training processes start."""
+        ranks = self.ranks()
+        return sorted(pid for pid, parent in self.processes().items() if parent in ranks)
 
     def is_running(self) -> bool:
         """Whether torchrun has not ended yet."""

@@ -200,7 +200,7 @@ def strike_validation(job: Job, kind: str) -> Hit | None:
     if kind == STOPPED:
         os.kill(job.launcher.pid, signal.SIGTERM)
     else:
-        job.kill_all(first=job.ranks().get(0))
+        job.kill_all(first=next(iter(job.ranks()), None))
     saved = step % SAVE_EVERY == 0 or kind == STOPPED
     return Hit("in it", step if saved else None, step)
 
@@ -260,7 +260,7 @@ def strike(job: Job, kind: str, rng: random.Random, limit: int) -> Hit | None:
         os.kill(ranks[(RANK_0, RANK_1).index(kind)], signal.SIGKILL)
         return Hit("while training")
     if kind == WORKER:
-        os.kill(rng.choice(sorted(job.loaders())), signal.SIGKILL)
+        os.kill(rng.choice(job.loaders()), signal.SIGKILL)
         return Hit("while training")
     if kind in (TERM, AGENT):
         os.kill(job.launcher.pid, signal.SIGTERM if kind == TERM else signal.SIGKILL)
@@ -450,7 +450,7 @@ def main(arguments: list[str] | None = None) -> None:
         total = STEPS_PER_KILL * options.kills if options.steps is None else options.steps
         if options.kills < 1 or total < 4 * options.kills:
             raise UserError("--kills must be at least 1, and --steps at least four for each kill")
-        if not Path("/proc/self/environ").is_file():
+        if not Path("/proc/self/fd").is_dir():
             raise UserError("this program finds its processes in /proc, which only Linux has")
         folder = options.output.resolve()
         if folder.exists() and any(folder.iterdir()):
