@@ -5,8 +5,7 @@ import re
 
 import pytest
 import torch
-from small_data import make_pairs, train_options, write_yaml
-from small_programs import run
+from small_data import train_options
 from torch._dynamo.utils import counters
 from torch._inductor.utils import run_and_get_code
 
@@ -25,7 +24,6 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-FEW_BLOCKS = {"num_blocks": [1, 0, 0, 1], "num_refinement_blocks": 0}
 ONE_BLOCK = {"num_blocks": [0, 0, 0, 1], "num_refinement_blocks": 0}
 
 
@@ -35,7 +33,7 @@ def models(request, tmp_path):
     """A model of stage 2 and the same one compiled."""
     torch.manual_seed(0)
     options = train_options(tmp_path, 2)
-    options["network_g"] |= FEW_BLOCKS
+    options["network_g"] |= ONE_BLOCK
     plain = build_model(options).train()
     compiled = copy.deepcopy(plain)
     compile_blocks(compiled, "train.compile", backend=request.param)
@@ -58,36 +56,29 @@ def compiled_graphs():
 
 @pytest.mark.slow("traces every form of a block at two sizes")
 def test_a_phase_that_returns_is_not_compiled_again(models):
+    """And restoring in between costs it nothing."""
     plain, compiled = models
+    compiled.strip_rows = "whole"
     counts = []
-    for size in (16, 24, 16, 24):
+    for size in (16, 24, 16):
         expected, reference = step(plain, size)
         losses, gradients = step(compiled, size)
         counts.append(compiled_graphs())
-        for name, value in expected.items():
-            torch.testing.assert_close(losses[name], value, rtol=1e-6, atol=0)
-        for ours, theirs in zip(gradients, reference, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
-    # Blocks at two levels, one of them also with wider features, and HIM.
-    assert counts[0] > 3
-    assert counts[1] == 2 * counts[0]
-    assert counts[2:] == [counts[1]] * 2
+        torch.testing.assert_close(losses, expected, rtol=1e-6, atol=0)
+        torch.testing.assert_close(gradients, reference, rtol=1e-4, atol=1e-6)
+    first, second, third = counts
+    assert first > 1  # the block and HIM
+    assert second == third == 2 * first
     assert not counters["graph_break"]
 
-
-def test_restoring_in_between_costs_training_nothing(models):
-    _, compiled = models
-    compiled.strip_rows = "whole"
-    step(compiled, 16)
-    trained = compiled_graphs()
     image, noise = torch.rand(1, 3, 16, 24), torch.zeros(1, 16, 32)
     with uncompiled():
         eager = compiled.restore(image, noise=noise)
-    assert compiled_graphs() == trained
+    assert compiled_graphs() == third
     torch.testing.assert_close(compiled.restore(image, noise=noise), eager)
     restoring = compiled_graphs()
-    assert restoring > trained
-    step(compiled, 16)
+    assert restoring > third
+    step(compiled, 24)
     assert compiled_graphs() == restoring
 
 
@@ -97,7 +88,7 @@ def test_checkpointed_blocks_are_compiled_too(models):
     compiled.net_g.recompute_levels((1, 2, 3, 4))
     expected, reference = step(plain, 16)
     losses, gradients = step(compiled, 16)
-    assert compiled_graphs() > 3
+    assert compiled_graphs() > 1
     torch.testing.assert_close(losses, expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(gradients, reference, rtol=1e-4, atol=1e-6)
 
@@ -163,26 +154,6 @@ def test_a_missing_compiler_is_told_at_once(monkeypatch):
         check_compiler(torch.device("cpu"), "train.compile")
 
 
-@pytest.mark.slow("compiles C++")
-def test_training_with_the_option(root, tmp_path):
-    """From the option file, through the program."""
-    if not has_compiler():
-        pytest.skip("Inductor finds no C++ compiler here")
-    make_pairs(tmp_path / "train", 2)
-    make_pairs(tmp_path / "test", 1)
-    options = train_options(tmp_path, 1, total_iter=1, compile=True)
-    # One block: each form of a block takes the C++ compiler half a minute.
-    options["model_type"] = "Restormer"
-    options["network_g"] |= {"guidance": "none", "num_blocks": [0, 0, 0, 1]}
-    options["network_g"] |= {"num_refinement_blocks": 0}
-    del options["network_le"]
-    path = write_yaml(tmp_path / "S1.yml", options)
-    result = run(tmp_path, root / "train.py", "-opt", path, timeout=280)
-    assert result.returncode == 0, result.stderr
-    assert "training is complete" in result.stdout
-
-
-@pytest.mark.slow("traces every form of a block with and without data-parallel training")
 def test_data_parallel_training_does_not_cut_the_blocks(tmp_path):
     """Dynamo would, from 1 MiB of parameters on, and Inductor then fails for a batch of one."""
     pieces = []
@@ -191,27 +162,25 @@ def test_data_parallel_training_does_not_cut_the_blocks(tmp_path):
         pieces.append(graph)
         return graph
 
+    options = train_options(tmp_path, 1)
+    options["model_type"] = "Restormer"
+    options["network_g"] |= {"dim": 24, "heads": [1, 1, 1, 1], "guidance": "none", **ONE_BLOCK}
+    del options["network_le"]
+    model = build_model(options).train()
+    alone = copy.deepcopy(model)
+    (block,) = model.net_g.latent.blocks
+    assert sum(p.numel() for p in block.parameters()) > 2**20 / 4
+    compile_blocks(model, "train.compile", backend=counting)
+    lq, gt = torch.rand(2, 1, 3, 16, 16)
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
     )
     try:
-        options = train_options(tmp_path, 1)
-        options["network_g"] |= {"dim": 24, "heads": [1, 1, 1, 1], **ONE_BLOCK}
-        model = build_model(options).train()
-        block = model.net_g.latent.blocks[0]
-        assert sum(p.numel() for p in block.parameters()) > 2**20 / 4
-        compile_blocks(model, "train.compile", backend=counting)
         wrapped = torch.nn.parallel.DistributedDataParallel(model)
-        lq, gt = torch.rand(2, 1, 3, 16, 16)
         sum(wrapped(lq, gt).values()).backward()
     finally:
         torch.distributed.destroy_process_group()
-    alone = build_model(options).train()
-    alone.load_state_dict(model.state_dict())
-    parallel = len(pieces)
-    torch._dynamo.reset()
-    compile_blocks(alone, "train.compile", backend=counting)
+    assert len(pieces) == 1
     sum(alone(lq, gt).values()).backward()
-    assert len(pieces) == 2 * parallel > 2
     for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
