@@ -1,12 +1,13 @@
 """The check of a GPU, on a CPU: the report, the verdicts, and every item with tiny sizes."""
 
+import dataclasses
 import json
 import time
 
 import pytest
 import small_programs
 import torch
-from small_data import make_pairs
+from small_data import make_pairs, test_options, train_options, write_yaml
 
 from hidiff import kernels
 from hidiff.benchmark import gpu_check, gpu_training, variants
@@ -37,8 +38,20 @@ def run(folder, pairs, *arguments):
     return end.value.code, read(folder)
 
 
+@pytest.fixture
+def one_block(pairs, tmp_path, monkeypatch):
+    """Networks of one block in place of the quickstart's."""
+    files = {}
+    options = [train_options(pairs, 1), train_options(pairs, 2), test_options(pairs)]
+    for name, content in zip(("stage1", "stage2", "test"), options, strict=True):
+        content["network_g"] |= {"num_blocks": [0, 0, 0, 1], "num_refinement_blocks": 0}
+        files[name] = str(write_yaml(tmp_path / f"{name}.yml", content))
+    tiny = dataclasses.replace(gpu_check.TINY, small=files["stage1"], **files)
+    monkeypatch.setattr(gpu_check, "TINY", tiny)
+
+
 @pytest.mark.slow("trains and restores in every variant, a dozen small trainings among it")
-def test_every_item_on_a_cpu(pairs, tmp_path, monkeypatch, capsys):
+def test_every_item_on_a_cpu(one_block, pairs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_training, "launch", small_programs.run)
     monkeypatch.setattr(variants, "copy_rate", lambda *_: 1e10)
     monkeypatch.setattr(variants, "matmul_rate", lambda *_: 1e11)

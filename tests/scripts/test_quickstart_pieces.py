@@ -30,6 +30,8 @@ def test_its_option_files_train_and_test(tmp_path, monkeypatch):
     few = [
         "train:total_iter=2",
         "datasets:train:iters=[1, 1]",
+        "datasets:train:batch_size_per_gpu=2",
+        "datasets:train:mini_batch_sizes=[2, 1]",
         "datasets:train:num_worker_per_gpu=0",
     ]
     for stage in ("S1", "S2"):

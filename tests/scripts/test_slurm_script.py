@@ -55,7 +55,7 @@ Path(f"arguments_{rank}").write_text(" ".join(sys.argv[1:]))
 if "fail.yml" in sys.argv:
     raise SystemExit(2)
 deadline = time.monotonic() + 60
-while {"long.yml", "ends.yml"} & set(sys.argv) and time.monotonic() < deadline:
+while time.monotonic() < deadline:
     time.sleep(0.05)
 """
 
@@ -120,9 +120,7 @@ def test_it_is_a_shell_script_with_what_slurm_needs():
 
 
 @pytest.mark.slow("a real torchrun, which imports PyTorch")
-@pytest.mark.parametrize(
-    ("options", "signalled"), [("long.yml", "task"), ("long.yml", "all"), ("ends.yml", "task")]
-)
+@pytest.mark.parametrize(("options", "signalled"), [("long.yml", "all"), ("ends.yml", "task")])
 def test_before_the_end_it_saves_and_is_queued_again(submit, tmp_path, options, signalled):
     """But not where the training has just reached its own end."""
     process = submit(options, "--force_yml", "name=x", signalled=signalled)
@@ -150,9 +148,8 @@ def test_before_the_end_it_saves_and_is_queued_again(submit, tmp_path, options, 
 
 
 @pytest.mark.slow("a real torchrun, which imports PyTorch")
-@pytest.mark.parametrize(("options", "fails"), [("short.yml", False), ("fail.yml", True)])
-def test_a_job_that_ends_by_itself_is_not_queued_again(submit, tmp_path, options, fails):
-    process = submit(options)
+def test_a_job_that_fails_is_not_queued_again(submit, tmp_path):
+    process = submit("fail.yml")
     _, errors = process.communicate(timeout=100)
-    assert (process.returncode != 0) == fails, errors
+    assert process.returncode != 0, errors
     assert not (tmp_path / "scontrol_calls").exists()
