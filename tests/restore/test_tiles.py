@@ -89,7 +89,7 @@ def test_tiles_are_restored_by_themselves_from_the_same_noise_and_blended(
 
 
 def test_items_are_restored_in_tiles(model):
-    item = {"lq": torch.rand(3, 40, 40), "name": "x"}
+    item = {"lq": torch.rand(3, 16, 24), "name": "x"}
     local = LocalOptions("tile", 16, 8)
     tiled, whole, ensemble = (
         restore_item(model, item, seed=0, device=CPU, local=how, self_ensemble=eight)
