@@ -194,7 +194,7 @@ def validated_step(job: Job) -> int | None:
 def strike_validation(job: Job, kind: str) -> Hit | None:
     """Kill in the next validation; see `strike`."""
     before = validated_step(job)
-    if not wait_for(job, lambda: validated_step(job) != before, "validation", pause=0.0):
+    if not wait_for(job, lambda: validated_step(job) != before, "validation", pause=0.001):
         return None
     step = validated_step(job)
     if kind == STOPPED:

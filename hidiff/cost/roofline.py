@@ -55,22 +55,26 @@ def _block_elements(block: TransformerBlock, x: Tensor) -> int:
     return pixels * (18 * x.shape[1] + 6 * block.ffn.project_out.in_channels)
 
 
-def _forward(options: Mapping[str, Any], height: int, width: int) -> tuple[Work, DeblurModel]:
-    """The work of restoring one image, and the model on torch's meta device."""
+def _build(options: Mapping[str, Any]) -> DeblurModel:
+    """The model on torch's meta device."""
+    with torch.device("meta"):
+        return build_model(options)
+
+
+def _forward(model: DeblurModel, options: Mapping[str, Any], height: int, width: int) -> Work:
+    """The work of restoring one image; the model is that of `_build`."""
     elements = 0
 
     def count(block: TransformerBlock, inputs: tuple[Tensor, ...]) -> None:
         nonlocal elements
         elements += _block_elements(block, inputs[0])
 
-    with torch.device("meta"):
-        model = build_model(options)
-        network = model.net_g
-        for module in network.modules():
-            if isinstance(module, TransformerBlock):
-                module.register_forward_pre_hook(count)
-        network(*network_inputs(model, torch.empty(1, 3, height, width)))
-    return Work(model_complexity(options, (3, height, width)).macs, elements), model
+    for module in model.net_g.modules():
+        if isinstance(module, TransformerBlock):
+            module.register_forward_pre_hook(count)
+    with torch.device("meta"), torch.no_grad():
+        model.net_g(*network_inputs(model, torch.empty(1, 3, height, width)))
+    return Work(model_complexity(options, (3, height, width)).macs, elements)
 
 
 def restoring(options: Mapping[str, Any], height: int, width: int) -> Work:
@@ -83,7 +87,7 @@ def restoring(options: Mapping[str, Any], height: int, width: int) -> Work:
     Raises:
         UserError: the options are wrong.
     """
-    return _forward(options, height, width)[0]
+    return _forward(_build(options), options, height, width)
 
 
 def training_step(options: Mapping[str, Any], batch_size: int, patch_size: int) -> Work:
@@ -98,9 +102,10 @@ def training_step(options: Mapping[str, Any], batch_size: int, patch_size: int) 
     Raises:
         UserError: the options are wrong, or network_g is not trained.
     """
-    work, model = _forward(options, patch_size, patch_size)
+    model = _build(options)
     if "net_g" in model.frozen:
         raise UserError(f"model_type {options['model_type']}: its training leaves network_g alone")
+    work = _forward(model, options, patch_size, patch_size)
     macs = work.macs * (1 + BACKWARD_SHARE)
     if "net_le" in model.frozen:
         image = torch.empty(1, 3, patch_size, patch_size, device="meta")
