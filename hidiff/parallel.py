@@ -145,6 +145,8 @@ def _process_pool(workers: int) -> ProcessPoolExecutor:
     # example. A fork server has no such threads; unlike spawned processes, its forks share imports.
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    # A program's own file may import little; PyTorch is then imported once, not by every worker.
+    context.set_forkserver_preload(["__main__", __name__])
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
 
 

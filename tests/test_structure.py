@@ -1,6 +1,7 @@
 """The architecture's rules: imports point one way, and what must not be used is not."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ LAYERS = [
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
 
 
+@functools.cache
 def imported(path: Path) -> set[str]:
     """Full names of everything that a file imports, anywhere in it."""
     names = set()

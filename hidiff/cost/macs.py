@@ -10,6 +10,7 @@ only what the restored image needs. `besides` is the difference, by kind.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hidiff.archs import Peer, Transformer
 from hidiff.archs.reference import as_written
 from hidiff.errors import UserError
-from hidiff.models import DeblurModel, build_model
+from hidiff.models import DeblurModel, build_model, section_of
 
 OTHER_OUTPUTS = "heads of other outputs"
 
@@ -53,6 +54,10 @@ BESIDES: Mapping[Any, tuple[str, Callable[..., int]]] = {
     aten.native_batch_norm: ("InstanceNorm", _per_element(5)),
 }
 """What fvcore counts although it is no product: the operation, its kind, and how it counts it."""
+
+_COUNTED: dict[str, tuple[int, dict[str, int]]] = {}
+"""Results of `count_operations` by a network's options and the shapes of its inputs. Counting takes
+a second, and many option files share their networks."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +206,7 @@ def model_complexity(
     with torch.device("meta"):
         model = build_model(options, training=False).eval()
         multiple = model.net_g.side_multiple
-        return _count(model, *(math.ceil(side / multiple) * multiple for side in size[1:]))
+        return _count(model, options, *(math.ceil(side / multiple) * multiple for side in size[1:]))
 
 
 def network_inputs(model: DeblurModel, image: Tensor) -> tuple[Tensor | None, ...]:
@@ -213,7 +218,7 @@ def network_inputs(model: DeblurModel, image: Tensor) -> tuple[Tensor | None, ..
     return image, image.new_empty(1, model.net_g.group**2, model.net_g.prior_dim)
 
 
-def _count(model: DeblurModel, height: int, width: int) -> Complexity:
+def _count(model: DeblurModel, options: Mapping[str, Any], height: int, width: int) -> Complexity:
     """Count on the device that is torch's default here."""
     image = torch.empty(1, 3, height, width)
     of_network = network_inputs(model, image)
@@ -226,7 +231,11 @@ def _count(model: DeblurModel, height: int, width: int) -> Complexity:
     }
     networks = {}
     for name, network in model.networks().items():
-        macs, besides = count_operations(network, *inputs[name])
+        shapes = [tuple(i.shape) if isinstance(i, Tensor) else i for i in inputs[name]]
+        key = json.dumps([options[section_of(name)], shapes], sort_keys=True, default=str)
+        if key not in _COUNTED:
+            _COUNTED[key] = count_operations(network, *inputs[name])
+        macs, besides = _COUNTED[key]
         calls = model.diffusion.timesteps if name == "net_d" else 1
         networks[name] = NetworkComplexity(count_parameters(network), macs, calls, besides)
     return Complexity(networks, (3, height, width))

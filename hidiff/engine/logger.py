@@ -248,7 +248,7 @@ class Reporter:
         processes: their mean losses are shown, by the first one.
         total_iter: steps of the training.
         step: after which it goes on.
-        print_freq: steps between log lines.
+        print_freq: steps between log lines; None for none, also not for the last step.
         writer: of the curves.
         speed: what measures the steps.
         model: whose work is compared with matrix products.
@@ -263,7 +263,7 @@ class Reporter:
         *,
         total_iter: int,
         step: int,
-        print_freq: int,
+        print_freq: int | None,
         writer: MetricsWriter,
         speed: Speed,
         model: DeblurModel,
@@ -298,7 +298,7 @@ class Reporter:
             phases = f"{phase}/{len(self.plan.phases)}"
             left = duration(self.speed.seconds_left(step))
             self.bar.set_postfix({**numbers, "lr": f"{lr:.2e}", "phase": phases, "left": left})
-        if step % self.print_freq and step != self.total_iter:
+        if self.print_freq is None or (step % self.print_freq and step != self.total_iter):
             return
         figures = self.speed.since_last()
         waiting = torch.tensor(figures["waiting"]).to(next(iter(losses.values())))

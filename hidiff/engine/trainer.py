@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 from contextlib import ExitStack
 from typing import Any
 
@@ -165,7 +164,7 @@ class Trainer:
             processes,
             total_iter=self.total_iter,
             step=self.state.step,
-            print_freq=sys.maxsize if dry else options.logger.print_freq,
+            print_freq=None if dry else options.logger.print_freq,
             writer=self._writer(dry),
             speed=Speed(self.plan, self.total_iter),
             model=self.model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import re
@@ -104,8 +105,11 @@ _Loader.add_implicit_resolver(
 )
 
 
+@functools.lru_cache(maxsize=256)  # many option files have the same bases
 def _parse(text: str) -> tuple[Any, list[tuple[str, Any, Any, int]]]:
     """The content, and (key, earlier value, later value, line) of each key that stands twice.
+
+    To be copied by the caller: who asks for the same text gets the same.
 
     Raises:
         yaml.YAMLError: the text is no YAML, or nested or repeated by aliases beyond reason.
@@ -126,7 +130,7 @@ def _read_one(path: Path) -> tuple[dict[str, Any], list[str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the option file {path} cannot be read: {error}") from None
     try:
-        content, repeated = _parse(text)
+        content, repeated = copy.deepcopy(_parse(text))
     except yaml.YAMLError as error:
         raise UserError(f"the option file {path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
@@ -238,7 +242,7 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> None:
                 "for example train:total_iter=1000"
             )
         try:
-            value = None if text.strip().lower() == "none" else _parse(text)[0]
+            value = None if text.strip().lower() == "none" else copy.deepcopy(_parse(text)[0])
         except yaml.YAMLError:
             raise UserError(f"--force_yml {override}: '{text}' is not a YAML value") from None
         section = content

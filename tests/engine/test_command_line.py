@@ -58,7 +58,10 @@ def trained(folder):
     # The launch line of the release, and today's.
     released = ["-m", "torch.distributed.launch", "--nproc_per_node=2", port]
     for stage, launch in ((1, released), (2, TORCHRUN)):
-        options = write_yaml(folder / f"S{stage}.yml", train_options(folder, stage))
+        content = train_options(folder, stage, total_iter=2)
+        content["datasets"]["train"]["iters"] = [1, 1]
+        content["logger"]["save_checkpoint_freq"] = 1
+        options = write_yaml(folder / f"S{stage}.yml", content)
         result = run(folder, *launch, ROOT / "train.py", "-opt", options, "--launcher", "pytorch")
         assert result.returncode == 0, result.stderr
         assert "2 processes × 2 × 1 accumulated" in result.stdout

@@ -29,10 +29,9 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def options_of(data, **changes):
-    options = train_options(data, 1, total_iter=60, reference_world_size=4, **changes)
-    options["datasets"]["train"] |= {"iters": [40, 20]}
-    options["val"]["val_freq"] = 20
+def options_of(data, *iters):
+    options = train_options(data, 1, total_iter=sum(iters), reference_world_size=2)
+    options["datasets"]["train"] |= {"iters": list(iters)}
     return options
 
 
@@ -45,7 +44,7 @@ def files_in(folder):
 
 
 def test_nothing_is_written_and_every_phase_is_measured(data, here, capsys):
-    content = options_of(data)
+    content = options_of(data, 20, 4)
     content["datasets"]["train"]["num_worker_per_gpu"] = 1
     options = write_yaml(here / "o.yml", content)
     before = files_in(here)
@@ -53,9 +52,9 @@ def test_nothing_is_written_and_every_phase_is_measured(data, here, capsys):
     assert multiprocessing.active_children() == []  # the program would wait for them
     assert files_in(here) == before
     lines = lines_of(capsys)
-    for start in ("1: 40 × 2×16²", "2: 20 × 1×32²", "with 2 processes", "with 4 processes"):
+    for start in ("1: 20 × 2×16²", "2: 4 × 1×32²", "with 2 processes"):
         assert any(line.startswith(start) for line in lines), start
-    assert not any(line.startswith("with 8") for line in lines)  # another global batch
+    assert not any(line.startswith("with 4") for line in lines)  # another global batch
     assert lines[-1].startswith("ready")
 
 
@@ -69,7 +68,7 @@ def test_a_phase_that_does_not_fit_is_a_problem(data, here, capsys, monkeypatch)
 
     forward = Stage1.forward
     monkeypatch.setattr(Stage1, "forward", no_room)
-    options = write_yaml(here / "o.yml", options_of(data))
+    options = write_yaml(here / "o.yml", options_of(data, 3, 3))
     assert main(["-opt", str(options), "--dry_run"]) == 1
     lines = lines_of(capsys)
     assert lines[-1] == "not ready"
@@ -83,7 +82,7 @@ def test_a_phase_that_failed_leaves_no_gradients(data, here, monkeypatch):
     from hidiff.engine.trainer import Trainer
     from hidiff.options import parse_options
 
-    trainer = Trainer(parse_options(options_of(data)), ALONE, dry=True)
+    trainer = Trainer(parse_options(options_of(data, 3, 3)), ALONE, dry=True)
 
     def fails_later(step, source):
         next(trainer.model.parameters()).sum().backward()
@@ -96,9 +95,10 @@ def test_a_phase_that_failed_leaves_no_gradients(data, here, monkeypatch):
 
 
 def test_a_disk_without_room_is_a_problem(data, here, capsys, monkeypatch):
+    """Also of a training so short that its last step is measured."""
     usage = shutil.disk_usage(here)._replace(free=1000)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage)
-    options = write_yaml(here / "o.yml", options_of(data))
+    options = write_yaml(here / "o.yml", options_of(data, 1, 1))
     assert main(["-opt", str(options), "--dry_run"]) == 1
     assert any("save_checkpoint_freq" in line for line in lines_of(capsys))
 
@@ -132,17 +132,20 @@ def test_an_experiment_that_exists_is_named(data, here):
 
     (here / "experiments/tiny_S1/training_states").mkdir(parents=True)
     (here / "experiments/tiny_S1/training_states/4.state").write_bytes(b"x")
-    options = write_yaml(here / "o.yml", options_of(data))
+    options = write_yaml(here / "o.yml", options_of(data, 1, 1))
     with pytest.raises(UserError, match="--auto_resume"):
         main(["-opt", str(options), "--dry_run"])
 
 
 def test_a_profile_is_a_trace_and_a_table(data, here, capsys):
-    options = write_yaml(here / "o.yml", options_of(data))
-    for _ in range(2):
-        assert main(["-opt", str(options), "--profile", "1"]) == 0
+    options = write_yaml(here / "o.yml", options_of(data, 3, 1))
+    earlier = here / "results/profile/tiny_S1/trace.json"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("earlier")
+    assert main(["-opt", str(options), "--profile", "1"]) == 0
     trace = json.loads((here / "results/profile/tiny_S1/trace.json").read_text())
     assert any("conv" in event.get("name", "") for event in trace["traceEvents"])
     assert any("aten::" in line and line.rstrip()[-1].isdigit() for line in lines_of(capsys))
-    assert len(list((here / "results/profile").iterdir())) == 2  # the first is kept
+    kept = [path.read_text() for path in here.glob("results/profile/*/*") if path != earlier]
+    assert kept == ["earlier"]
     assert not (here / "experiments").exists()

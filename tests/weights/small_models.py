@@ -1,6 +1,7 @@
 """Experiments and folders of the released layout, with weights that nobody has trained."""
 
 import copy
+import functools
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ def small(sections):
     return sections
 
 
+@functools.cache
 def presets():
     """Sections of the option files by their path in options/, one of those with equal networks.
 

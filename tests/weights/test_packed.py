@@ -51,6 +51,10 @@ def raw(path):
 def check_round_trip(sections, folder):
     model = make_experiment(folder / "experiment", sections)
     packed = pack(find_model(folder / "experiment"), folder / "model.safetensors")
+    states = [network.state_dict().values() for network in model.networks().values()]
+    content = (folder / "model.safetensors").read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    assert len(content) - header == sum(value.nbytes for state in states for value in state)
     files = unpack(folder / "model.safetensors", folder / "released")
     names = [*(f"{name}.pth" for name in model.networks()), "options.yml"]
     assert [file.name for file in files] == names
@@ -70,17 +74,19 @@ def check_round_trip(sections, folder):
     assert load_options(files[-1]).test_sets()
 
 
-@pytest.mark.parametrize(
-    "sections", [pytest.param(sections, id=name) for name, sections in presets().items()]
-)
+def small_presets():
+    """One of those that are equal with small widths."""
+    found = {}
+    for name, sections in presets().items():
+        sections = small(sections)
+        parts = {k: v for k, v in sections.items() if k.startswith(("model_", "network_", "diff"))}
+        found.setdefault(str(parts), pytest.param(sections, id=name))
+    return found.values()
+
+
+@pytest.mark.parametrize("sections", small_presets())
 def test_every_preset_is_packed_and_unpacked_bit_for_bit(sections, tmp_path):
-    check_round_trip(small(sections), tmp_path)
-
-
-@pytest.mark.slow("28 million weights are written and read several times")
-def test_the_full_network_is_packed_and_unpacked_bit_for_bit(tmp_path):
-    check_round_trip(presets()["test/GoPro.yml"], tmp_path)
-    assert (tmp_path / "model.safetensors").stat().st_size == pytest.approx(4 * 28.49e6, rel=0.01)
+    check_round_trip(sections, tmp_path)
 
 
 def test_the_metadata_says_all_there_is_to_know(packed, sections):
