@@ -90,7 +90,9 @@ def test_the_program_compares_variants(run, tmp_path, monkeypatch, arguments, va
         monkeypatch.setattr("hidiff.benchmark.variants.matmul_rate", lambda *_: 1e11)
     make_pairs(tmp_path / "train", 3)
     make_pairs(tmp_path / "test", 1)
-    options = write_yaml(tmp_path / "a.yml", train_options(tmp_path, 2))
+    content = train_options(tmp_path, 2)
+    content["network_g"] |= {"num_blocks": [1, 0, 0, 1], "num_refinement_blocks": 0}
+    options = write_yaml(tmp_path / "a.yml", content)
     command, *rest = arguments
     page = tmp_path / "page.md"
     page.write_text("# Speed\n\nMeasured by hand.\n")

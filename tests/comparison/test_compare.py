@@ -57,7 +57,7 @@ def psnr(folder, data, names):
 def test_models_modes_and_pictures_are_compared(here, pairs):
     data, names = pairs
     models = ["tiny_S2", "tiled=experiments/tiny_S2", f"blurry={data / 'input'}"]
-    more = ["--local", "tiled=tile", "--size", "16", "--overlap", "8", "--repeats", "1"]
+    more = ["--local", "tiled=tile", "--size", "32", "--overlap", "8", "--repeats", "1"]
     assert hidiff(["compare", *models, "--data", str(data), *more, "-o", "c"]) == 0
     found = rows("c")
     assert list(found) == ["tiny_S2", "tiled", "blurry"]
@@ -79,7 +79,7 @@ def test_models_modes_and_pictures_are_compared(here, pairs):
     for label in ("tiny_S2", "tiled"):
         assert int(found[label]["parameters"]) == count
         assert float(found[label]["seconds"]) > 0 and int(found[label]["macs"]) > 0
-    assert found["tiled"]["settings"] == "local tile 16/8, tf32"
+    assert found["tiled"]["settings"] == "local tile 32/8, tf32"
     assert [found["blurry"][key] for key in ("seconds", "parameters", "macs")] == ["", "", ""]
 
     page = (here / "results/c/compare.html").read_text()
@@ -150,7 +150,7 @@ def test_an_option_file_is_read_as_test_py_reads_it(here, pairs):
         "dataroot_lq": str(data / "input"),
         "dataroot_gt": str(data / "target"),
     }
-    options["val"]["local"] = {"mode": "tile", "size": 16, "overlap": 8}
+    options["val"]["local"] = {"mode": "tile", "size": 32, "overlap": 8}
     assert run_test(parse_options({**options, "name": "own_test"}), ALONE)
     file = write_yaml(data.parent / "model.yml", options)
     bare = write_yaml(data.parent / "bare.yml", {**options, "path": {}})
