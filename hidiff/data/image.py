@@ -29,7 +29,8 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 """File name endings (lower case) taken for images in a data folder."""
 
 # A damaged file is reported by `decode_image` with its path; OpenCV's own lines only repeat it.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+# OpenCV 4 has the function at one place, OpenCV 5 at the other; 0 is silence.
+(getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel)(0)
 
 # OpenCV's thread pool does not survive a fork: a loader process that inherits one can wait for it
 # for ever. Parallelism is between processes here.
