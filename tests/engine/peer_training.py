@@ -1,6 +1,6 @@
-"""Train peer networks for two steps in float64; run by test_peer_commands.py, alone or by torchrun.
+"""Train every network of Table 4 for two steps in float64, alone or by torchrun.
 
-peer_training.py DATA OUTPUT NETWORK...
+peer_training.py DATA OUTPUT
 """
 
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from peer_options import peer_options
+from peer_options import PEERS, peer_options
 
 from hidiff.engine.distributed import start_processes
 from hidiff.engine.trainer import Trainer
@@ -22,10 +22,10 @@ def main() -> None:
     torch.set_default_dtype(torch.float64)
     output.mkdir(exist_ok=True)
     os.chdir(output)
-    contents = [peer_options(data, n, reference_world_size=2) for n in sys.argv[3:]]
+    contents = [peer_options(data, n, reference_world_size=2) for n in PEERS]
     launcher = "pytorch" if "RANK" in os.environ else "none"
     with start_processes(parse_options(contents[0]), launcher) as processes:
-        for content in contents:
+        for content in sorted(contents, key=lambda content: content["name"]):
             trainer = Trainer(parse_options(content), processes)
             trainer.run()
             processes.barrier()

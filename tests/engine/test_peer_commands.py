@@ -102,20 +102,15 @@ def test_patches_that_a_network_cannot_take_are_named(data):
         train(options)
 
 
-IN_PARALLEL = ("MIMOUNetPlus", "MPRNet", "DiffIRS1", "DiffIRS2")
-"""Outputs of several sizes, parameters that are used several times, two stages, a frozen network:
-what several processes could treat in another way than one."""
-
-
-@pytest.mark.slow("starts processes of PyTorch, which train several networks")
+@pytest.mark.slow("starts processes of PyTorch, which train every network")
 def test_two_processes_train_what_one_does(data, tmp_path):
     folders = [tmp_path / name for name in ("alone", "together")]
     launches = [(), ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")]
     for folder, launch in zip(folders, launches, strict=True):
-        with start(tmp_path, *launch, PROGRAM, data, folder, *IN_PARALLEL) as program:
+        with start(tmp_path, *launch, PROGRAM, data, folder) as program:
             output = program.output.read()
             assert program.wait() == 0, output
-    for name in IN_PARALLEL:
+    for name in PEERS:
         one, two = (
             torch.load(folder / f"tiny_{name}.pth", weights_only=True) for folder in folders
         )
