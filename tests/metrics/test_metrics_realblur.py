@@ -59,8 +59,8 @@ def test_golden(name: str) -> None:
     # The golden values were made with OpenCV 5; another version's alignment differs a little.
     same = cv2.__version__.startswith("5.0.")
     expected = VALUES[name]["realblur_psnr"], VALUES[name]["realblur_ssim"]
-    assert score.psnr == pytest.approx(expected[0], rel=0, abs=1e-7 if same else 0.01)
-    assert score.ssim == pytest.approx(expected[1], rel=0, abs=1e-6 if same else 1e-3)
+    assert score.psnr == pytest.approx(expected[0], rel=0, abs=1e-7 if same else 0.02)
+    assert score.ssim == pytest.approx(expected[1], rel=0, abs=1e-6 if same else 2e-3)
 
 
 def test_brightness_is_matched_by_float32_sums(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,13 +111,12 @@ def convolution_layouts(code):
 
 
 @pytest.mark.slow("compiles C++")
-@pytest.mark.parametrize("options", [INDUCTOR_OPTIONS, {}], ids=["ours", "default"])
-def test_features_stay_channels_last_forward_and_backward(options):
-    """With Inductor's default they do not in the backward graph: the check can fail."""
+def test_features_stay_channels_last_forward_and_backward():
+    """With the options that Inductor has by default PyTorch 2.13 fails this in the backward graph."""
     if not has_compiler():
         pytest.skip("Inductor finds no C++ compiler here")
     block = FeedForward(8, 2)
-    compiled = torch.compile(block, dynamic=False, options=options)
+    compiled = torch.compile(block, dynamic=False, options=INDUCTOR_OPTIONS)
     x = torch.rand(2, 8, 12, 12).contiguous(memory_format=torch.channels_last).requires_grad_()
 
     def forward_and_backward():
@@ -127,7 +126,7 @@ def test_features_stay_channels_last_forward_and_backward(options):
     assert len(convolution_layouts(forward)) == 3
     assert all(convolution_layouts(forward))
     assert len(convolution_layouts(backward)) == 3
-    assert all(convolution_layouts(backward)) == bool(options)
+    assert all(convolution_layouts(backward))
     gradient = x.grad.clone()
     x.grad = None
     block(x).square().sum().backward()

@@ -154,6 +154,7 @@ def test_what_does_not_fit_is_refused(monkeypatch, model, device, free, wanted, 
 
 
 def test_restoring_asks_for_the_plan(monkeypatch, model, caplog):
+    monkeypatch.setattr(logging.getLogger("hidiff"), "propagate", True)  # a training ends it
     model.strip_rows = "auto"
     monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
     with pytest.raises(UserError, match="24×16 pixels"):

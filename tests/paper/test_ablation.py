@@ -196,7 +196,8 @@ def test_every_run_has_its_option_file_and_folders(done):
     models = output / "experiments/ablation_Split_Training_S2_seed0/models"
     assert {p.name for p in models.glob("*latest*")} == {"net_le_dm_latest.pth", "net_d_latest.pth"}
     plot = cv2.imread(str(output / "psnr_over_T.png"))
-    assert plot.shape == (460, 720, 3)
+    # matplotlib's versions round the size of the picture differently.
+    assert plot.shape[1:] == (720, 3) and abs(plot.shape[0] - 460) <= 1
     assert "![PSNR over T](psnr_over_T.png)" in (output / "ablation.md").read_text()
 
 

@@ -259,9 +259,9 @@ def test_models_come_from_the_hub(hub, tmp_path, lq):
 
 def test_what_was_downloaded_before_is_found_without_a_network(tmp_path, monkeypatch):
     """With the real huggingface_hub, on its folder of downloads."""
-    huggingface_hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     downloads, commit = tmp_path / "cache" / "models--owner--name", 5 * "0123abcd"
     make_experiment(tmp_path / "e", SECTIONS[2])
     expected = find_model(tmp_path / "e")
