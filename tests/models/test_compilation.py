@@ -112,7 +112,7 @@ def convolution_layouts(code):
 
 @pytest.mark.slow("compiles C++")
 def test_features_stay_channels_last_forward_and_backward():
-    """With the options that Inductor has by default PyTorch 2.13 fails this in the backward graph."""
+    """With the options that Inductor has by default PyTorch 2.13 fails this going backward."""
     if not has_compiler():
         pytest.skip("Inductor finds no C++ compiler here")
     block = FeedForward(8, 2)
