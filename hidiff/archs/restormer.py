@@ -188,7 +188,11 @@ class Attention(PriorModulation):
     def _attention(self, q: Tensor, k: Tensor) -> Tensor:
         """Softmax over channels; q, k (B, heads, c, H·W) → (B, heads, c, c), float32 or more."""
         dtype = torch.promote_types(q.dtype, torch.float32)
-        norms = [torch.linalg.vector_norm(t, dim=-1, dtype=dtype) for t in (q, k)]
+        # PyTorch 2.8 gets the shape of a norm over one pixel wrong, unless the dimension stays.
+        norms = [
+            torch.linalg.vector_norm(t, dim=-1, keepdim=True, dtype=dtype).squeeze(-1)
+            for t in (q, k)
+        ]
         if q.dtype == torch.bfloat16 and self.qkv_dwconv.fused(q):
             gram = gram_matrix(q, k, mode=self.qkv_dwconv.kernels)
         else:
