@@ -22,6 +22,7 @@ from hidiff.data.transforms import SYMMETRIES, draw_offset
 from hidiff.errors import UserError
 from hidiff.registry import DATASETS
 from hidiff.typecheck import suggestion
+from hidiff.utils.random import rng
 
 BACKENDS = ("disk", "lmdb")
 
@@ -199,10 +200,10 @@ class PairedImageIRDataset(Dataset):
 def random_patch(images: Mapping[str, np.ndarray], request: CropRequest) -> dict[str, Any]:
     """The same patch of the images (H, W, 3) of a pair, and its `symmetry`."""
     height, width = next(iter(images.values())).shape[:2]
-    rng = np.random.default_rng(request.seed)
-    top = draw_offset(height, request.crop_size, request.patch_size, rng)
-    left = draw_offset(width, request.crop_size, request.patch_size, rng)
-    index = int(rng.integers(SYMMETRIES))
+    draws = rng(*request.seed, "crop")
+    top = draw_offset(height, request.crop_size, request.patch_size, draws)
+    left = draw_offset(width, request.crop_size, request.patch_size, draws)
+    index = int(draws.integers(SYMMETRIES))
     rows, columns = (slice(start, start + request.patch_size) for start in (top, left))
     patches = {side: image[rows, columns] for side, image in images.items()}
     # Torch hardly calculates with uint16, so 16 bits become floats here.

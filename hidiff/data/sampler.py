@@ -22,6 +22,7 @@ from torch.utils.data import Sampler
 
 from hidiff.errors import UserError
 from hidiff.options import Phase
+from hidiff.utils.random import StreamKey, rng
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class CropRequest:
     index: int
     patch_size: int
     crop_size: int
-    seed: tuple[int, ...]
+    seed: StreamKey
 
 
 class BatchPlan:
@@ -201,7 +202,7 @@ class PhaseBatchSampler(Sampler[list[CropRequest]]):
                         self._index(position),
                         phase.patch_size,
                         self.crop_size,
-                        (self.seed, 1, position),
+                        (self.seed, "patch", position),
                     )
                     for position in range(start, start + phase.batch_size)
                 ]
@@ -213,6 +214,6 @@ class PhaseBatchSampler(Sampler[list[CropRequest]]):
         epoch, offset = divmod(number, size * self.enlarge_ratio)
         if part not in self._permutations or self._permutations[part][0] != epoch:
             # The first set has the order that it has alone.
-            rng = np.random.default_rng((self.seed, 0, epoch, *([part] if part else [])))
-            self._permutations[part] = (epoch, rng.permutation(size * self.enlarge_ratio))
+            order = rng(self.seed, "order", part, epoch)
+            self._permutations[part] = (epoch, order.permutation(size * self.enlarge_ratio))
         return self.shares.starts[part] + int(self._permutations[part][1][offset]) % size

@@ -26,6 +26,7 @@ from hidiff.synthesis.exposure import Window
 from hidiff.synthesis.recipe import Recipe
 from hidiff.synthesis.recipe import Sample as BlurSample
 from hidiff.typecheck import check_call, expanded, suggestion
+from hidiff.utils.random import StreamKey, rng
 
 KEPT_BYTES = 128 * 2**20
 """Decoded photographs that each process keeps, those read last."""
@@ -240,8 +241,8 @@ class SyntheticBlurDataset(Dataset):
             number: of the blur; 0 is that of the data set's items.
         """
         photograph = self._photograph(index)
-        seed = (self.seed, number, *hashlib.sha256(self.pairs[index].name.encode()).digest()[:16])
-        scale = np.random.default_rng(seed).uniform(*self.scale)
+        seed = (self.seed, "whole", number, self.pairs[index].name)
+        scale = rng(*seed, "scale").uniform(*self.scale)
         height, width = (max(round(side * scale), 1) for side in photograph.shape[:2])
         return self._make(photograph, (height, width), Window(0, 0, width, height), seed)
 
@@ -255,13 +256,13 @@ class SyntheticBlurDataset(Dataset):
                 f"patches of {request.crop_size} (datasets.train.gt_size); lower gt_size and "
                 f"gt_sizes, or leave such photographs out with min_size: {request.crop_size}"
             )
-        rng = np.random.default_rng(request.seed)
-        scale = max(rng.uniform(*self.scale), request.crop_size / shorter)
+        draws = rng(*request.seed, "crop")
+        scale = max(draws.uniform(*self.scale), request.crop_size / shorter)
         size = tuple(max(round(side * scale), request.crop_size) for side in photograph.shape[:2])
         top, left = (
-            draw_offset(length, request.crop_size, request.patch_size, rng) for length in size
+            draw_offset(length, request.crop_size, request.patch_size, draws) for length in size
         )
-        symmetry = int(rng.integers(SYMMETRIES))
+        symmetry = int(draws.integers(SYMMETRIES))
         patch = Window(left, top, request.patch_size, request.patch_size)
         lq, gt = self._make(photograph, size, patch, request.seed)
         return {
@@ -276,7 +277,7 @@ class SyntheticBlurDataset(Dataset):
         photograph: np.ndarray,
         size: tuple[int, int],
         patch: Window,
-        seed: tuple[int, ...],
+        seed: StreamKey,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The blurry and the sharp `patch` of a photograph reduced to `size`, uint8."""
         sample: BlurSample = self.recipe.draw(seed, size, patch)

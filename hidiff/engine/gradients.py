@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,9 +14,7 @@ from hidiff.engine.distributed import Processes, no_sync
 from hidiff.engine.micro_batch import MicroBatches
 from hidiff.errors import is_out_of_memory
 from hidiff.models import DeblurModel
-
-MODEL_STREAM = 2
-"""Keeps the model's random numbers apart from the order (0) and the crops (1)."""
+from hidiff.utils.random import rng
 
 LOG = logging.getLogger("hidiff")
 
@@ -105,5 +102,5 @@ class Gradients:
     def _generator(self, step: int, own_slot: int) -> torch.Generator:
         """Random numbers that follow from seed, step and slot, so that resuming repeats them."""
         slot = own_slot * self.processes.world_size + self.processes.rank
-        rng = np.random.default_rng((self.seed, MODEL_STREAM, step, slot))
-        return torch.Generator().manual_seed(int(rng.integers(2**63)))
+        draws = rng(self.seed, "model", step, slot)
+        return torch.Generator().manual_seed(int(draws.integers(2**63)))

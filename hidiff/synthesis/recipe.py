@@ -28,6 +28,7 @@ from hidiff.synthesis.motion import (
 from hidiff.synthesis.optics import defocus
 from hidiff.synthesis.scene import random_shape
 from hidiff.synthesis.tone import decoding_table
+from hidiff.utils.random import StreamKey, rng
 
 STEP = 1.0
 """Pixels between two moments of an exposure."""
@@ -142,23 +143,24 @@ class Recipe:
     jpeg: Jpeg | None = field(default_factory=Jpeg)
     sharp: Probability = 0.1
 
-    def draw(self, seed: tuple[int, ...], size: tuple[int, int], patch: Window) -> Sample:
+    def draw(self, seed: StreamKey, size: tuple[int, int], patch: Window) -> Sample:
         """Everything random of one sample.
 
         Each part has a generator of its own, so that turning one off leaves the others as they are.
 
         Args:
-            seed: whole numbers; the same give the same sample.
+            seed: a whole number, then a purpose as in `hidiff.utils.random.rng`; the same give the
+                same sample.
             size: (height, width) of the whole picture.
             patch: the window of it that is made.
         """
         names = [part.name for part in dataclasses.fields(self)]
-        rngs = {name: np.random.default_rng((*seed, n)) for n, name in enumerate(names)}
+        rngs = {name: rng(*seed, "blur", name) for name in names}
         drawn = {}
         for name in names[:-1]:
-            part, rng = getattr(self, name), rngs[name]
+            part = getattr(self, name)
             # Drawn in any case, so that the probability changes nothing else.
-            happens = rng.uniform() < (0.0 if part is None else part.probability)
+            happens = rngs[name].uniform() < (0.0 if part is None else part.probability)
             drawn[name] = part if happens else None
         if rngs["sharp"].uniform() < self.sharp:
             drawn |= dict.fromkeys(("shake", "object", "defocus"))
