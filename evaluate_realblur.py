@@ -4,7 +4,7 @@
 import sys
 
 from hidiff.cli.score import main
-from hidiff.errors import friendly_errors
+from hidiff.utils.errors import friendly_errors
 
 if __name__ == "__main__":
     with friendly_errors():

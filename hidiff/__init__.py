@@ -16,8 +16,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from hidiff import metrics
 from hidiff.archs import build_network
-from hidiff.errors import UserError
 from hidiff.models import DeblurModel, build_model
+from hidiff.utils.errors import UserError
 
 __version__ = "0.1.0"
 __all__ = ["UserError", "build_model", "build_network", "load", "metrics"]
@@ -31,7 +31,7 @@ def load(source: str | Path, *, device: str = "cpu") -> DeblurModel:
     which `restore` leaves to its caller.
 
     Args:
-        source: starter (the model that comes with the package), an experiment's name or folder, a
+        source: bundled (the model that comes with the package), an experiment's name or folder, a
             packed file, a folder with net_g.pth and its like, or hf:OWNER/NAME; see
             `hidiff.weights.load`.
         device: where the model is to be, such as 'cuda'.

@@ -39,19 +39,11 @@ echo "== data: photographs of scikit-image, blurred by simulated camera shake"
 "$PYTHON" -m hidiff prepare quickstart
 echo "== the model that comes with the package restores a photograph"
 photographs=(datasets/quickstart/test/input/*.png)
-"$PYTHON" -m hidiff restore "${photographs[0]}" -m starter -o results/quickstart_starter --compare --overwrite
-echo "look at results/quickstart_starter/compare.html; what follows trains a much smaller model, to show how"
+"$PYTHON" -m hidiff restore "${photographs[0]}" -m bundled -o results/quickstart_bundled --compare --overwrite
+echo "look at results/quickstart_bundled/compare.html; what follows trains a much smaller model, to show how"
 echo "== stage 1: the Transformer with a latent encoder that sees the sharp image"
 train options/quickstart/S1.yml
 echo "== stage 2: the diffusion model and the Transformer, jointly"
 train options/quickstart/S2.yml
 echo "== test: photographs that were not trained on"
 "$PYTHON" test.py -opt options/quickstart/test.yml
-"$PYTHON" scripts/compare.py \
-    --input datasets/quickstart/test/input \
-    --restored results/quickstart/visualization/photographs \
-    --target datasets/quickstart/test/target \
-    --output results/quickstart/comparison.png
-echo "done in $((SECONDS - started)) s; look at results/quickstart/comparison.png"
-echo "restore a photograph of yours: $PYTHON -m hidiff restore PHOTO -o restored --compare"
-echo "with the network that was trained here: the same with -m quickstart_S2"

@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 
 from hidiff import UserError
-from hidiff.engine.distributed import Processes
 from hidiff.engine.trainer import Trainer
 from hidiff.options import parse_options
+from hidiff.utils.distributed import Processes
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 

@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from hidiff.archs.baselines import DiffIRS1, DiffIRS2, ImageNetwork
 from hidiff.archs.denoiser import Denoiser, SimpleDenoiser
 from hidiff.archs.latent_encoder import LatentEncoderGELU, LatentEncoderLReLU
-from hidiff.archs.peers import DiffIRS1, DiffIRS2, Peer
 from hidiff.archs.transformer import Transformer
-from hidiff.errors import UserError
 from hidiff.registry import ARCHS
+from hidiff.utils.errors import UserError
 
 __all__ = [
     "Denoiser",
     "DiffIRS1",
     "DiffIRS2",
+    "ImageNetwork",
     "LatentEncoderGELU",
     "LatentEncoderLReLU",
-    "Peer",
     "SimpleDenoiser",
     "Transformer",
     "build_network",

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from hidiff.archs.mixer import Mixer
-from hidiff.errors import UserError, require_positive
 from hidiff.registry import ARCHS
+from hidiff.utils.errors import UserError, require_positive
 
 
 @ARCHS.register("denoising")

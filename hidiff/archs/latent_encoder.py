@@ -11,8 +11,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from hidiff.archs.mixer import Mixer
-from hidiff.errors import UserError, require_positive
 from hidiff.registry import ARCHS
+from hidiff.utils.errors import UserError, require_positive
 
 
 class _ResidualBlock(nn.Sequential):

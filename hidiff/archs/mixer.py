@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hidiff.errors import UserError
+from hidiff.utils.errors import UserError
 
 
 class Mixer(nn.Module):

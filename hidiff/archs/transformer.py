@@ -18,8 +18,8 @@ from hidiff.archs.restormer import (
     at_least_float32,
 )
 from hidiff.archs.ushape import UShape
-from hidiff.errors import UserError, require_positive
 from hidiff.registry import ARCHS
+from hidiff.utils.errors import UserError, require_positive
 
 Guidance = Literal["multi_scale", "single_scale", "none"]
 

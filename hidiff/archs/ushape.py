@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hidiff.archs.restormer import Conv2d, Downsample, PatchEmbed, Upsample
-from hidiff.errors import UserError, require_positive
+from hidiff.utils.errors import UserError, require_positive
 
 LevelT = TypeVar("LevelT", bound=nn.Module)
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
+from hidiff.benchmark.roofline import restoring, training_step
+from hidiff.benchmark.timing import alternate, bytes_for_backward, comparison
 from hidiff.benchmark.variants import Machine, Variant
-from hidiff.cost.roofline import restoring, training_step
-from hidiff.cost.timing import alternate, bytes_for_backward, comparison
 from hidiff.data import (
     BatchPlan,
     Mixture,
@@ -30,13 +30,13 @@ from hidiff.data import (
 )
 from hidiff.data.pairs import PairSet
 from hidiff.data.transfer import to_device
-from hidiff.engine.distributed import Processes
 from hidiff.engine.optim import GRAD_CLIP_NORM, build_optimizer, clip_gradients
-from hidiff.errors import UserError
+from hidiff.evaluation.evaluator import build_test_scorer, evaluate
 from hidiff.models import DeblurModel, build_model
 from hidiff.models.base import SIDE_MULTIPLE
 from hidiff.options import DatasetOptions, Options, Phase
-from hidiff.scoring.evaluator import build_test_scorer, evaluate
+from hidiff.utils.distributed import Processes
+from hidiff.utils.errors import UserError
 
 BASELINE = "plain+fp32"
 

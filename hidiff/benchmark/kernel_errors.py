@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hidiff import kernels
 from hidiff.archs.restormer import TransformerBlock
-from hidiff.cost.timing import measure
+from hidiff.benchmark.timing import measure
 from hidiff.kernels.choosing import cuda_milliseconds
 from hidiff.models import DeblurModel
 

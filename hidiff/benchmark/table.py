@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hidiff.errors import UserError
-from hidiff.files import write_text
-from hidiff.tables import markdown_table
+from hidiff.utils.errors import UserError
+from hidiff.utils.files import write_text
+from hidiff.utils.tables import markdown_table
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -12,14 +12,14 @@ from typing import Any, cast
 import torch
 
 from hidiff.archs.reference import as_written
-from hidiff.cost.roofline import Work
-from hidiff.cost.timing import copy_rate, matmul_rate
-from hidiff.errors import UserError
+from hidiff.benchmark.roofline import Work
+from hidiff.benchmark.timing import copy_rate, matmul_rate
 from hidiff.kernels import Mode
 from hidiff.models import DeblurModel
 from hidiff.models.compilation import compile_blocks
 from hidiff.models.precision import precision
 from hidiff.options import Precision
+from hidiff.utils.errors import UserError
 
 
 @dataclass(frozen=True)

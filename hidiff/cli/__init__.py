@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from hidiff.errors import friendly_errors
+from hidiff.utils.errors import friendly_errors
 
 COMMANDS = {
     "restore": "restore your own photographs",
@@ -25,7 +25,6 @@ COMMANDS = {
     "ablation": "train and score a list of option files with one budget",
     "complexity": "count parameters and multiply-accumulates",
     "benchmark": "measure speed against the plain formulas",
-    "gpu-check": "measure everything about a GPU in minutes",
 }
 """Subcommands, each a module of this package (with _ for -), and what they do."""
 
@@ -46,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the command")
     args = parser.parse_args(arguments)
     # Importing PyTorch takes seconds, which --help need not wait for.
-    from hidiff.engine.distributed import record
+    from hidiff.utils.distributed import record
 
     module = importlib.import_module(f"hidiff.cli.{args.command.replace('-', '_')}")
 

@@ -25,12 +25,12 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from hidiff.engine.distributed import LAUNCHERS, start_processes
-from hidiff.errors import UserError, require_positive
 from hidiff.options import shipped_options
-from hidiff.paper.ablation import plan, run_all, write_option_files
-from hidiff.paper.ablation_changes import Changes
-from hidiff.paper.ablation_table import write_report
+from hidiff.report.ablation import plan, run_all, write_option_files
+from hidiff.report.ablation_changes import Changes
+from hidiff.report.ablation_table import write_report
+from hidiff.utils.distributed import LAUNCHERS, start_processes
+from hidiff.utils.errors import UserError, require_positive
 
 OPTIONS = shipped_options() / "ablation"
 TABLE_1 = ("Baseline", "Single_Guide_S1", "Single_Guide_S2", "HI_Diff_S1", "Split_Training_S2")
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str]) -> int:
     changes = Changes(args.tiny, args.steps, data_folders(args), args.force_yml)
     runs = plan(args.files, args.seeds, changes)
     complete = True
-    with start_processes(runs[0].options, args.launcher) as processes:
+    with start_processes(args.launcher, **runs[0].options.launch_arguments) as processes:
         with processes.main_first():
             if processes.is_main:
                 write_option_files(runs, args.output)

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from hidiff.engine.distributed import LAUNCHERS
-from hidiff.errors import UserError
+from hidiff.utils.distributed import LAUNCHERS
+from hidiff.utils.errors import UserError
 
 
 def option_parser(description: str | None) -> argparse.ArgumentParser:

@@ -27,12 +27,12 @@ import torch
 
 from hidiff.benchmark.cases import BASELINE, CASES
 from hidiff.benchmark.table import table, write_table
+from hidiff.benchmark.timing import machine_name
 from hidiff.benchmark.variants import Machine, Variant
-from hidiff.cost.timing import machine_name
-from hidiff.errors import UserError
+from hidiff.evaluation.record import library_versions
 from hidiff.models.base import SIDE_MULTIPLE
 from hidiff.options import load_options
-from hidiff.scoring.record import library_versions
+from hidiff.utils.errors import UserError
 
 DEFAULT_SIZE = (256, 256)
 DEFAULT_VARIANTS = {

@@ -16,8 +16,6 @@ from pathlib import Path
 
 from hidiff.data.pairs import refuse_one_place
 from hidiff.data.store import open_store
-from hidiff.errors import UserError, require_positive
-from hidiff.parallel import available_cores
 from hidiff.prepare.check import (
     DataSource,
     LayoutEntry,
@@ -26,6 +24,8 @@ from hidiff.prepare.check import (
     dataset_folders,
     layout_sources,
 )
+from hidiff.utils.errors import UserError, require_positive
+from hidiff.utils.workers import available_cores
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:

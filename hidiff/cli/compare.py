@@ -1,12 +1,12 @@
 """Compare models, and folders of pictures, on one data set.
 
-    hidiff compare train_A train_B@best starter --data DIR
-    hidiff compare A=first.safetensors "B=options/peers/hinet.yml@HINet.pth" --data FILE.yml
-    hidiff compare starter tiled=starter blurry=DIR/input --data DIR --local tiled=tile
+    hidiff compare train_A train_B@best bundled --data DIR
+    hidiff compare A=first.safetensors "B=options/baselines/hinet.yml@HINet.pth" --data FILE.yml
+    hidiff compare bundled tiled=bundled blurry=DIR/input --data DIR --local tiled=tile
 
 DIR holds folders of blurry and of sharp images with the same names: input and target, blur and
 sharp, or lq and gt. A MODEL is what `hidiff restore -m` takes (an experiment's name, a packed file,
-a folder of weights, starter), an option file as of test.py, with its weights behind an @ if it does
+a folder of weights, bundled), an option file as of test.py, with its weights behind an @ if it does
 not name them, or a folder of restored pictures. Every model restores by the rules of its own
 network. Written are results/NAME/compare.md, .csv and .html; the restored images and their scores
 are in results/NAME_LABEL.
@@ -21,21 +21,21 @@ from collections.abc import Sequence
 from typing import get_args
 
 from hidiff.cli.restore import find_device
-from hidiff.comparison.candidates import Asked, by_label, file_name, find_data, parse_models
-from hidiff.comparison.page import write_comparison
-from hidiff.comparison.run import compare, failures
-from hidiff.comparison.table import csv_text, differences_table, markdown_lines, models_table
-from hidiff.engine.distributed import Processes
 from hidiff.engine.logger import start_logging
-from hidiff.errors import UserError, require_positive
-from hidiff.files import write_text
 from hidiff.metrics import PROTOCOLS
 from hidiff.metrics.published import published_protocol
 from hidiff.options import LocalMode, Precision
+from hidiff.report.candidates import Asked, by_label, file_name, find_data, parse_models
+from hidiff.report.page import write_comparison
+from hidiff.report.run import compare, failures
+from hidiff.report.table import csv_text, differences_table, markdown_lines, models_table
 from hidiff.restore.page import check_replaceable
 from hidiff.restore.run import local_options
-from hidiff.tables import text_table
-from hidiff.typecheck import suggestion
+from hidiff.utils.distributed import Processes
+from hidiff.utils.errors import UserError, require_positive
+from hidiff.utils.files import write_text
+from hidiff.utils.tables import text_table
+from hidiff.utils.typecheck import suggestion
 from hidiff.weights.experiment import RESULTS
 
 LOG = logging.getLogger("hidiff")

@@ -17,7 +17,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from hidiff.paper.complexity import PAPER_SIZE, file_report, paper_report
+from hidiff.report.complexity import PAPER_SIZE, file_report, paper_report
 
 
 def main(arguments: Sequence[str]) -> int:

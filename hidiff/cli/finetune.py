@@ -16,11 +16,11 @@ import re
 from collections.abc import Sequence
 
 from hidiff.cli.arguments import add_overrides
-from hidiff.engine.distributed import start_processes
 from hidiff.engine.logger import start_logging
-from hidiff.errors import UserError, require_positive
-from hidiff.finetune.run import Asked, files_of, finetune, plan
-from hidiff.typecheck import expanded
+from hidiff.report.finetune_run import Asked, files_of, finetune, plan
+from hidiff.utils.distributed import start_processes
+from hidiff.utils.errors import UserError, require_positive
+from hidiff.utils.typecheck import expanded
 from hidiff.weights.load import find_model
 
 
@@ -40,10 +40,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--data", required=True, metavar="DIR", help="folder of pairs")
     parser.add_argument(
         "--weights",
-        default="starter",
+        default="bundled",
         metavar="MODEL",
         help="what to start from: a stage 2's name or folder, or a file packed with --for-training "
-        "(default: starter, the model that comes with the package)",
+        "(default: bundled, the model that comes with the package)",
     )
     parser.add_argument(
         "-o", "--output", metavar="NAME", help="of the experiment; default: MODEL_finetuned"
@@ -88,5 +88,5 @@ def main(arguments: Sequence[str]) -> int:
         overrides=args.force_yml,
     )
     options = plan(asked, name)
-    with start_processes(options, "none") as processes:
+    with start_processes("none", **options.launch_arguments) as processes:
         return 0 if finetune(options, processes) else 1

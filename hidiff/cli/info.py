@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hidiff.scoring.rows import with_scores
-from hidiff.tables import text_table
+from hidiff.evaluation.rows import with_scores
+from hidiff.utils.tables import text_table
 from hidiff.weights.load import find_model
 from hidiff.weights.packed import describe
 from hidiff.weights.stored import StoredModel
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a packed file, starter, an experiment's name or folder (NAME@best, NAME@STEP), a "
+        help="a packed file, bundled, an experiment's name or folder (NAME@best, NAME@STEP), a "
         "folder with net_g.pth and its like, or hf:OWNER/NAME",
     )
     args = parser.parse_args(arguments)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hidiff.cli.info import lines_about
-from hidiff.scoring.files import read_scores
-from hidiff.scoring.rows import with_scores
+from hidiff.evaluation.files import read_scores
+from hidiff.evaluation.rows import with_scores
 from hidiff.weights.load import find_model
 from hidiff.weights.packed import HALVES, pack
 

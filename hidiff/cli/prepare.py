@@ -29,13 +29,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from hidiff.errors import UserError, require_positive
-from hidiff.files import is_file
-from hidiff.parallel import available_cores
 from hidiff.prepare.layout import DOWNLOADS, place_all, summary
 from hidiff.prepare.patches import cut_gopro
 from hidiff.prepare.quickstart import make_quickstart
 from hidiff.prepare.video import RESPONSES, frame_counts, prepare_video, video_tasks
+from hidiff.utils.errors import UserError, require_positive
+from hidiff.utils.files import is_file
+from hidiff.utils.workers import available_cores
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -215,8 +215,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _synthetic(args: argparse.Namespace) -> None:
     from hidiff.data.image import write_image
-    from hidiff.paper.synthesis import synthesis_sheet
     from hidiff.prepare.synthetic import synthetic_dataset, write_pairs
+    from hidiff.report.synthesis import synthesis_sheet
 
     dataset = synthetic_dataset(args.input, args.opt)
     for notice in dataset.notices:

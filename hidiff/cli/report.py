@@ -11,10 +11,9 @@ from pathlib import Path
 
 from hidiff.cli.arguments import named_folders
 from hidiff.data.image import write_image
-from hidiff.errors import UserError
-from hidiff.files import write_text
+from hidiff.evaluation.record import SetScores
 from hidiff.metrics.published import BENCHMARKS
-from hidiff.paper.report import (
+from hidiff.report.published_tables import (
     MODELS,
     Results,
     collect_results,
@@ -23,10 +22,11 @@ from hidiff.paper.report import (
     photograph_files,
     report_lines,
 )
-from hidiff.paper.sheet import DETAIL, comparison_sheet, report_rows
+from hidiff.report.sheet import DETAIL, comparison_sheet, report_rows
 from hidiff.restore.page import check_replaceable as check_page
 from hidiff.restore.page import write_page
-from hidiff.scoring.record import SetScores
+from hidiff.utils.errors import UserError
+from hidiff.utils.files import write_text
 
 MARK = "<!-- Written by `hidiff report`, which replaces this file and its picture. -->"
 

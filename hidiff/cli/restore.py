@@ -18,10 +18,8 @@ import torch
 from torch import Tensor
 
 from hidiff.engine.logger import start_logging
-from hidiff.errors import UserError
 from hidiff.models.precision import precision
 from hidiff.options import Options
-from hidiff.parallel import thread_count
 from hidiff.restore.page import Comparison, check_replaceable, write_page
 from hidiff.restore.restoring import restore_item
 from hidiff.restore.run import (
@@ -31,6 +29,8 @@ from hidiff.restore.run import (
     prepare_folder,
     restore_photos,
 )
+from hidiff.utils.errors import UserError
+from hidiff.utils.workers import thread_count
 from hidiff.weights.load import load_model
 
 LOG = logging.getLogger("hidiff")
@@ -55,7 +55,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="MODEL",
         help="a training's name or folder (NAME, NAME@best, NAME@12000), a packed file, or a "
         "folder with net_*.pth; default: weights in experiments/pretrained_models, else the model "
-        "that comes with the package (starter)",
+        "that comes with the package (bundled)",
     )
     parser.add_argument("--recursive", action="store_true", help="search sub-folders too")
     parser.add_argument(

@@ -13,11 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hidiff.cli.arguments import named_folders
-from hidiff.errors import UserError
-from hidiff.metrics import PROTOCOLS
-from hidiff.metrics.published import BENCHMARKS, published_protocol
-from hidiff.parallel import available_cores
-from hidiff.scoring.files import (
+from hidiff.evaluation.files import (
     CSV,
     JSON,
     check_replaceable,
@@ -25,7 +21,11 @@ from hidiff.scoring.files import (
     score_lines,
     write_scores,
 )
-from hidiff.scoring.folders import DATA_FOLDERS, find_data, restored_folder, score_folders
+from hidiff.evaluation.folders import DATA_FOLDERS, find_data, restored_folder, score_folders
+from hidiff.metrics import PROTOCOLS
+from hidiff.metrics.published import BENCHMARKS, published_protocol
+from hidiff.utils.errors import UserError
+from hidiff.utils.workers import available_cores
 
 EPILOG = (
     f"Pairs are matched by name. Written are {JSON} (means, failures, remarks, library versions) "

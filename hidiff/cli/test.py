@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hidiff.cli.arguments import option_parser
-from hidiff.engine.distributed import start_processes
 from hidiff.engine.logger import start_logging
+from hidiff.evaluation.test_run import run_test
 from hidiff.options import load_options
-from hidiff.scoring.test_run import run_test
+from hidiff.utils.distributed import start_processes
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     if args.seeds < 1:
         parser.error("--seeds must be at least 1")
     options = load_options(args.opt, args.force_yml)
-    with start_processes(options, args.launcher) as processes:
+    with start_processes(args.launcher, **options.launch_arguments) as processes:
         start_logging(is_main=processes.is_main)
         complete = run_test(options, processes, seeds=args.seeds, resume=args.resume)
     # Damaged images are in the table; the exit code tells a script about them.

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from contextlib import closing
 
 from hidiff.cli.arguments import option_parser
-from hidiff.engine.distributed import start_processes
 from hidiff.engine.dry_run import dry_run
 from hidiff.engine.profile import profile
 from hidiff.engine.trainer import Trainer
-from hidiff.errors import require_positive
-from hidiff.files import hold, set_aside
 from hidiff.models.precision import precision
 from hidiff.options import Options, load_options
+from hidiff.utils.distributed import start_processes
+from hidiff.utils.errors import require_positive
+from hidiff.utils.files import hold, set_aside
 from hidiff.weights.experiment import Experiment
 
 DEBUG_FREQUENCY = 8
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     options = load_options(args.opt, args.force_yml)
     if args.debug:
         options = for_debugging(options)
-    with start_processes(options, args.launcher) as processes:
+    with start_processes(args.launcher, **options.launch_arguments) as processes:
         if args.dry_run or args.profile:
             trainer = Trainer(options, processes, auto_resume=args.auto_resume, dry=True)
             with (

@@ -9,9 +9,9 @@ from hidiff.data.pairs import SourceSet
 from hidiff.data.sampler import BatchPlan, CropRequest, PhaseBatchSampler
 from hidiff.data.synthetic_dataset import SyntheticBlurDataset
 from hidiff.data.transforms import Normalization
-from hidiff.errors import UserError
 from hidiff.options import DatasetOptions
 from hidiff.registry import DATASETS
+from hidiff.utils.errors import UserError
 
 __all__ = [
     "BatchPlan",

@@ -27,9 +27,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from hidiff.errors import UserError
-from hidiff.files import partial_files, replacing
-from hidiff.parallel import available_cores, run_in_order
+from hidiff.utils.errors import UserError
+from hidiff.utils.files import partial_files, replacing
+from hidiff.utils.workers import available_cores, run_in_order
 
 ALIGNMENT = 64
 """Frames begin at multiples of this many bytes."""

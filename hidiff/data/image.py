@@ -22,8 +22,8 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from hidiff.errors import UserError, missing
-from hidiff.files import read_bytes, write_bytes
+from hidiff.utils.errors import UserError, missing
+from hidiff.utils.files import read_bytes, write_bytes
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 """File name endings (lower case) taken for images in a data folder."""

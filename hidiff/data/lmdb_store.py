@@ -23,9 +23,9 @@ from typing import Any
 from tqdm import tqdm
 
 from hidiff.data.image import Header, decode_image, list_images, read_header
-from hidiff.errors import UserError
-from hidiff.files import is_file, read_bytes
-from hidiff.parallel import available_cores, run_in_order
+from hidiff.utils.errors import UserError
+from hidiff.utils.files import is_file, read_bytes
+from hidiff.utils.workers import available_cores, run_in_order
 
 META_INFO = "meta_info.txt"
 

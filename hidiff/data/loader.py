@@ -23,10 +23,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from hidiff.data.image import to_float
 from hidiff.data.pairs import PairSet
 from hidiff.data.sampler import CropRequest, PhaseBatchSampler, Shares
-from hidiff.errors import UserError
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
-"""They ask the trainer to save and to stop (`hidiff.engine.distributed`)."""
+from hidiff.utils.distributed import STOP_SIGNALS
+from hidiff.utils.errors import UserError
 
 SUBSTITUTES = 5
 """Pairs tried in place of one that cannot be used, before giving up."""

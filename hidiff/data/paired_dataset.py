@@ -19,10 +19,10 @@ from hidiff.data.pairs import Pair, match_stores, pairs_from_list, refuse_one_pl
 from hidiff.data.sampler import CropRequest
 from hidiff.data.store import ImageFiles, ImageStore, open_store
 from hidiff.data.transforms import SYMMETRIES, draw_offset
-from hidiff.errors import UserError
 from hidiff.registry import DATASETS
-from hidiff.typecheck import suggestion
+from hidiff.utils.errors import UserError
 from hidiff.utils.random import rng
+from hidiff.utils.typecheck import suggestion
 
 BACKENDS = ("disk", "lmdb")
 

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from hidiff.data.image import listing
 from hidiff.data.store import ImageStore
 from hidiff.data.transforms import Normalization
-from hidiff.errors import UserError, counted_from
-from hidiff.files import is_file, read_lines
+from hidiff.utils.errors import UserError, counted_from
+from hidiff.utils.files import is_file, read_lines
 
 SIDES = (("input", "target"), ("blur", "sharp"), ("blurry", "sharp"), ("lq", "gt"))
 """Names of the folders of blurry and sharp images that stand beside each other."""

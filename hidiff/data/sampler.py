@@ -20,8 +20,8 @@ from fractions import Fraction
 import numpy as np
 from torch.utils.data import Sampler
 
-from hidiff.errors import UserError
 from hidiff.options import Phase
+from hidiff.utils.errors import UserError
 from hidiff.utils.random import StreamKey, rng
 
 

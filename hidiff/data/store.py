@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hidiff.data.image import Header, list_images, passed_over, read_header
 from hidiff.data.lmdb_store import LmdbImages
-from hidiff.files import is_file, read_bytes
+from hidiff.utils.files import is_file, read_bytes
 
 
 class ImageFiles:

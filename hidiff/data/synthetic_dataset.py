@@ -20,13 +20,13 @@ from hidiff.data.pairs import Pair
 from hidiff.data.sampler import CropRequest
 from hidiff.data.store import ImageStore, open_store
 from hidiff.data.transforms import SYMMETRIES, draw_offset
-from hidiff.errors import UserError
 from hidiff.registry import DATASETS
 from hidiff.synthesis.exposure import Window
 from hidiff.synthesis.recipe import Recipe
 from hidiff.synthesis.recipe import Sample as BlurSample
-from hidiff.typecheck import check_call, expanded, suggestion
+from hidiff.utils.errors import UserError
 from hidiff.utils.random import StreamKey, rng
+from hidiff.utils.typecheck import check_call, expanded, suggestion
 
 KEPT_BYTES = 128 * 2**20
 """Decoded photographs that each process keeps, those read last."""

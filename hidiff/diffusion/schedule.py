@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hidiff.errors import UserError
-from hidiff.typecheck import suggestion
+from hidiff.utils.errors import UserError
+from hidiff.utils.typecheck import suggestion
 
 COSINE_OFFSET = 8e-3
 MAX_BETA = 0.999

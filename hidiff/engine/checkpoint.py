@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hidiff.engine.distributed import Processes
-from hidiff.errors import UserError
-from hidiff.files import load_torch_file, partial_files, replace_link, replacing, sync_folder
 from hidiff.models import DeblurModel
 from hidiff.options import flatten
+from hidiff.utils.distributed import Processes
+from hidiff.utils.errors import UserError
+from hidiff.utils.files import load_torch_file, partial_files, replace_link, replacing, sync_folder
 from hidiff.weights.experiment import Experiment
 from hidiff.weights.read import require_finite
 
@@ -159,7 +159,7 @@ def save(
 
 
 def save_atomically(content: Any, path: Path) -> None:
-    """torch.save through `hidiff.files.replacing`.
+    """torch.save through `hidiff.utils.files.replacing`.
 
     Raises:
         OSError: the file cannot be written.

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from hidiff.cost.timing import measure, peak_bytes, start_peak
+from hidiff.benchmark.timing import measure, peak_bytes, start_peak
 from hidiff.data import BatchPlan
 from hidiff.engine.checkpoint import KEPT_STATES
 from hidiff.engine.speed import WARM_UP, duration
 from hidiff.engine.trainer import Trainer
-from hidiff.errors import UserError
-from hidiff.parallel import available_cores
-from hidiff.tables import text_table
+from hidiff.utils.errors import UserError
+from hidiff.utils.tables import text_table
+from hidiff.utils.workers import available_cores
 
 STEPS = 8
 """Steps that are measured in each phase, after those that do not count."""

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import yaml
 
-from hidiff.archs import Peer
+from hidiff.archs import ImageNetwork
 from hidiff.engine.checkpoint import clear_partial, set_aside_newer
-from hidiff.engine.distributed import Processes
-from hidiff.errors import UserError
-from hidiff.files import set_aside, timestamp, write_text
 from hidiff.models import DeblurModel, section_of
 from hidiff.options import Options
+from hidiff.utils.distributed import Processes
+from hidiff.utils.errors import UserError
+from hidiff.utils.files import set_aside, timestamp, write_text
 from hidiff.weights.experiment import Experiment
 
 
@@ -88,7 +88,7 @@ def _require_patch_sizes(options: Options, model: DeblurModel) -> None:
     Raises:
         UserError: it does not.
     """
-    if not isinstance(model.net_g, Peer):
+    if not isinstance(model.net_g, ImageNetwork):
         return
     train, data = options.for_training()
     key = "gt_sizes" if data.gt_sizes else "gt_size"

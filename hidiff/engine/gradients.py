@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from hidiff.data import BatchPlan
 from hidiff.data.transfer import DeviceBatches
-from hidiff.engine.distributed import Processes, no_sync
 from hidiff.engine.micro_batch import MicroBatches
-from hidiff.errors import is_out_of_memory
 from hidiff.models import DeblurModel
+from hidiff.utils.distributed import Processes, no_sync
+from hidiff.utils.errors import is_out_of_memory
 from hidiff.utils.random import rng
 
 LOG = logging.getLogger("hidiff")

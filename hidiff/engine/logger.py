@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hidiff.cost.timing import peak_bytes
+from hidiff.benchmark.timing import peak_bytes
 from hidiff.data import BatchPlan
-from hidiff.engine.distributed import Processes
 from hidiff.engine.speed import Speed, duration, matmul_seconds_a_pixel
-from hidiff.errors import UserError, console_failure
 from hidiff.models import DeblurModel
 from hidiff.options import Options
+from hidiff.utils.distributed import Processes
+from hidiff.utils.errors import UserError, console_failure
 
 LOGGER_NAME = "hidiff"
 

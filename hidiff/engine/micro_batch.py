@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from hidiff.cost.timing import measure_with_memory
+from hidiff.benchmark.timing import measure_with_memory
 from hidiff.data import BatchPlan
-from hidiff.engine.distributed import Processes
-from hidiff.errors import UserError, is_out_of_memory
 from hidiff.models import DeblurModel
 from hidiff.models.memory import free_memory
 from hidiff.options import MicroBatch, Phase
+from hidiff.utils.distributed import Processes
+from hidiff.utils.errors import UserError, is_out_of_memory
 
 SHARE = 0.85
 """Of the memory that is free, what micro-batches are chosen for; allocators leave gaps."""

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hidiff.errors import UserError
 from hidiff.registry import OPTIMIZERS, SCHEDULERS
+from hidiff.utils.errors import UserError
 
 LRSchedule = Callable[[int], float]
 """The learning rate of a step, 1-based. It is the release's: its scheduler's after step − 1."""

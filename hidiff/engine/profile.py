@@ -9,8 +9,8 @@ from torch.profiler import ProfilerActivity
 
 from hidiff.engine.speed import WARM_UP
 from hidiff.engine.trainer import Trainer
-from hidiff.files import set_aside
-from hidiff.tables import text_table
+from hidiff.utils.files import set_aside
+from hidiff.utils.tables import text_table
 from hidiff.weights.experiment import RESULTS
 
 MOST = 10

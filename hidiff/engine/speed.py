@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from hidiff.cost.timing import matmul_rate
+from hidiff.benchmark.timing import matmul_rate
 from hidiff.data import BatchPlan
 from hidiff.models import DeblurModel
 
@@ -133,8 +133,8 @@ def training_macs(model: DeblurModel, lq: Tensor, gt: Tensor) -> int:
     """Multiply-accumulates of a training step's convolutions and linear layers.
 
     A layer's backward pass is two products of the forward pass's size, for input and weights.
-    Products that are no layer's (attention's, HIM's) are left out; `hidiff.cost.macs` counts all,
-    by a part of torch that takes seconds to import.
+    Products that are no layer's (attention's, HIM's) are left out; `hidiff.benchmark.macs` counts
+    all, by a part of torch that takes seconds to import.
 
     Args:
         lq, gt: the step's images, see `DeblurModel.forward`.

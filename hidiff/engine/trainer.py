@@ -20,7 +20,6 @@ from hidiff.data import (
 )
 from hidiff.data.transfer import DeviceBatches
 from hidiff.engine import checkpoint
-from hidiff.engine.distributed import GRACE, Processes, StopRequest
 from hidiff.engine.experiment import prepare_folder, refuse_another, training_warnings
 from hidiff.engine.gradients import Gradients
 from hidiff.engine.logger import (
@@ -41,13 +40,14 @@ from hidiff.engine.optim import (
 )
 from hidiff.engine.speed import Speed
 from hidiff.engine.validation import Validator
-from hidiff.errors import Interrupted, UserError, memory_errors
-from hidiff.files import hold
-from hidiff.heap import keep_freed_memory
 from hidiff.models import DeblurModel, build_model
 from hidiff.models.compilation import compile_blocks
 from hidiff.models.precision import precision
 from hidiff.options import Options
+from hidiff.utils.distributed import GRACE, Processes, StopRequest
+from hidiff.utils.errors import Interrupted, UserError, memory_errors
+from hidiff.utils.files import hold
+from hidiff.utils.memory import keep_freed_memory
 from hidiff.weights.experiment import Experiment
 from hidiff.weights.pretrained import changed_since_start, load_pretrained
 

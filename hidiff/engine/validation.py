@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from hidiff.data.pairs import PairSet
-from hidiff.engine.distributed import Processes
 from hidiff.engine.logger import MetricsWriter, get_logger, warn_of_loss
-from hidiff.files import inside
+from hidiff.evaluation.evaluator import Triptych, build_metrics, evaluate
+from hidiff.evaluation.record import cropped_note, mean_metrics
 from hidiff.models import DeblurModel
 from hidiff.models.compilation import uncompiled
 from hidiff.models.precision import precision
 from hidiff.options import Options
-from hidiff.scoring.evaluator import Triptych, build_metrics, evaluate
-from hidiff.scoring.record import cropped_note, mean_metrics
+from hidiff.utils.distributed import Processes
+from hidiff.utils.files import inside
 
 PICTURES_PER_VALIDATION = 3
 """Validation images shown in TensorBoard."""

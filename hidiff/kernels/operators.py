@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from hidiff.errors import UserError
 from hidiff.kernels.choosing import Chooser, agree, cuda_milliseconds
+from hidiff.utils.errors import UserError
 
 try:
     from hidiff.kernels import triton_kernels

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hidiff.errors import UserError
-from hidiff.files import load_torch_file
 from hidiff.registry import LOSSES
+from hidiff.utils.errors import UserError
+from hidiff.utils.files import load_torch_file
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -7,9 +7,9 @@ import math
 import cv2
 import numpy as np
 
-from hidiff.errors import UserError
 from hidiff.metrics.pair import SIGMA, WINDOW, check_pair
 from hidiff.registry import METRICS
+from hidiff.utils.errors import UserError
 
 # ITU-R BT.601 luma of RGB in [0, 1], on the studio range 16 to 235.
 _LUMA_WEIGHTS = np.array([65.481, 128.553, 24.966])

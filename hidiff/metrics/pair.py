@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hidiff.errors import UserError
+from hidiff.utils.errors import UserError
 
 WINDOW = 11
 """Side of the Gaussian window of every SSIM here, in pixels."""

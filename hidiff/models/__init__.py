@@ -9,7 +9,6 @@ from typing import Any
 import hidiff.losses  # noqa: F401  (registers the losses that the stages build)
 from hidiff.archs import build_network
 from hidiff.diffusion import LatentDDPM
-from hidiff.errors import UserError
 from hidiff.models.base import DeblurModel, pad_to_multiple, section_of
 from hidiff.models.diffir import DiffIRStage1, DiffIRStage2
 from hidiff.models.regression import Regression
@@ -17,7 +16,8 @@ from hidiff.models.split import SplitStage2
 from hidiff.models.stage1 import Stage1
 from hidiff.models.stage2 import Stage2
 from hidiff.registry import LOSSES, MODELS
-from hidiff.typecheck import check_call
+from hidiff.utils.errors import UserError
+from hidiff.utils.typecheck import check_call
 
 __all__ = [
     "DeblurModel",

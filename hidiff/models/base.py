@@ -17,9 +17,9 @@ from hidiff.archs.strips import Progress, restore_in_strips
 from hidiff.archs.transformer import Transformer
 from hidiff.archs.windows import Windows
 from hidiff.diffusion import LatentDDPM
-from hidiff.errors import UserError
 from hidiff.kernels import Mode
 from hidiff.models.memory import StripRows, plan
+from hidiff.utils.errors import UserError
 
 Transform = Callable[[Tensor, Tensor | None], Tensor]
 """From images (B, 3, H, W) and prior (B, N, C') to images, as the Transformer does."""

@@ -10,8 +10,8 @@ import torch
 
 from hidiff.archs.restormer import TransformerBlock
 from hidiff.archs.transformer import HIM
-from hidiff.errors import UserError
 from hidiff.models.base import DeblurModel
+from hidiff.utils.errors import UserError
 
 RECOMPILE_LIMIT = 512
 """Forms that the blocks may be compiled in. The widths of five places in the Transformer and each

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from hidiff.archs import DiffIRS1, DiffIRS2
-from hidiff.archs.peers.diffir import PriorEncoder
-from hidiff.errors import UserError
+from hidiff.archs.baselines.diffir import PriorEncoder
 from hidiff.models.base import DeblurModel, Transform
 from hidiff.models.stage1 import Stage1
 from hidiff.registry import MODELS
+from hidiff.utils.errors import UserError
 
 
 @MODELS.register("DiffIR_S1")

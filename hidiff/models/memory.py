@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from hidiff.archs.latent_encoder import LatentEncoder
 from hidiff.archs.strips import Strips, block_dtype
 from hidiff.archs.transformer import Transformer
-from hidiff.errors import UserError
-from hidiff.heap import release_freed_memory
+from hidiff.utils.errors import UserError
+from hidiff.utils.memory import release_freed_memory
 
 LOG = logging.getLogger("hidiff")
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import torch
 
 from hidiff.archs.transformer import Transformer
-from hidiff.errors import UserError
 from hidiff.models.base import DeblurModel
 from hidiff.options import Precision
+from hidiff.utils.errors import UserError
 
 
 @contextmanager

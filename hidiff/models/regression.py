@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hidiff.archs import DiffIRS2, Peer, Transformer
+from hidiff.archs import DiffIRS2, ImageNetwork, Transformer
 from hidiff.archs.windows import Windows
-from hidiff.errors import UserError
 from hidiff.models.base import DeblurModel, Transform
 from hidiff.registry import MODELS
+from hidiff.utils.errors import UserError
 
 
 @MODELS.register("Restormer")  # Baseline of Table 1 and Restormer of Table 4: the Transformer alone
@@ -17,10 +17,10 @@ from hidiff.registry import MODELS
 class Regression(DeblurModel):
     """Restored = network(lq). Every output of the network has each of the losses; they are summed.
 
-    How an image is restored is the network's own property, see `hidiff.archs.peers`.
+    How an image is restored is the network's own property, see `hidiff.archs.baselines`.
     """
 
-    trains = (Peer, Transformer)
+    trains = (ImageNetwork, Transformer)
 
     def __init__(
         self,
@@ -46,17 +46,17 @@ class Regression(DeblurModel):
         generator: torch.Generator | None = None,
         **draws: Tensor,
     ) -> dict[str, Tensor]:
-        """See `DeblurModel.forward`; `draws` are those of `Peer.draw`, by default drawn here."""
+        """See `DeblurModel.forward`; `draws` are those of `ImageNetwork.draw`."""
         draws = draws or self.draw(len(lq), generator)
         return self.image_losses(self._outputs(lq, **draws), gt)
 
     def draw(self, count: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """See `DeblurModel.draw`: what the network itself draws in training."""
-        return self.net_g.draw(count, generator) if isinstance(self.net_g, Peer) else {}
+        return self.net_g.draw(count, generator) if isinstance(self.net_g, ImageNetwork) else {}
 
     def _outputs(self, image: Tensor, **draws: Tensor) -> tuple[Tensor, ...]:
         """All that the network makes of an image, RGB about [0, 1]."""
-        if not isinstance(self.net_g, Peer):
+        if not isinstance(self.net_g, ImageNetwork):
             return (self.net_g(image),)
         shift = self.net_g.shift
         draws = {name: values.to(image.device) for name, values in draws.items()}
@@ -71,7 +71,7 @@ class Regression(DeblurModel):
         transform: Transform | None = None,
     ) -> Tensor:
         """(B, 3, H, W) → (B, 3, H, W)."""
-        if not isinstance(self.net_g, Peer):
+        if not isinstance(self.net_g, ImageNetwork):
             return (transform or self.net_g)(lq, None)
         if self.net_g.crop is None:
             return self._outputs(lq)[self.net_g.final_output]

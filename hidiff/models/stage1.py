@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hidiff.errors import UserError
 from hidiff.models.base import DeblurModel, Transform
 from hidiff.registry import MODELS
+from hidiff.utils.errors import UserError
 
 
 @MODELS.register("HI_Diff_S1")

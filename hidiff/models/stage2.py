@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from hidiff.diffusion import LatentDDPM
-from hidiff.errors import UserError
 from hidiff.models.base import DeblurModel, Transform
 from hidiff.registry import MODELS
+from hidiff.utils.errors import UserError
 
 
 class DiffusionModel(DeblurModel):

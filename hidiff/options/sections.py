@@ -19,7 +19,7 @@ from pydantic import (
     PositiveInt,
 )
 
-from hidiff.errors import UserError
+from hidiff.utils.errors import UserError
 
 Section = Mapping[str, Any]
 Precision = Literal["fp32", "tf32", "bf16"]
@@ -379,6 +379,11 @@ class Options:
 
     def __post_init__(self) -> None:
         _require_file_name(self.name, "name", first="[A-Za-z0-9_]")
+
+    @property
+    def launch_arguments(self) -> dict[str, Any]:
+        """What `hidiff.utils.distributed.start_processes` takes of the options."""
+        return {"num_gpu": self.num_gpu, **dataclasses.asdict(self.dist_params)}
 
     def test_sets(self) -> dict[str, DatasetOptions]:
         """The sections `datasets.test*`, in file order.

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from hidiff.errors import UserError, missing
+from hidiff.utils.errors import UserError, missing
 
 MAX_VALUES = 100_000
 """Values that an option file may have, each alias counted with all that it stands for."""

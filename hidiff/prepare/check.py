@@ -14,11 +14,11 @@ from tqdm import tqdm
 from hidiff.data.image import decode_image
 from hidiff.data.pairs import Pair, counterparts, pairs_from_list, refuse_one_place
 from hidiff.data.store import ImageFiles, ImageStore, open_store
-from hidiff.errors import UserError
 from hidiff.options import load_datasets
-from hidiff.parallel import run_in_order
 from hidiff.prepare.noise import NOISY, noise_level
-from hidiff.typecheck import expanded
+from hidiff.utils.errors import UserError
+from hidiff.utils.typecheck import expanded
+from hidiff.utils.workers import run_in_order
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from hidiff.data.image import list_images, listing
 from hidiff.data.pairs import match_names
-from hidiff.errors import UserError
-from hidiff.files import read_lines, replacing
 from hidiff.prepare.check import LAYOUT, against_benchmark
+from hidiff.utils.errors import UserError
+from hidiff.utils.files import read_lines, replacing
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from hidiff.data.image import (
     write_image,
 )
 from hidiff.data.pairs import match_names
-from hidiff.errors import UserError, print_problems
-from hidiff.parallel import run_in_order
+from hidiff.utils.errors import UserError, print_problems
+from hidiff.utils.workers import run_in_order
 
 
 def piece_offsets(length: int, size: int, overlap: int | None) -> list[int]:
@@ -230,8 +230,8 @@ def cut_gopro(root: Path, *, size: int, overlap: int, val_size: int, jobs: int) 
         results = list(tqdm(cutting, part, len(tasks), unit="pair", disable=None))
         _report(part, tasks, results)
         problems += [f"{part}/{r.name}: {r.problem}" for r in results if r.problem is not None]
-    way_out = "Replace or remove these images, then run again."
-    print_problems(problems, "pairs could not be cut", way_out)
+    hint = "Replace or remove these images, then run again."
+    print_problems(problems, "pairs could not be cut", hint)
     return not problems
 
 

@@ -20,9 +20,9 @@ import numpy as np
 import skimage
 
 from hidiff.data.image import read_image, write_image
-from hidiff.errors import UserError
-from hidiff.files import file_sha256, set_aside, write_text
 from hidiff.synthesis.shake import shake
+from hidiff.utils.errors import UserError
+from hidiff.utils.files import file_sha256, set_aside, write_text
 
 RECIPE = 1
 """Raise this with every change that alters the files."""

@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from hidiff.data.image import write_image
 from hidiff.data.synthetic_dataset import SyntheticBlurDataset
-from hidiff.errors import UserError
-from hidiff.files import inside
 from hidiff.options import load_datasets
 from hidiff.registry import DATASETS
+from hidiff.utils.errors import UserError
+from hidiff.utils.files import inside
 
 KIND = SyntheticBlurDataset.__name__
 

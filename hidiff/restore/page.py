@@ -22,9 +22,9 @@ import numpy as np
 from PIL import Image
 
 from hidiff.data.image import read_header, to_uint8
-from hidiff.errors import UserError
-from hidiff.files import read_bytes, write_bytes
 from hidiff.restore.photo import orientation, read_photo
+from hidiff.utils.errors import UserError
+from hidiff.utils.files import read_bytes, write_bytes
 
 MARK = '<meta name="generator" content="hidiff comparison">'
 """Stands in every page, by which an earlier one is known."""

@@ -28,8 +28,6 @@ from hidiff.data.image import (
     read_header,
     to_uint8,
 )
-from hidiff.errors import UserError, is_out_of_memory
-from hidiff.files import write_bytes
 from hidiff.restore.restoring import to_image
 from hidiff.restore.tags import (
     BYTE,
@@ -44,6 +42,8 @@ from hidiff.restore.tags import (
     upright,
     write_tags,
 )
+from hidiff.utils.errors import UserError, is_out_of_memory
+from hidiff.utils.files import write_bytes
 
 with suppress(ImportError):
     import pillow_heif

@@ -14,10 +14,10 @@ from torch import Tensor
 from hidiff.archs.windows import Windows
 from hidiff.data.image import to_float
 from hidiff.data.transforms import SYMMETRIES, Normalization, symmetry, undo_symmetry
-from hidiff.errors import UserError, memory_errors
 from hidiff.models import DeblurModel
 from hidiff.options import LocalOptions
 from hidiff.restore.tiles import restore_in_tiles
+from hidiff.utils.errors import UserError, memory_errors
 
 
 def image_generator(seed: int, name: str) -> torch.Generator:
@@ -83,11 +83,11 @@ def restore_item(
     sides = ("lq", "gt") if model.restores_from_gt and "gt" in item else ("lq",)
     size = "×".join(str(side) for side in item["lq"].shape[:0:-1])
     kind = "GPU" if device.type == "cuda" else "computer"
-    way_out = (
+    hint = (
         "use precision bf16, tiles, a larger GPU or the CPU (--device cpu; of test.py: num_gpu: 0)"
     )
     if kind != "GPU":
-        way_out = "use precision bf16, tiles (--local tile), or one with more memory"
+        hint = "use precision bf16, tiles (--local tile), or one with more memory"
     total: Tensor | None = None
     count = SYMMETRIES if self_ensemble else 1
     restore = model.restore
@@ -95,9 +95,7 @@ def restore_item(
         windows = Windows(local.size, local.overlap)
         tiles = functools.partial(restore_in_tiles, model, windows)
         restore = tiles if local.mode == "tile" else functools.partial(restore, local=windows)
-    with memory_errors(
-        f"{item['name']}: {size} pixels do not fit into the {kind}'s memory", way_out
-    ):
+    with memory_errors(f"{item['name']}: {size} pixels do not fit into the {kind}'s memory", hint):
         images = [item[side].to(device)[None] for side in sides]
         if normalization is not None:
             images = [normalization.apply(image) for image in images]

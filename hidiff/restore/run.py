@@ -17,10 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hidiff.data.image import listing
-from hidiff.errors import UserError, memory_errors, missing
-from hidiff.files import read_bytes
 from hidiff.options import LocalMode, LocalOptions
-from hidiff.parallel import run_in_order
 from hidiff.restore.photo import (
     ENDINGS,
     FORMATS,
@@ -31,8 +28,11 @@ from hidiff.restore.photo import (
     write_photo,
 )
 from hidiff.restore.restoring import photo_item
+from hidiff.utils.errors import UserError, memory_errors, missing
+from hidiff.utils.files import read_bytes
+from hidiff.utils.workers import run_in_order
 from hidiff.weights.experiment import EXPERIMENTS
-from hidiff.weights.packed import STARTER, SUFFIX
+from hidiff.weights.packed import BUNDLED, SUFFIX
 from hidiff.weights.read import load_weights
 
 LOG = logging.getLogger("hidiff")
@@ -107,12 +107,12 @@ def default_model() -> tuple[str, str]:
         weights = load_weights(file, "-m")
         if weights.step == weights.total_iter:
             name = file.parent.parent.name
-            if STARTER.is_file():
-                return str(STARTER), f"{advice}, such as your newest training: -m {name}"
+            if BUNDLED.is_file():
+                return str(BUNDLED), f"{advice}, such as your newest training: -m {name}"
             return name, advice
         unfinished = f" ({file.parent.parent} has not reached its last step; -m takes it as it is)"
-    if STARTER.is_file():
-        return str(STARTER), advice
+    if BUNDLED.is_file():
+        return str(BUNDLED), advice
     raise UserError(
         f"-m: no weights in {EXPERIMENTS.absolute()}{unfinished}. Name a model with -m; put a "
         f"packed file into {released}, or the release's "
@@ -245,7 +245,7 @@ def restore_photos(
         jobs: of `find_jobs`.
         restore: see there.
         overwrite: replace results that are there; otherwise their photographs are skipped.
-        workers: threads that read the next ones meanwhile, see `hidiff.parallel.run_in_order`.
+        workers: threads that read the next ones meanwhile, see `hidiff.utils.workers.run_in_order`.
     """
     started, count = time.monotonic(), len(jobs)
     done = run_in_order(

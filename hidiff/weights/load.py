@@ -3,8 +3,8 @@
 NAME, NAME@best, NAME@12000     an experiment's newest weights, those of the validation with the
                                 best score, or those of a step; NAME is its name or its folder
 FILE.safetensors                a packed file, see `hidiff.weights.packed`
-starter                         the trained model that comes with the package
-FILE.pth, FOLDER                published weights of one of the networks in options/peers
+bundled                         the trained model that comes with the package
+FILE.pth, FOLDER                published weights of one of the networks in options/baselines
 FOLDER                          one with a packed file, or with net_g.pth and its like and their
                                 option file; without that the architecture is read off them
 hf:OWNER/NAME[/PLACE][@VERSION] any of these in a repository of the Hugging Face Hub
@@ -21,14 +21,14 @@ from typing import Any
 import torch
 
 from hidiff.data import Normalization, normalization_of
-from hidiff.errors import UserError
-from hidiff.files import load_torch_file
 from hidiff.models import DeblurModel
 from hidiff.models.stage2 import DiffusionModel
 from hidiff.options import DatasetOptions, Options, load_options
-from hidiff.typecheck import expanded, plain, suggestion
+from hidiff.utils.errors import UserError
+from hidiff.utils.files import load_torch_file
+from hidiff.utils.typecheck import expanded, plain, suggestion
 from hidiff.weights.experiment import EXPERIMENTS
-from hidiff.weights.packed import STARTER, SUFFIX, read_packed
+from hidiff.weights.packed import BUNDLED, SUFFIX, read_packed
 from hidiff.weights.pretrained import read_together, stage1_file, weights_in
 from hidiff.weights.published import SUFFIXES, is_in_parts, read_published
 from hidiff.weights.read import Weights, load_weights, part_of, require_finite
@@ -158,8 +158,8 @@ def _locate(text: str) -> tuple[Path, str]:
                 if not re.fullmatch(r"|best|\d+", step):
                     raise UserError(f"{text}: after @ stands best, or the number of a step")
                 return path, step
-    if text == STARTER.stem and STARTER.is_file():
-        return STARTER, ""
+    if text == BUNDLED.stem and BUNDLED.is_file():
+        return BUNDLED, ""
     known = (path.name for path in EXPERIMENTS.glob("*") if path.is_dir())
     raise UserError(
         f"{text}: there is no such experiment, folder or packed file{suggestion(text, known)}"

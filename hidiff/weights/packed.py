@@ -24,9 +24,9 @@ import yaml
 from torch import Tensor, nn
 
 import hidiff
-from hidiff.errors import UserError, missing
-from hidiff.files import file_sha256, write_bytes, write_text
-from hidiff.typecheck import check_call, plain
+from hidiff.utils.errors import UserError, missing
+from hidiff.utils.files import file_sha256, write_bytes, write_text
+from hidiff.utils.typecheck import check_call, plain
 from hidiff.weights.read import Weights, require_finite, state_sha256
 from hidiff.weights.stored import StoredModel, blank_model, fill
 
@@ -45,7 +45,7 @@ KNOWN = (
 )
 """Fields of `StoredModel` that the metadata has as they are."""
 
-STARTER = Path(__file__).with_name(f"starter{SUFFIX}")
+BUNDLED = Path(__file__).with_name(f"bundled{SUFFIX}")
 """The trained model that comes with the package; where nothing else is called so, its stem is its
 name."""
 

@@ -8,12 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hidiff.errors import UserError, missing
-from hidiff.files import file_sha256
 from hidiff.models import DeblurModel
 from hidiff.options import Options
+from hidiff.utils.errors import UserError, missing
+from hidiff.utils.files import file_sha256
 from hidiff.weights.experiment import EXPERIMENTS, Experiment
-from hidiff.weights.packed import STARTER, SUFFIX, packed_weights
+from hidiff.weights.packed import BUNDLED, SUFFIX, packed_weights
 from hidiff.weights.read import (
     Weights,
     load_network,
@@ -155,7 +155,7 @@ def _packed_file(source: Path | None) -> Path | None:
             )
         if path.exists():
             return path if path.is_file() else None
-    return STARTER if str(source) == STARTER.stem and STARTER.is_file() else None
+    return BUNDLED if str(source) == BUNDLED.stem and BUNDLED.is_file() else None
 
 
 def load_pretrained(

@@ -8,9 +8,9 @@ import torch
 
 from hidiff.archs import build_network
 from hidiff.data import normalization_of
-from hidiff.errors import UserError
 from hidiff.options import Options, load_options
 from hidiff.options.yaml_file import shipped_options
+from hidiff.utils.errors import UserError
 from hidiff.weights.read import PART, Weights, load_weights
 from hidiff.weights.recognise import look_alikes
 from hidiff.weights.stored import StoredModel, blank_model, fill
@@ -18,7 +18,7 @@ from hidiff.weights.stored import StoredModel, blank_model, fill
 SUFFIXES = (".pth", ".pt", ".ckpt", PART)
 """Endings of the files."""
 
-PEERS = "peers"
+BASELINES = "baselines"
 """The folder in options/ with a file for each of these networks."""
 
 
@@ -35,7 +35,7 @@ def read_published(path: Path) -> StoredModel:
             ones are taken.
 
     Raises:
-        UserError: the file is damaged, or no file in options/peers has a network of these sizes.
+        UserError: the file is damaged, or options/baselines has no network of these sizes.
     """
     weights = load_weights(path, "net_g", "params_ema")
     options = _options_of(weights)
@@ -49,7 +49,7 @@ def read_published(path: Path) -> StoredModel:
         normalization=normalization_of(section),
         patch_size=max(phase.patch_size for phase in section.phases(train.total_iter)),
         origin={"net_g": {"file": path.name, "sha256": weights.sha256, "entry": weights.entry}},
-        notices=(f"network_g: {path} has the network of options/{PEERS}/{options.file.name}",),
+        notices=(f"network_g: {path} has the network of options/{BASELINES}/{options.file.name}",),
     )
 
 
@@ -61,7 +61,7 @@ def _options_of(weights: Weights) -> Options:
     """
     shapes = {key: value.shape for key, value in weights.state_dict.items()}
     alike = look_alikes(shapes)
-    for file in sorted((shipped_options() / PEERS).glob("*.yml")):
+    for file in sorted((shipped_options() / BASELINES).glob("*.yml")):
         options = load_options(file)
         section = options.sections["network_g"]
         if section["type"] not in alike:
@@ -73,6 +73,6 @@ def _options_of(weights: Weights) -> Options:
     kind = f", of {' or '.join(alike)} by its names" if alike else ""
     raise UserError(
         f"{weights.path} is one part of a model{kind}, and of other sizes than every network in "
-        f"options/{PEERS}; name the folder with all of its parts (net_g.pth, …) and its option "
+        f"options/{BASELINES}; name the folder with all of its parts (net_g.pth, …) and its option "
         "file, or a packed file (.safetensors)"
     )

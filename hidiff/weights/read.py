@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hidiff.errors import UserError
-from hidiff.files import load_torch_file
 from hidiff.registry import ARCHS
+from hidiff.utils.errors import UserError
+from hidiff.utils.files import load_torch_file
 from hidiff.weights.recognise import look_alikes
 
 ENTRIES = ("params", "params_ema", "state_dict", "model")

@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from hidiff.diffusion import LatentDDPM
-from hidiff.errors import UserError
 from hidiff.models import section_of
 from hidiff.registry import ARCHS
-from hidiff.typecheck import check_call
+from hidiff.utils.errors import UserError
+from hidiff.utils.typecheck import check_call
 from hidiff.weights.read import Weights
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from hidiff.data import Normalization
-from hidiff.errors import UserError
 from hidiff.models import DeblurModel, build_model, section_of
+from hidiff.utils.errors import UserError
 from hidiff.weights.read import Weights, load_network
 
 

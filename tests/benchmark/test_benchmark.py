@@ -9,13 +9,13 @@ import pytest
 import torch
 from small_data import make_pairs, test_options, train_options, write_yaml
 
+from hidiff.benchmark.macs import model_complexity
+from hidiff.benchmark.roofline import restoring, training_step
 from hidiff.benchmark.table import write_table
+from hidiff.benchmark.timing import Timing, alternate, bytes_for_backward, comparison
 from hidiff.cli import main
-from hidiff.cost.macs import model_complexity
-from hidiff.cost.roofline import restoring, training_step
-from hidiff.cost.timing import Timing, alternate, bytes_for_backward, comparison
-from hidiff.errors import UserError
 from hidiff.options import load_options, parse_options
+from hidiff.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -15,10 +15,10 @@ from hidiff import UserError
 from hidiff.cli import main as hidiff
 from hidiff.cli.restore import find_device, main
 from hidiff.data.image import read_image
+from hidiff.evaluation.test_run import run_test
 from hidiff.options import LocalOptions, parse_options
 from hidiff.restore.restoring import photo_item, restore_item, to_image
 from hidiff.restore.run import default_model
-from hidiff.scoring.test_run import run_test
 from hidiff.weights.load import load_model
 
 
@@ -77,7 +77,7 @@ def test_tiles(here, tmp_path):
 
 
 def test_without_a_model_the_usual_places_are_searched(here, tmp_path, monkeypatch):
-    monkeypatch.setattr("hidiff.restore.run.STARTER", tmp_path / "starter.safetensors")
+    monkeypatch.setattr("hidiff.restore.run.BUNDLED", tmp_path / "bundled.safetensors")
     assert default_model()[0] == "tiny_S2"
     assert hidiff(["restore", str(photographs(tmp_path / "in")), "-o", str(tmp_path / "out")]) == 0
     places = tmp_path / "experiments"
@@ -92,11 +92,11 @@ def test_without_a_model_the_usual_places_are_searched(here, tmp_path, monkeypat
             torch.save({**weights, "step": step}, places / name / f"models/{net}_latest.pth")
     os.utime(places / "old_S2/models/net_d_latest.pth", (1e9, 1e9))
     assert default_model()[0] == "new_S2"
-    (tmp_path / "starter.safetensors").touch()
+    (tmp_path / "bundled.safetensors").touch()
     model, advice = default_model()
-    assert model == str(tmp_path / "starter.safetensors")
+    assert model == str(tmp_path / "bundled.safetensors")
     assert "-m new_S2" in advice
-    (tmp_path / "starter.safetensors").unlink()
+    (tmp_path / "bundled.safetensors").unlink()
     for name in ("old_S2", "new_S2"):
         (places / name).rename(tmp_path / name)
     with pytest.raises(UserError, match=r"^-m: .*begun_S2"):
@@ -104,7 +104,7 @@ def test_without_a_model_the_usual_places_are_searched(here, tmp_path, monkeypat
     (places / "pretrained_models").mkdir()
     packed = places / "pretrained_models/mine.safetensors"
     packed.touch()
-    (tmp_path / "starter.safetensors").touch()
+    (tmp_path / "bundled.safetensors").touch()
     assert Path(default_model()[0]) == packed.relative_to(tmp_path)
     (places / "begun_S2/models").rename(released := places / "pretrained_models/HI_Diff_GoPro")
     for file in released.iterdir():

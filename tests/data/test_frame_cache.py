@@ -25,9 +25,9 @@ from hidiff.data import (
     training_batches,
 )
 from hidiff.data.frame_cache import FrameCache, file_identity
-from hidiff.errors import UserError
-from hidiff.files import partial_files
 from hidiff.options import Phase
+from hidiff.utils.errors import UserError
+from hidiff.utils.files import partial_files
 
 FORK = multiprocessing.get_context("fork")
 REQUESTS = [CropRequest(index, 16, 32, (1, index)) for index in range(3)]

@@ -9,7 +9,7 @@ import torch
 
 from hidiff.data.image import decode_image, write_image
 from hidiff.data.lmdb_store import LmdbImages, create_lmdb
-from hidiff.errors import UserError
+from hidiff.utils.errors import UserError
 
 lmdb = pytest.importorskip("lmdb")
 

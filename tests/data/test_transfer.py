@@ -11,8 +11,8 @@ from hidiff.data import BatchPlan, CropRequest, PairedImageIRDataset, PhaseBatch
 from hidiff.data.loader import training_batches
 from hidiff.data.transfer import DeviceBatches, apply_symmetries, to_device
 from hidiff.data.transforms import Normalization
-from hidiff.errors import UserError
 from hidiff.options import Phase
+from hidiff.utils.errors import UserError
 
 CPU = torch.device("cpu")
 DEVICES = [CPU, *([torch.device("cuda")] if torch.cuda.is_available() else [])]

@@ -12,9 +12,9 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 from small_data import train_options
 
-from hidiff.engine.distributed import start_processes
 from hidiff.engine.trainer import Trainer
 from hidiff.options import parse_options
+from hidiff.utils.distributed import start_processes
 
 
 def main() -> None:

@@ -14,10 +14,10 @@ import torch
 from small_data import make_pairs, train_options, write_yaml
 from small_programs import run, start
 
-from hidiff.engine.distributed import Processes
 from hidiff.engine.trainer import Trainer
-from hidiff.errors import UserError
 from hidiff.options import parse_options
+from hidiff.utils.distributed import Processes
+from hidiff.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")

@@ -16,12 +16,12 @@ from small_training import ALONE
 from hidiff import UserError
 from hidiff.engine.logger import MetricsWriter, start_logging
 from hidiff.engine.trainer import Trainer
-from hidiff.errors import console_failure, keep_console
+from hidiff.evaluation import evaluator
+from hidiff.evaluation.files import read_scores
+from hidiff.evaluation.test_run import run_test
 from hidiff.models import Stage2
 from hidiff.options import parse_options
-from hidiff.scoring import evaluator
-from hidiff.scoring.files import read_scores
-from hidiff.scoring.test_run import run_test
+from hidiff.utils.errors import console_failure, keep_console
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

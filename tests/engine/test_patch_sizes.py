@@ -1,7 +1,7 @@
 """Patches that a network cannot take are refused before the training begins."""
 
 import pytest
-from peer_options import peer_options
+from baseline_options import baseline_options
 from small_training import ALONE
 
 from hidiff import UserError
@@ -28,7 +28,7 @@ def test_patch_sizes_are_those_that_the_network_takes(
     data, tmp_path, monkeypatch, network, patches, message
 ):
     monkeypatch.chdir(tmp_path)
-    options = peer_options(data, "HINet")
+    options = baseline_options(data, "HINet")
     options["network_g"] |= network
     train = options["datasets"]["train"]
     options["datasets"]["train"] = {k: v for k, v in train.items() if k not in PHASES} | patches

@@ -22,13 +22,13 @@ from hidiff.data import BatchPlan, PhaseBatchSampler, build_dataset, training_ba
 from hidiff.data.loader import STOP_SIGNALS
 from hidiff.engine import checkpoint
 from hidiff.engine.checkpoint import compare_options
-from hidiff.engine.distributed import Processes
 from hidiff.engine.trainer import Trainer
-from hidiff.errors import EXIT_INTERRUPTED, Interrupted
-from hidiff.files import hold
 from hidiff.losses import L1Loss
 from hidiff.options import parse_options
-from hidiff.typecheck import _signature
+from hidiff.utils.distributed import Processes
+from hidiff.utils.errors import EXIT_INTERRUPTED, Interrupted
+from hidiff.utils.files import hold
+from hidiff.utils.typecheck import _signature
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 
@@ -267,7 +267,7 @@ def test_a_rank_without_its_torchrun_saves_and_stops(data):
 def test_a_folder_is_held_against_other_processes(data):
     script = (
         "import time; from pathlib import Path\n"
-        "from hidiff.files import _hold\n"
+        "from hidiff.utils.files import _hold\n"
         "_hold(Path('experiments/tiny_S1'), 0.0)\n"
         "print('held', flush=True); time.sleep(600)\n"
     )
@@ -533,7 +533,7 @@ def test_a_signal_ends_a_wait_for_data_and_saves(data, monkeypatch):
 def test_a_signal_ends_a_process_that_waits_for_another():
     script = (
         "import threading\n"
-        "from hidiff.engine.distributed import StopRequest\n"
+        "from hidiff.utils.distributed import StopRequest\n"
         "with StopRequest(grace=0.5):\n"
         "    print('ready', flush=True); threading.Event().wait()\n"
     )

@@ -14,8 +14,8 @@ from small_training import ALONE, in_two_processes
 from hidiff import UserError
 from hidiff.engine import checkpoint
 from hidiff.engine.trainer import Trainer
+from hidiff.evaluation.test_run import run_test
 from hidiff.options import parse_options
-from hidiff.scoring.test_run import run_test
 
 
 @pytest.fixture(scope="module")

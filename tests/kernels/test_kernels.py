@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from hidiff import kernels
-from hidiff.errors import UserError
 from hidiff.kernels import operators
 from hidiff.kernels.choosing import Chooser, agree
+from hidiff.utils.errors import UserError
 
 FUNCTIONS = {
     "plain": (kernels.depthwise_conv3x3, torch.ops.hidiff.depthwise_conv3x3),

@@ -8,11 +8,11 @@ import torch
 from golden_values import image, load_json
 from torch import nn
 
-from hidiff.archs import Peer
+from hidiff.archs import ImageNetwork
 from hidiff.models.regression import Regression
 from hidiff.registry import LOSSES
 
-GOLDEN = load_json("peers/manifest.json")["losses"]
+GOLDEN = load_json("baselines/manifest.json")["losses"]
 BINOMIAL = [0.05, 0.25, 0.4, 0.25, 0.05]
 PRED, TARGET = image(5, (2, 3, 32, 48)), image(6, (2, 3, 32, 48))
 
@@ -21,7 +21,7 @@ def build(name, **options):
     return LOSSES.build({"type": name, **options}, "train.pixel_opt")
 
 
-class Fixed(Peer):
+class Fixed(ImageNetwork):
     """A network whose outputs are given."""
 
     def __init__(self, *outputs):

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hidiff.errors import UserError
 from hidiff.metrics import PROTOCOLS, evaluate_pair
+from hidiff.utils.errors import UserError
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 VALUES = json.loads((GOLDEN / "metrics.json").read_text())

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
 
-from hidiff.errors import UserError
 from hidiff.metrics.realblur import find_homography, score_realblur
+from hidiff.utils.errors import UserError
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 VALUES = json.loads((GOLDEN / "metrics.json").read_text())

@@ -11,9 +11,9 @@ from torch._inductor.utils import run_and_get_code
 
 from hidiff import build_model
 from hidiff.archs.restormer import FeedForward
-from hidiff.errors import UserError
 from hidiff.models import compilation
 from hidiff.models.compilation import INDUCTOR_OPTIONS, check_compiler, compile_blocks, uncompiled
+from hidiff.utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -66,7 +66,7 @@ MEASURED = """
 import json, sys
 import torch
 from hidiff import build_model
-from hidiff.cost.timing import measure_with_memory
+from hidiff.benchmark.timing import measure_with_memory
 from hidiff.models.memory import plan, restoring_bytes
 from hidiff.models.precision import precision
 
@@ -140,7 +140,7 @@ def test_a_cpu_takes_strips_and_a_gpu_what_fits(monkeypatch, model):
 
 
 @pytest.mark.parametrize(
-    ("device", "free", "wanted", "way_out"),
+    ("device", "free", "wanted", "hint"),
     [
         (CPU, 3.5, "whole", "val.strip_rows: auto"),
         (CPU, 2.5, "auto", "bf16"),
@@ -148,8 +148,8 @@ def test_a_cpu_takes_strips_and_a_gpu_what_fits(monkeypatch, model):
         (CUDA, 0.1, "auto", "--device cpu"),
     ],
 )
-def test_what_does_not_fit_is_refused(monkeypatch, model, device, free, wanted, way_out):
-    with pytest.raises(UserError, match=rf"6000×4000.*GiB.*{free} GiB.*{way_out}"):
+def test_what_does_not_fit_is_refused(monkeypatch, model, device, free, wanted, hint):
+    with pytest.raises(UserError, match=rf"6000×4000.*GiB.*{free} GiB.*{hint}"):
         choice(monkeypatch, model, device, free, wanted)
 
 

@@ -8,10 +8,10 @@ from small_data import train_options
 
 from hidiff import build_model
 from hidiff.archs import restormer
-from hidiff.cost.timing import bytes_for_backward
-from hidiff.errors import UserError
+from hidiff.benchmark.timing import bytes_for_backward
 from hidiff.models.precision import precision
 from hidiff.options import parse_options
+from hidiff.utils.errors import UserError
 
 
 @pytest.fixture

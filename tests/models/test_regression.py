@@ -3,18 +3,18 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from peer_options import PEERS
+from baseline_options import BASELINES
 from small_data import TINY_G
 
 from hidiff import UserError, build_model
-from hidiff.archs import Peer
+from hidiff.archs import ImageNetwork
 from hidiff.models.regression import Regression
 from hidiff.registry import ARCHS
 
 SIZE = (37, 43)  # no multiples of anything
 
 
-class Places(Peer):
+class Places(ImageNetwork):
     """Adds to an image its largest row and column, as seen by the network."""
 
     side_multiple = 4
@@ -25,9 +25,9 @@ class Places(Peer):
         return (image + (rows - columns)[..., None, None],)
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_restoring_is_the_padded_image_of_the_networks_result(name):
-    model = build_model(PEERS[name]).eval()
+    model = build_model(BASELINES[name]).eval()
     network, lq = model.net_g, torch.rand(1, 3, *SIZE)
     gt = torch.rand_like(lq)
     noise = model.draw_noise(1, torch.Generator().manual_seed(0))
@@ -59,7 +59,7 @@ def test_crops_are_evenly_spaced_and_averaged():
 
 
 def test_dropped_channels_come_from_the_generator():
-    model = build_model(PEERS["MIMOUNetPlus"])
+    model = build_model(BASELINES["MIMOUNetPlus"])
     lq, gt = torch.rand(2, 2, 3, 16, 16)
 
     def losses(seed):
@@ -74,7 +74,7 @@ def test_dropped_channels_come_from_the_generator():
 
 
 def test_kept_channels_are_those_of_dropout():
-    network = build_model(PEERS["MIMOUNetPlus"]).net_g
+    network = build_model(BASELINES["MIMOUNetPlus"]).net_g
     lq = torch.rand(1, 3, 16, 16)
     channels = network.draw(1)["kept"].shape[1]
     everything = torch.ones(1, channels, dtype=torch.bool)
@@ -103,19 +103,19 @@ def test_kept_channels_are_those_of_dropout():
         ({"model_type": "DiffIR_S1", "network_g": {"type": "NAFNet"}}, "network_g.type"),
         ({"model_type": "DiffIR_S2", "network_g": {"type": "DiffIRS1"}}, "network_g.type"),
         (
-            {**PEERS["DiffIRS2"], "network_le": {"type": "DiffIREncoder", "n_feats": 8}},
+            {**BASELINES["DiffIRS2"], "network_le": {"type": "DiffIREncoder", "n_feats": 8}},
             "network_le.n_feats",
         ),
         (
             {
                 "model_type": "HI_Diff_S1",
-                "network_g": PEERS["NAFNet"]["network_g"],
+                "network_g": BASELINES["NAFNet"]["network_g"],
                 "network_le": {"type": "latent_encoder_gelu", "in_chans": 6, "stage": 1},
             },
             "network_g.type",
         ),
-        ({**PEERS["DiffIRS1"], "train": {"edge_opt": {"type": "EdgeLoss"}}}, "train.edge_opt"),
-        ({**PEERS["NAFNet"], "train": {"pixel_opt": None}}, "train.pixel_opt"),
+        ({**BASELINES["DiffIRS1"], "train": {"edge_opt": {"type": "EdgeLoss"}}}, "train.edge_opt"),
+        ({**BASELINES["NAFNet"], "train": {"pixel_opt": None}}, "train.pixel_opt"),
     ],
 )
 def test_parts_that_do_not_fit_are_named(options, place):
@@ -124,7 +124,7 @@ def test_parts_that_do_not_fit_are_named(options, place):
 
 
 def test_what_only_the_transformer_has_is_refused():
-    model = build_model(PEERS["NAFNet"])
+    model = build_model(BASELINES["NAFNet"])
     model.recompute_levels(())
     with pytest.raises(UserError, match=r"train\.activation_checkpointing"):
         model.recompute_levels((1,))
@@ -134,5 +134,5 @@ def test_what_only_the_transformer_has_is_refused():
 
 
 def test_every_network_is_among_the_small_ones():
-    networks = {name for name in ARCHS if issubclass(ARCHS.get(name, ""), Peer)}
-    assert networks | {"DiffIRS1"} == set(PEERS)
+    networks = {name for name in ARCHS if issubclass(ARCHS.get(name, ""), ImageNetwork)}
+    assert networks | {"DiffIRS1"} == set(BASELINES)

@@ -8,8 +8,8 @@ import small_programs
 from hidiff.cli.check import main
 from hidiff.data.image import read_header, write_image
 from hidiff.data.lmdb_store import create_lmdb
-from hidiff.errors import UserError
 from hidiff.prepare.check import LAYOUT, DataSource, check_dataset, dataset_folders
+from hidiff.utils.errors import UserError
 
 
 def picture(seed: int, height: int = 16, width: int = 20, channels: int = 3) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 import small_programs
 
 from hidiff.cli.prepare import main
-from hidiff.errors import UserError
+from hidiff.utils.errors import UserError
 
 # The content of a file says where it comes from; nothing here decodes an image.
 

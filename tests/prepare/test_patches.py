@@ -8,8 +8,8 @@ import small_programs
 
 from hidiff.cli.prepare import main
 from hidiff.data.image import read_image, write_image
-from hidiff.errors import UserError
 from hidiff.prepare.patches import CropTask, check_existing, cut_pair, piece_offsets
+from hidiff.utils.errors import UserError
 
 SMALL = ["--size", "12", "--overlap", "4", "--val_size", "8"]
 

@@ -8,9 +8,9 @@ import pytest
 from hidiff.data.image import read_image
 from hidiff.data.pairs import match_stores
 from hidiff.data.store import ImageFiles
-from hidiff.errors import UserError
 from hidiff.prepare import quickstart
 from hidiff.prepare.quickstart import make_quickstart
+from hidiff.utils.errors import UserError
 
 
 @pytest.fixture

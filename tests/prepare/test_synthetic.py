@@ -9,7 +9,7 @@ from hidiff import UserError
 from hidiff.cli.prepare import main
 from hidiff.data.image import read_image
 from hidiff.data.synthetic_dataset import SyntheticBlurDataset
-from hidiff.paper.synthesis import PATCH
+from hidiff.report.synthesis import PATCH
 
 OFF = dict.fromkeys(("shake", "object", "defocus", "saturation", "processing", "jpeg"))
 

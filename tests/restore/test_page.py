@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from small_data import picture, write_rgb
 
-from hidiff.errors import UserError
 from hidiff.restore.page import Comparison, write_page
+from hidiff.utils.errors import UserError
 
 
 class Items(html.parser.HTMLParser):

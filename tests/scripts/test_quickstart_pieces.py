@@ -9,15 +9,12 @@ import pytest
 import torch
 from small_data import make_pairs
 
-from hidiff.data.image import read_image
-from hidiff.engine.distributed import Processes
 from hidiff.engine.trainer import Trainer
-from hidiff.errors import UserError
+from hidiff.evaluation.files import read_scores
+from hidiff.evaluation.test_run import run_test
 from hidiff.options import load_options
-from hidiff.paper.sheet import ZOOM, busiest_window, comparison_row, comparison_sheet
-from hidiff.scoring.files import read_scores
-from hidiff.scoring.test_run import run_test
-from scripts.compare import main as compare
+from hidiff.report.sheet import ZOOM, busiest_window, comparison_row, comparison_sheet
+from hidiff.utils.distributed import Processes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -41,30 +38,6 @@ def test_its_option_files_train_and_test(tmp_path, monkeypatch):
     (scores,) = read_scores(tmp_path / "results/quickstart")
     assert len(scores.scored) == 2
     assert set(scores.mean("blurry")) == set(scores.mean()) == {"psnr", "ssim"}
-
-    compare(
-        ["--rows", "2", "--output", "sheet.png", "--input", "datasets/quickstart/test/input",
-         "--target", "datasets/quickstart/test/target",
-         "--restored", "results/quickstart/visualization/photographs"]
-    )  # fmt: skip
-    assert read_image("sheet.png").shape[1] > 3 * 50
-
-
-@pytest.mark.parametrize(
-    ("arguments", "place"),
-    [
-        (["--rows", "-3", "--output", "new.png"], "--rows"),
-        (["--output", "notes.txt"], "--output notes.txt"),
-        (["--output", "input/scene-000.png"], "--output: input/scene-000.png"),
-    ],
-)
-def test_a_comparison_replaces_nothing(tmp_path, monkeypatch, arguments, place):
-    monkeypatch.chdir(tmp_path)
-    make_pairs(tmp_path, 1)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
-    with pytest.raises(UserError, match=place):
-        compare(["--input", "input", "--restored", "target", *arguments])
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
 
 
 def test_a_sheet_shows_every_version_and_its_detail():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from peer_options import PEERS
+from baseline_options import BASELINES
 
 from hidiff.engine.checkpoint import save_networks
 from hidiff.options import load_options
@@ -22,8 +22,8 @@ WIDTHS = {
 def small(sections):
     """The same with small widths and few blocks; types, heads and all else are left."""
     sections = copy.deepcopy(dict(sections))
-    if sections["network_g"]["type"] in PEERS:
-        tiny = PEERS[sections["network_g"]["type"]]
+    if sections["network_g"]["type"] in BASELINES:
+        tiny = BASELINES[sections["network_g"]["type"]]
         return sections | {k: sections[k] | v for k, v in tiny.items() if k.startswith("network_")}
     for key in [key for key in sections if key.startswith("network_")]:
         sections[key] |= {k: v for k, v in WIDTHS.items() if sections[key].get(k) is not None}

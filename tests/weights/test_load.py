@@ -16,9 +16,9 @@ from small_training import ALONE, train
 import hidiff
 from hidiff import UserError
 from hidiff.cli import main
+from hidiff.evaluation.rows import with_scores
+from hidiff.evaluation.test_run import run_test
 from hidiff.options import load_options, parse_options
-from hidiff.scoring.rows import with_scores
-from hidiff.scoring.test_run import run_test
 from hidiff.weights.load import find_model, load_model
 from hidiff.weights.packed import pack
 

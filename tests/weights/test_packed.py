@@ -16,10 +16,10 @@ from small_training import ALONE, parameters
 from hidiff import UserError
 from hidiff.cli import main
 from hidiff.engine.trainer import Trainer
+from hidiff.evaluation.files import write_scores
+from hidiff.evaluation.record import ImageScore, SetScores
+from hidiff.evaluation.test_run import run_test
 from hidiff.options import load_options, parse_options
-from hidiff.scoring.files import write_scores
-from hidiff.scoring.record import ImageScore, SetScores
-from hidiff.scoring.test_run import run_test
 from hidiff.weights.load import find_model, load_model
 from hidiff.weights.packed import _metadata_sha256, describe, pack, read_packed, unpack
 from hidiff.weights.read import state_sha256
@@ -257,13 +257,13 @@ def test_a_file_packed_for_training_is_trained_on(trained, data, tmp_path, monke
         for key, value in model.model.net_le.state_dict().items()
     )
     assert model.description.split(", ")[1] == expected.description.split(", ")[1]
-    monkeypatch.setattr("hidiff.weights.load.STARTER", tmp_path / "starter.safetensors")
-    monkeypatch.setattr("hidiff.weights.pretrained.STARTER", tmp_path / "starter.safetensors")
-    with pytest.raises(UserError, match=r"^starter: "):
-        find_model("starter")
-    Path("whole.safetensors").rename("starter.safetensors")
-    assert same(find_model("starter").model, model.model)
-    options = train_options(data, 2) | {"path": {"weights": "starter"}, "name": "on"}
+    monkeypatch.setattr("hidiff.weights.load.BUNDLED", tmp_path / "bundled.safetensors")
+    monkeypatch.setattr("hidiff.weights.pretrained.BUNDLED", tmp_path / "bundled.safetensors")
+    with pytest.raises(UserError, match=r"^bundled: "):
+        find_model("bundled")
+    Path("whole.safetensors").rename("bundled.safetensors")
+    assert same(find_model("bundled").model, model.model)
+    options = train_options(data, 2) | {"path": {"weights": "bundled"}, "name": "on"}
     before = parameters(trainer := Trainer(parse_options(options), ALONE))
     assert set(before) > {f"net_le.{key}" for key in encoder}
     for key, value in before.items():

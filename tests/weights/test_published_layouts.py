@@ -1,4 +1,4 @@
-"""Weights of the peer networks in every layout that files are published in."""
+"""Weights of the baseline networks in every layout that files are published in."""
 
 import argparse
 import itertools
@@ -13,7 +13,7 @@ from hidiff.weights.read import load_network, load_weights
 from hidiff.weights.recognise import look_alikes
 
 WHERE = "path.pretrain_network_g"
-MANIFEST = load_json("peers/manifest.json")["networks"]
+MANIFEST = load_json("baselines/manifest.json")["networks"]
 
 LAYOUTS = {
     "bare": lambda weights, other: weights,
@@ -124,7 +124,7 @@ def test_a_network_in_parts_is_read_from_its_folder(tmp_path, name):
     if name == "DMPHN":
         assert_found(tmp_path, network)
     else:
-        with pytest.raises(UserError, match=rf"{tmp_path.name} .*DMPHN.*options/peers"):
+        with pytest.raises(UserError, match=rf"{tmp_path.name} .*DMPHN.*options/baselines"):
             find_model(tmp_path)
     # A part alone is no other network's, and a missing one is named.
     with pytest.raises(UserError, match=rf"{WHERE}: .*coder_.*missing"):

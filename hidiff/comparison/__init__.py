@@ -1,1 +1,0 @@
-"""Comparing models on one data set: scores, intervals of their differences, cost, pictures."""

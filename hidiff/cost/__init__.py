@@ -1,1 +1,0 @@
-"""What a computation costs: multiply-accumulates, time, memory."""

@@ -1,1 +1,0 @@
-"""Fine-tuning a trained model on pairs of one's own."""

@@ -1,0 +1,177 @@
+"""Mistakes that a person can mend, used-up memory, and a console that a program outlives."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+
+
+class UserError(ValueError):
+    """Something in the options, the data or the files that the user can put right.
+
+    The message says what was wrong, where, and what to do. The command-line programs print it
+    without a traceback and leave with exit code 2.
+    """
+
+
+class Interrupted(Exception):
+    """A run was asked to stop before its end, and has saved what it needs to go on."""
+
+
+EXIT_INTERRUPTED = 75
+"""Exit code of an interrupted run: EX_TEMPFAIL of sysexits.h, "try again later"."""
+
+
+def counted_from(path: str | os.PathLike[str]) -> str:
+    """For messages about a path that does not exist: where it counts from, if relative."""
+    return "" if Path(path).is_absolute() else f" (relative paths count from {Path.cwd()})"
+
+
+def missing(path: str | os.PathLike[str]) -> str:
+    """'{path} does not exist', and where it counts from."""
+    return f"{path} does not exist{counted_from(path)}"
+
+
+def print_problems(problems: Sequence[str], what: str, hint: str) -> None:
+    """Print the mistakes that a run has come across to stderr; nothing where there are none.
+
+    Args:
+        problems: one a line.
+        what: follows their number: "3 {what}:".
+        hint: what to do about them.
+    """
+    if problems:
+        lines = [f"error: {len(problems)} {what}:", *(f"  {problem}" for problem in problems)]
+        print("\n".join([*lines, hint]), file=sys.stderr)
+
+
+def require_positive(least: float = 1, /, **values: float) -> None:
+    """Refuse options below a limit: whole numbers below `least`, others not above 0.
+
+    Raises:
+        UserError: a value is too small; the message has its name.
+    """
+    for name, value in values.items():
+        if value < least if isinstance(value, int) else not value > 0:
+            limit = f"at least {least}" if isinstance(value, int) else "above 0"
+            raise UserError(f"{name} {value} must be {limit}")
+
+
+_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+"""Of the RuntimeErrors with which torch's CPU allocator, CUDA and cuBLAS say it."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, NumPy, OpenCV, torch or CUDA means that memory is used up."""
+    if isinstance(error, cv2.error):
+        return error.code == cv2.Error.STS_NO_MEM
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+
+
+@contextmanager
+def memory_errors(what: str, hint: str) -> Iterator[None]:
+    """Say what has used up the memory, and what to do.
+
+    Raises:
+        UserError: "{what}; {hint}", in place of an error that means that memory is used up.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise UserError(f"{what}; {hint}") from None
+
+
+class _Lossy(io.RawIOBase):
+    """Drops what cannot be written, and remembers why.
+
+    A training is worth more than its console: the terminal may be gone, the other end of the pipe
+    closed, the disk of a redirected output full.
+    """
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._raw = raw
+        self.failure: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
+
+    def isatty(self) -> bool:
+        return self._raw.isatty()
+
+    def write(self, data: Any) -> int:
+        try:
+            written = self._raw.write(data)
+        except OSError as error:
+            self.failure, written = error, None
+        return len(data) if written is None else written
+
+
+def keep_console() -> None:
+    """From now on no writing to `sys.stdout` and `sys.stderr` fails, nor their end at exit.
+
+    What the console's encoding lacks is written as an escape sequence. Streams that somebody has
+    put in place of Python's own are left as they are.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # the program was started with the stream closed
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 (Python closes it)
+        elif stream is getattr(sys, f"__{name}__"):
+            stream.flush()
+            raw = getattr(stream.buffer, "raw", stream.buffer)  # `python -u` has no buffer
+            kept = io.TextIOWrapper(
+                io.BufferedWriter(_Lossy(raw)),
+                encoding=stream.encoding,
+                errors="backslashreplace",
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, kept)
+
+
+def console_failure() -> OSError | None:
+    """Why something could not be written, if that was so."""
+    for stream in (sys.stdout, sys.stderr):
+        raw = getattr(getattr(stream, "buffer", None), "raw", None)
+        if isinstance(raw, _Lossy) and raw.failure is not None:
+            return raw.failure
+    return None
+
+
+@contextmanager
+def friendly_errors() -> Iterator[None]:
+    """Turn a `UserError`, a stop or Ctrl-C into a message on standard error and an exit code.
+
+    Exit codes: 2 for a `UserError`, 75 for a run that was stopped and can go on, 130 for Ctrl-C
+    elsewhere. Any other exception is a defect of this project and keeps its traceback. A console
+    that is lost ends nothing (`keep_console`).
+    """
+    keep_console()
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,118 @@
+"""Every network that HI-Diff is compared with, by the commands of HI-Diff."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from baseline_options import BASELINES, baseline_options
+from PIL import Image
+from small_data import picture
+from small_programs import start
+from small_training import ALONE, parameters, train
+
+from hidiff import UserError
+from hidiff.cli import pack, restore
+from hidiff.data.image import read_image
+from hidiff.engine.trainer import Trainer
+from hidiff.evaluation.test_run import run_test
+from hidiff.options import parse_options
+from hidiff.restore.restoring import photo_item, restore_item, to_image
+from hidiff.weights.load import load_model
+
+PROGRAM = Path(__file__).resolve().parent / "baseline_training.py"
+RESTORING = [name for name in BASELINES if name != "DiffIRS1"]
+
+
+@pytest.fixture(scope="module")
+def baselines(data, tmp_path_factory):
+    """A folder in which all of them are trained, and their weights."""
+    folder = tmp_path_factory.mktemp("baselines")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return folder, {name: parameters(train(baseline_options(data, name))) for name in BASELINES}
+
+
+@pytest.fixture(autouse=True)
+def _there(baselines, monkeypatch):
+    monkeypatch.chdir(baselines[0])
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_training_resumes_bit_for_bit(baselines, data, name):
+    options = {**baseline_options(data, name), "name": f"resumed_{name}"}
+    first = Trainer(parse_options(options), ALONE)
+    before = parameters(first)
+    first.total_iter = 1
+    first.run()
+    after = parameters(train(options, auto_resume=True))
+    for key, tensor in baselines[1][name].items():
+        assert torch.equal(tensor, after[key]), key
+    trained = [key for key in before if not key.startswith("net_le.")]
+    assert any(not torch.equal(before[key], after[key]) for key in trained)
+    assert len(trained) == len(before) or all(
+        torch.equal(before[key], after[key]) for key in set(before) - set(trained)
+    )
+
+
+@pytest.mark.parametrize("name", RESTORING)
+def test_testing_packing_and_restoring_give_one_result(baselines, data, name, tmp_path):
+    options = baseline_options(data, name)
+    options["path"] = {"weights": options["name"]}
+    assert run_test(parse_options(options), ALONE)
+    results = Path("results") / options["name"]
+    with (results / "scores.csv").open() as file:
+        assert len(list(csv.DictReader(file))) >= 2
+
+    file = tmp_path / "packed.safetensors"
+    assert pack.main([options["name"], "-o", str(file)]) == 0
+    Image.fromarray(picture(5, 21, 30)).save(tmp_path / "photo.png")
+    arguments = [str(tmp_path / "photo.png"), "-o", str(tmp_path / "out"), "-m", str(file)]
+    assert restore.main([*arguments, "--device", "cpu"]) == 0
+    model = load_model(options["name"]).model
+    item = photo_item(picture(5, 21, 30), "photo")
+    expected = to_image(restore_item(model, item, seed=100, device=torch.device("cpu")))
+    assert np.array_equal(read_image(tmp_path / "out/photo.png"), expected)
+
+
+def test_stage_1_of_diffir_restores_no_photographs(baselines, tmp_path):
+    with pytest.raises(UserError, match="stage 1"):
+        load_model("tiny_DiffIRS1")
+
+
+def test_stage_2_of_diffir_begins_where_stage_1_ended(baselines, data):
+    options = {**baseline_options(data, "DiffIRS2"), "name": "begun"}
+    begun = parameters(Trainer(parse_options(options), ALONE, dry=True))
+    ended = baselines[1]["DiffIRS1"]
+    shared = [key for key in ended if key.startswith("net_g.G.")]
+    encoder = [key for key in ended if key.startswith("net_g.E.")]
+    assert len(shared) > 50
+    for key in shared:
+        assert torch.equal(begun[key], ended[key]), key
+    for key in encoder:
+        assert torch.equal(begun[key.replace("net_g.E.", "net_le.", 1)], ended[key]), key
+
+
+def test_patches_that_a_network_cannot_take_are_named(data):
+    options = {**baseline_options(data, "HINet"), "name": "odd"}
+    options["network_g"]["depth"] = 5
+    options["datasets"]["train"]["gt_size"] = 24
+    with pytest.raises(UserError, match=r"^datasets\.train\.gt_size: .*HINet.*16"):
+        train(options)
+
+
+@pytest.mark.slow("starts processes of PyTorch, which train every network")
+def test_two_processes_train_what_one_does(data, tmp_path):
+    folders = [tmp_path / name for name in ("alone", "together")]
+    launches = [(), ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")]
+    for folder, launch in zip(folders, launches, strict=True):
+        with start(tmp_path, *launch, PROGRAM, data, folder) as program:
+            output = program.output.read()
+            assert program.wait() == 0, output
+    for name in BASELINES:
+        one, two = (
+            torch.load(folder / f"tiny_{name}.pth", weights_only=True) for folder in folders
+        )
+        for key, value in one.items():
+            torch.testing.assert_close(value, two[key], rtol=1e-9, atol=1e-11)

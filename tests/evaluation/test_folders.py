@@ -1,0 +1,313 @@
+"""Scoring folders of pictures: pairing, failures, workers, and the command `hidiff score`."""
+
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import small_programs
+from golden_values import load_arrays, load_json
+from small_data import picture, write_rgb
+
+from hidiff.cli.score import main
+from hidiff.evaluation.files import read_scores
+from hidiff.evaluation.folders import score_folders
+from hidiff.metrics import evaluate_pair
+from hidiff.utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Five pairs, the restored ones slightly blurred: folders `restored` and `target`."""
+    for index in range(5):
+        sharp = picture(index, 32, 40)
+        write_rgb(tmp_path / "target" / f"{index}.png", sharp)
+        write_rgb(tmp_path / "restored" / f"{index}.png", cv2.blur(sharp, (3, 3)))
+    return tmp_path
+
+
+def score(folder, protocol="matlab", dataset="set", **options):
+    return score_folders(
+        folder / "restored", folder / "target", protocol=protocol, dataset=dataset,
+        progress=False, **options,
+    )  # fmt: skip
+
+
+def test_golden_images_as_files(tmp_path):
+    """Means over the reference pairs, through PNG files and the pairing."""
+    arrays, values = load_arrays("metric_pairs.npz"), load_json("metrics.json")
+    for name in values:
+        write_rgb(tmp_path / "restored" / f"{name}.png", arrays[f"{name}/restored"])
+        write_rgb(tmp_path / "target" / f"{name}.png", arrays[f"{name}/gt"])
+    for protocol, psnr, ssim, close in (
+        ("basicsr", "psnr_rgb", "ssim_2d_per_channel", (1e-6, 1e-6)),
+        ("matlab", "psnr_rgb", "ssim_matlab_volume", (1e-6, 1e-6)),
+        ("realblur", "realblur_psnr", "realblur_ssim", (1e-2, 1e-3)),
+    ):
+        mean = score(tmp_path, protocol).mean()
+        assert abs(mean["psnr"] - sum(v[psnr] for v in values.values()) / 4) < close[0]
+        assert abs(mean["ssim"] - sum(v[ssim] for v in values.values()) / 4) < close[1]
+
+
+def test_every_score_is_that_of_its_own_pair(folders):
+    result = score(folders)
+    assert [image.name for image in result.images] == list("01234")
+    for image in result.images:
+        sharp = picture(int(image.name), 32, 40)
+        assert image.restored == evaluate_pair(cv2.blur(sharp, (3, 3)), sharp, "matlab")
+        assert image.aligned is None
+    assert not result.failed
+
+
+def test_pairs_are_matched_by_name_not_by_position(folders):
+    (folders / "restored/0.png").unlink()
+    (folders / "target/4.png").unlink()
+    result = score(folders)
+    assert [image.name for image in result.scored] == ["1", "2", "3"]
+    assert result.failed == {"0": "no restored image", "4": "no sharp image"}
+    assert min(image.restored["psnr"] for image in result.scored) > 25
+
+
+def test_workers_change_nothing(folders):
+    (folders / "restored/2.png").write_bytes(b"\x89PNG")
+    alone, shared = score(folders, jobs=1), score(folders, jobs=2)
+    assert alone == shared
+    assert len(alone.scored) == 4
+
+
+def test_damaged_and_mismatched_images_fail_and_the_rest_goes_on(folders):
+    (folders / "restored/0.png").write_bytes(b"this is no picture")
+    sound = (folders / "target/1.png").read_bytes()
+    (folders / "target/1.png").write_bytes(sound[:-30])
+    write_rgb(folders / "restored/2.png", picture(2, 32, 32))
+    result = score(folders)
+    assert [image.name for image in result.scored] == ["3", "4"]
+    assert set(result.failed) == {"0", "1", "2"}
+    assert "restored/0.png" in result.failed["0"]
+    assert "target/1.png" in result.failed["1"]
+    assert "(32, 32, 3) and target uint8 (32, 40, 3)" in result.failed["2"]
+    pairs = [picture(index, 32, 40) for index in (3, 4)]
+    expected = [evaluate_pair(cv2.blur(p, (3, 3)), p, "matlab")["psnr"] for p in pairs]
+    assert result.mean()["psnr"] == pytest.approx(sum(expected) / 2)
+
+
+def test_nothing_scored_has_no_mean(folders):
+    for path in (folders / "restored").iterdir():
+        path.write_bytes(b"text")
+    result = score(folders)
+    assert (result.mean(), result.remarks(), len(result.failed)) == ({}, [], 5)
+
+
+def test_sixteen_bits_are_rounded_to_eight(tmp_path):
+    sharp = picture(0, 24, 24)
+    write_rgb(tmp_path / "target/a.png", sharp)
+    write_rgb(tmp_path / "restored/a.png", np.full_like(sharp, 100))
+    reference = score(tmp_path).images
+    write_rgb(tmp_path / "restored/a.png", np.full(sharp.shape, 100 * 257 + 60, np.uint16))
+    assert score(tmp_path).images == reference
+
+
+def test_suffix_of_the_restored_images(folders):
+    expected = score(folders).images
+    for path in list((folders / "restored").iterdir()):
+        path.rename(path.with_name(f"{path.stem}_mine.png"))
+    write_rgb(folders / "restored/other.png", picture(0, 32, 40))
+    assert score(folders, suffix="_mine").images == expected
+    with pytest.raises(UserError, match="restored"):
+        score(folders)
+
+
+def renamed(folder, name):
+    for path in list(folder.iterdir()):
+        path.rename(path.with_name(name(path)))
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        (lambda f: [p.unlink() for p in (f / "restored").iterdir()], "restored"),
+        (lambda f: [p.unlink() for p in (f / "target").iterdir()], "target"),
+        (lambda f: (f / "target").rename(f / "elsewhere"), "target"),
+        (lambda f: renamed(f / "restored", lambda p: f"{p.stem}.txt"), "restored"),
+        (lambda f: renamed(f / "restored", lambda p: f"x{p.name}"), "x0, x1 and 3 more"),
+    ],
+    ids=["no restored", "no sharp", "no folder", "no pictures", "other names"],
+)
+def test_folders_that_cannot_be_scored_say_why(folders, change, place):
+    change(folders)
+    with pytest.raises(UserError, match=place):
+        score(folders)
+
+
+def test_a_folder_is_not_scored_against_itself(folders):
+    with pytest.raises(UserError, match="target is given both"):
+        score_folders(folders / "target", folders / "restored/../target", protocol="matlab",
+                      dataset="x")  # fmt: skip
+    with pytest.raises(UserError, match="'mathlab'.*'matlab'"):
+        score(folders, "mathlab")
+
+
+def test_alignment_that_fails_is_counted_and_scored(folders):
+    """A uniform image has nothing to align; its score is the one without alignment."""
+    write_rgb(folders / "restored/1.png", np.full((32, 40, 3), 90, np.uint8))
+    result = score(folders, "realblur")
+    assert result.unaligned == ["1"]
+    assert len(result.scored) == 5
+    assert not result.failed
+    assert math.isfinite(result.images[1].restored["psnr"])
+    assert "1 of 5 images" in result.remarks()[0]
+
+
+def make(result: Path, dataset: str, target: Path, count: int = 3) -> None:
+    """Restored and sharp images of a data set."""
+    for index in range(count):
+        sharp = picture(index, 32, 40)
+        write_rgb(target / f"{index}.png", sharp)
+        write_rgb(result / "visualization" / dataset / f"{index}.png", cv2.blur(sharp, (3, 3)))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder to work in, with result folder `mine` and data of all four benchmarks."""
+    for dataset in ("HIDE", "RealBlur_R", "RealBlur_J"):
+        make(tmp_path / "mine", dataset, tmp_path / f"datasets/test/{dataset}/target")
+    make(tmp_path / "mine", "GoPro", tmp_path / "datasets/GoPro/test/target")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def command(*arguments: str) -> int:
+    return main(["--dir", "mine", "--jobs", "1", *arguments])
+
+
+def expected(protocol: str, count: int = 3) -> dict[str, float]:
+    """The mean scores of the images that `make` writes."""
+    pictures = [picture(index, 32, 40) for index in range(count)]
+    scores = [evaluate_pair(cv2.blur(p, (3, 3)), p, protocol) for p in pictures]
+    return {name: np.mean([score[name] for score in scores]) for name in ("psnr", "ssim")}
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "found"),
+    [
+        ("evaluate_realblur.py", ["--dataset", "RealBlur_J", "--jobs", "2"], ["RealBlur_J"]),
+        ("scripts/evaluate_gopro_hide.py", ["--jobs", "1"], ["GoPro", "HIDE"]),
+    ],
+)
+def test_the_released_command_lines(folder, script, arguments, found):
+    """In another folder than the checkout, with workers."""
+    result = small_programs.run(folder, ROOT / script, "--dir", "mine", *arguments)
+    assert result.returncode == 0, result.stderr
+    scores = read_scores(folder / "mine")
+    assert [data.dataset for data in scores] == found
+    for data in scores:
+        mean = expected(data.benchmark.protocol)
+        assert data.mean() == pytest.approx(mean)
+        assert f"{mean['psnr']:.4f}" in result.stdout
+        assert str(data.benchmark.images) in result.stdout
+
+
+def test_every_benchmark_is_scored_by_its_protocol(folder):
+    assert command() == 0
+    protocols = {data.dataset: data.protocol for data in read_scores(folder / "mine")}
+    assert protocols == {
+        "GoPro": "matlab", "HIDE": "matlab", "RealBlur_R": "realblur", "RealBlur_J": "realblur",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("target", ["GoPro=sharp=1", "sharp=1"])
+def test_another_protocol_other_folders_and_one_data_set(folder, capsys, target):
+    (folder / "datasets/GoPro/test/target").rename(folder / "sharp=1")
+    arguments = ["--dataset", "GoPro", "--target", target, "--protocol", "basicsr"]
+    assert command(*arguments, "--output", "scores") == 0
+    (scores,) = read_scores(folder / "scores")
+    assert scores.key == ("GoPro", "basicsr", "pictures")
+    assert scores.mean() == pytest.approx(expected("basicsr"))
+    assert "'basicsr'" in capsys.readouterr().out
+    assert not (folder / "mine/scores.json").exists()
+
+
+def test_any_two_folders(folder):
+    pictures = ["--restored", "mine/visualization/HIDE", "--target", "datasets/test/HIDE/target"]
+    assert main([*pictures, "--dataset", "x", "--output", "out", "--jobs", "1"]) == 0
+    assert main([*pictures, "--protocol", "matlab", "--output", "out", "--jobs", "1"]) == 0
+    first, second = read_scores(folder / "out")
+    assert first.key == ("x", "basicsr", "pictures")
+    assert second.key == ("HIDE", "matlab", "pictures")
+    for arguments in (pictures, [*pictures, "--dataset", "x", "y", "--output", "out"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+
+
+def test_only_what_the_result_folder_has(folder):
+    for path in (folder / "mine/visualization/HIDE").iterdir():
+        path.unlink()
+    (folder / "mine/visualization/HIDE").rmdir()
+    (folder / "datasets/GoPro/test").rename(folder / "datasets/test/GoPro")  # the other layout
+    assert main(["--dir", "mine", "--jobs", "1"], datasets=("GoPro", "HIDE")) == 0
+    assert [data.dataset for data in read_scores(folder / "mine")] == ["GoPro"]
+
+
+def test_missing_and_damaged_images_are_listed_and_make_exit_code_1(folder, capsys):
+    restored = folder / "mine/visualization/RealBlur_R"
+    arguments = ["--dataset", "RealBlur_R"]
+    write_rgb(restored / "more.png", picture(7, 32, 40))
+    assert command(*arguments) == 1
+    (restored / "more.png").unlink()
+    assert command(*arguments) == 0
+    (restored / "1.png").unlink()
+    assert command(*arguments) == 1
+    (restored / "0.png").write_text("no picture")
+    write_rgb(restored / "more.png", picture(7, 32, 40))
+    capsys.readouterr()
+    assert command(*arguments) == 1
+    output = capsys.readouterr().out
+    for name in ("0", "1", "more"):
+        assert f"RealBlur_R/{name}: " in output
+    assert set(read_scores(folder / "mine")[0].failed) == {"0", "1", "more"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "place"),
+    [
+        (["--dir", "elsewhere"], "elsewhere/visualization"),
+        (["--dir", "elsewhere", "--dataset", "HIDE"], "visualization/HIDE"),
+        (["--target", "GoPro"], "--target GoPro"),
+        (["--target", "Gopro=x"], "--target Gopro=x"),
+        (["--target", "GoPro=nowhere"], "nowhere"),
+        (["--dataset", "other"], "visualization/other"),
+        (["--jobs", "0"], "--jobs"),
+    ],
+)
+def test_mistakes_in_the_call(folder, arguments, place):
+    with pytest.raises(UserError, match=place):
+        command(*arguments)
+    assert not (folder / "mine/scores.json").exists()
+
+
+def test_folders_that_are_empty_or_absent(folder):
+    (folder / "datasets/test/HIDE").rename(folder / "datasets/test/gone")
+    with pytest.raises(UserError, match="datasets/test/HIDE/target.*--target HIDE=DIR"):
+        command()
+    # The data set before it was not scored either.
+    assert not (folder / "mine/scores.json").exists()
+    for path in (folder / "mine/visualization/RealBlur_J").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match="visualization/RealBlur_J"):
+        command("--dataset", "RealBlur_J")
+
+
+def test_only_scores_are_replaced(folder):
+    arguments = ["--dataset", "RealBlur_J"]
+    path = folder / "mine/scores.json"
+    assert command(*arguments) == 0
+    first = path.read_text()
+    assert command(*arguments) == 0
+    assert path.read_text() == first
+    path.write_text("my notes")
+    with pytest.raises(UserError, match=r"scores\.json"):
+        command(*arguments)
+    assert path.read_text() == "my notes"

@@ -1,0 +1,524 @@
+"""What test.py does, on tiny networks and pictures."""
+
+import copy
+import csv
+import json
+import logging
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
+from small_data import make_pairs, picture, test_options, train_options, write_rgb
+from small_training import ALONE, compiled_blocks, train
+
+from hidiff import UserError, build_model
+from hidiff.archs.restormer import DepthwiseConv2d
+from hidiff.data import SyntheticBlurDataset
+from hidiff.data.image import read_image
+from hidiff.engine.trainer import Trainer
+from hidiff.evaluation.files import read_scores
+from hidiff.evaluation.record import ImageScore
+from hidiff.evaluation.rows import add_row
+from hidiff.evaluation.test_run import run_test
+from hidiff.metrics import evaluate_pair
+from hidiff.models import base
+from hidiff.options import parse_options
+from hidiff.restore.restoring import restore_item
+
+
+@pytest.fixture
+def tested(trained, data, monkeypatch):
+    """The trained folder, with results/tiny_test of a fresh run."""
+    monkeypatch.chdir(trained[0])
+    assert run_test(parse_options(test_options(data)), ALONE)
+    return trained[0] / "results" / "tiny_test"
+
+
+def test_testing_writes_pictures_table_json_and_csv(tested, data):
+    (scores,) = read_scores(tested)
+    assert scores.key == ("small", "basicsr", "test")
+    assert (scores.input, scores.target) == tuple(
+        str(data / "test" / side) for side in ("input", "target")
+    )
+    assert (len(scores.images), len(scores.scored), scores.failed) == (2, 2, {})
+    with (tested / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == ["scene-000", "scene-001"]
+    for row in rows:
+        restored = read_image(tested / "visualization" / "small" / f"{row['image']}.png")
+        sharp = read_image(data / "test" / "target" / f"{row['image']}.png")
+        blurry = read_image(data / "test" / "input" / f"{row['image']}.png")
+        assert restored.shape == (37, 43, 3)
+        assert float(row["psnr"]) == pytest.approx(peak_signal_noise_ratio(sharp, restored))
+        assert float(row["blurry_psnr"]) == pytest.approx(peak_signal_noise_ratio(sharp, blurry))
+    for metric in ("psnr", "ssim"):
+        mean = math.fsum(float(row[metric]) for row in rows) / 2
+        assert scores.mean()[metric] == pytest.approx(mean, rel=1e-12)
+
+
+@pytest.mark.parametrize("weights", ["tiny_S2", "experiments/tiny_S2"])
+def test_a_training_is_tested_by_its_name(trained, data, monkeypatch, weights):
+    """Before the files that the option file names."""
+    monkeypatch.chdir(trained[0])
+    options = {**test_options(data), "name": "by_name"}
+    options["path"] = {"pretrain_network_g": "nowhere.pth", "weights": weights}
+    assert run_test(parse_options(options), ALONE)
+    options["path"] = {"weights": "tiny_S1"}
+    with pytest.raises(UserError, match=r"^path\.weights: .*tiny_S1/models/net_le_dm_latest\.pth"):
+        run_test(parse_options(options), ALONE)
+
+
+def test_a_protocol_replaces_the_metrics(trained, data, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    options = {**test_options(data), "name": "protocol"}
+    options["val"]["protocol"] = "matlab"
+    assert run_test(parse_options(options), ALONE)
+    results = trained[0] / "results" / "protocol"
+    (result,) = read_scores(results)
+    assert result.protocol == "matlab"
+    pairs = [
+        [read_image(folder / f"scene-00{i}.png")
+         for folder in (results / "visualization/small", data / "test/target")]
+        for i in range(2)
+    ]  # fmt: skip
+    scores = [evaluate_pair(*pair, protocol="matlab") for pair in pairs]
+    for name in ("psnr", "ssim"):
+        assert result.mean()[name] == pytest.approx(sum(s[name] for s in scores) / 2)
+
+
+def test_the_benchmark_protocol_is_chosen_by_the_name_of_the_data_set(
+    trained, data, monkeypatch, capsys
+):
+    monkeypatch.chdir(trained[0])
+    options = {**test_options(data), "name": "benchmark"}
+    options["val"]["protocol"] = "benchmark"
+    section = options["datasets"].pop("test_1")
+    for index, name in enumerate(("HIDE", "RealBlur_J", "other"), start=1):
+        options["datasets"][f"test_{index}"] = {**section, "name": name}
+    assert run_test(parse_options(options), ALONE)
+    scores = read_scores(trained[0] / "results/benchmark")
+    assert [data.protocol for data in scores] == ["matlab", "realblur", "basicsr"]
+    assert any("980" in remark for remark in scores[1].remarks())
+    assert scores[2].remarks() == []
+
+
+def test_what_data_folders_hold_besides_images_is_said(trained, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(trained[0])
+    for part in ("train", "test"):
+        make_pairs(tmp_path / part, 2)
+        (tmp_path / part / "input" / f"{part}.avif").write_bytes(b"x")
+    trainer = Trainer(parse_options({**train_options(tmp_path, 1), "name": "notices"}), ALONE)
+    for part in ("train", "test"):
+        assert sum(f"{part}.avif" in notice for notice in trainer.notices) == 1
+    monkeypatch.setattr(logging.getLogger("hidiff"), "propagate", True)
+    with caplog.at_level("INFO", "hidiff"):
+        run_test(parse_options({**test_options(tmp_path), "name": "notices"}), ALONE)
+    assert caplog.text.count("test.avif") == 1
+
+
+def test_every_option_of_speed_arrives_in_testing(trained, data, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    monkeypatch.setattr("hidiff.models.compilation.check_compiler", lambda device, where: None)
+    seen = []
+
+    def look(model, *others, **options):
+        modes = {m.kernels for m in model.modules() if isinstance(m, DepthwiseConv2d)}
+        seen.append((len(compiled_blocks(model)) > 10, modes, model.net_g.feature_dtype))
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("hidiff.evaluation.test_run.evaluate", look)
+    options = {**test_options(data), "name": "speed", "kernels": "eager"}
+    options["val"] |= {"compile": True, "precision": "bf16"}
+    with pytest.raises(ZeroDivisionError):
+        run_test(parse_options(options), ALONE)
+    assert seen == [(True, {"eager"}, torch.bfloat16)]
+
+
+def test_validation_and_testing_take_their_threads_from_the_options(
+    trained, data, monkeypatch, tmp_path
+):
+    asked = []
+    monkeypatch.setattr(
+        "hidiff.evaluation.evaluator.thread_count", lambda wanted, device: asked.append(wanted) or 2
+    )
+    monkeypatch.chdir(trained[0])
+    options = {**test_options(data), "name": "threads"}
+    options["val"]["num_workers"] = 5
+    assert run_test(parse_options(options), ALONE)
+    monkeypatch.chdir(tmp_path)
+    options = train_options(data, 1, total_iter=1)
+    options["val"]["num_workers"] = 6
+    train(options)
+    assert asked == [5, 6]
+
+
+def test_several_seeds_report_their_deviation(tested, trained, data):
+    options = {**test_options(data), "name": "seeds"}
+    assert run_test(parse_options(options), ALONE, seeds=3)
+    results = trained[0] / "results" / "seeds"
+    (scores,) = read_scores(results)
+    assert [(image.name, image.seed) for image in scores.images] == [
+        (f"scene-00{i}", seed) for seed in (3, 4, 5) for i in range(2)
+    ]
+    psnr = np.array([image.restored["psnr"] for image in scores.images]).reshape(3, 2)
+    deviation = scores.deviation()
+    assert scores.mean()["psnr"] == pytest.approx(psnr.mean())
+    assert deviation["of_mean"]["psnr"] == pytest.approx(psnr.mean(axis=1).std(ddof=1))
+    assert deviation["of_image"]["psnr"] == pytest.approx(psnr.std(axis=0, ddof=1).mean())
+    assert read_scores(tested)[0].mean()["psnr"] == pytest.approx(psnr[0].mean())
+    pictures = [p / "visualization/small/scene-000.png" for p in (results, tested)]
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+
+
+def test_an_images_result_does_not_depend_on_the_others(tested, trained, data, tmp_path):
+    alone = tmp_path / "test"
+    for side in ("input", "target"):
+        (alone / side).mkdir(parents=True)
+        name = "scene-001.png"
+        (alone / side / name).write_bytes((data / "test" / side / name).read_bytes())
+    options = {**test_options(tmp_path), "name": "one_image"}
+    assert run_test(parse_options(options), ALONE)
+    both = tested / "visualization" / "small" / "scene-001.png"
+    one = trained[0] / "results" / "one_image" / "visualization" / "small" / "scene-001.png"
+    assert both.read_bytes() == one.read_bytes()
+
+
+def test_another_seed_gives_other_noise(tested, trained, data):
+    options = {**test_options(data), "name": "other_seed", "manual_seed": 4}
+    assert run_test(parse_options(options), ALONE)
+    pictures = [
+        read_image(trained[0] / "results" / name / "visualization/small/scene-000.png")
+        for name in ("tiny_test", "other_seed")
+    ]
+    assert not np.array_equal(*pictures)
+
+
+def test_earlier_results_are_set_aside(tested, trained, data):
+    (tested / "mine.txt").write_text("kept")
+    assert run_test(parse_options(test_options(data)), ALONE)
+    assert not (tested / "mine.txt").exists()
+    archived = list((trained[0] / "results").glob("tiny_test_archived_*/mine.txt"))
+    assert [path.read_text() for path in archived] == ["kept"]
+
+
+def test_without_ground_truth_it_restores_and_does_not_score(trained, data, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    options = {**test_options(data), "name": "blind"}
+    del options["datasets"]["test_1"]["dataroot_gt"]
+    assert run_test(parse_options(options), ALONE)
+    results = trained[0] / "results" / "blind"
+    assert len(list((results / "visualization" / "small").iterdir())) == 2
+    (scores,) = read_scores(results)
+    assert (len(scores.images), scores.scored, scores.mean()) == (2, [], {})
+
+
+def test_synthetic_blur_is_a_test_set(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    for number in range(2):
+        write_rgb(tmp_path / f"photo-{number}.png", picture(number, 72, 64))
+    options = test_options(tmp_path)
+    roots = [str(tmp_path)]
+    options["datasets"]["test_1"] = {
+        "type": "SyntheticBlurDataset",
+        "name": "blurred",
+        "dataroot_gt": roots,
+        "min_size": 64,
+        "scale": [0.5, 0.5],
+    }
+    assert run_test(parse_options(options), ALONE)
+    (scores,) = read_scores(trained[0] / "results" / "tiny_test")
+    assert [image.name for image in scores.scored] == ["photo-0", "photo-1"]
+    blurry = SyntheticBlurDataset(
+        where="x", dataroot_gt=roots, min_size=64, scale=(0.5, 0.5)
+    ).whole(1)
+    assert blurry[0].shape == (36, 32, 3)
+    assert scores.scored[1].blurry["psnr"] == pytest.approx(peak_signal_noise_ratio(*blurry[::-1]))
+
+
+def test_photographs_without_ground_truth_stay_what_they_are(trained, tmp_path, monkeypatch):
+    """As PNG files of 8 or 16 bits, with what stands beside their pixels."""
+    monkeypatch.chdir(trained[0])
+    deep = np.random.default_rng(0).integers(0, 65536, (24, 16, 4), np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Maker"
+    grey = Image.fromarray(picture(1, 24, 16)).convert("L")
+    grey.save(tmp_path / "grey.jpg", exif=exif, icc_profile=b"profile")
+    options = {**test_options(tmp_path), "name": tmp_path.name}
+    section = options["datasets"]["test_1"]
+    del section["dataroot_gt"]
+    section["dataroot_lq"] = str(tmp_path)
+    assert run_test(parse_options(options), ALONE)
+    pictures = trained[0] / "results" / tmp_path.name / "visualization/small"
+    restored = cv2.imread(str(pictures / "deep.png"), cv2.IMREAD_UNCHANGED)
+    assert restored.dtype == np.uint16
+    assert np.array_equal(restored[..., 3], deep[..., 3])
+    assert len(np.unique(restored[..., :3])) > 500
+    with Image.open(pictures / "grey.png") as image:
+        assert (image.mode, image.size) == ("L", (24, 16))
+        assert image.info["icc_profile"] == b"profile"
+        assert (image.getexif()[0x010F], image.getexif()[0x0112]) == ("Maker", 1)
+
+
+def test_a_damaged_test_image_is_reported_and_the_rest_goes_on(
+    trained, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(trained[0])
+    make_pairs(tmp_path / "test", 3)
+    path = tmp_path / "test" / "input" / "scene-001.png"
+    path.write_bytes(path.read_bytes()[:99])
+    options = {**test_options(tmp_path), "name": "damaged"}
+    assert run_test(parse_options(options), ALONE) is False
+    (scores,) = read_scores(trained[0] / "results/damaged")
+    assert (len(scores.images), len(scores.scored)) == (3, 2)
+    assert list(scores.failed) == ["scene-001"]
+
+
+def test_an_image_too_small_for_the_metric_is_reported_and_the_rest_goes_on(
+    trained, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(trained[0])
+    make_pairs(tmp_path / "test", 2)
+    for side in ("input", "target"):
+        write_rgb(tmp_path / "test" / side / "small.png", picture(5, 8, 10))
+    options = {**test_options(tmp_path), "name": "small_image"}
+    del options["val"]["save_img"]
+    assert run_test(parse_options(options), ALONE) is False
+    results = trained[0] / "results" / "small_image"
+    (scores,) = read_scores(results)
+    assert (len(scores.images), len(scores.scored)) == (3, 2)
+    assert list(scores.failed) == ["small"]
+    assert len(list((results / "visualization" / "small").iterdir())) == 3
+
+
+class Killed(BaseException):
+    """Stands for a kill."""
+
+
+def content(folder):
+    """What a test has left, but for what depends on the clock."""
+    report = [vars(scores) for scores in read_scores(folder)]
+    for image in (image for data in report for image in data["images"]):
+        image.seconds = None
+    with (folder / "scores.csv").open() as file:
+        rows = [{**row, "seconds": ""} for row in csv.DictReader(file)]
+    pictures = {p.name: p.read_bytes() for p in folder.glob("visualization/*/*")}
+    return report, rows, pictures
+
+
+@pytest.fixture
+def interrupted(trained, tmp_path, monkeypatch):
+    """(options, result folder) of a test with two seeds that was killed at the seventh image."""
+    monkeypatch.chdir(trained[0])
+    make_pairs(tmp_path / "test", 4, height=24, width=24)
+    options = {**test_options(tmp_path), "name": tmp_path.name}
+    names = []
+
+    def kill(*arguments, **others):
+        names.append(arguments[1]["name"])
+        if len(names) == 7:
+            raise Killed
+        return restore_item(*arguments, **others)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("hidiff.evaluation.evaluator.restore_item", kill)
+        run_test(parse_options(copy.deepcopy(options)), ALONE, seeds=2)
+    return options, trained[0] / "results" / tmp_path.name
+
+
+def resume(options, monkeypatch, seeds=2):
+    """The names of the images that a second call restores."""
+    names = []
+
+    def note(*arguments, **others):
+        names.append(arguments[1]["name"])
+        return restore_item(*arguments, **others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hidiff.evaluation.evaluator.restore_item", note)
+        complete = run_test(parse_options(copy.deepcopy(options)), ALONE, seeds=seeds, resume=True)
+    return names, complete
+
+
+def test_a_killed_test_goes_on(interrupted, monkeypatch):
+    options, results = interrupted
+    rows = (results / "rows" / "0.jsonl").read_text().splitlines()[1:]
+    assert [json.loads(row)["name"][-1] for row in rows] == list("012301")
+    # The last line is cut off, and a picture is gone.
+    with (results / "rows" / "0.jsonl").open("r+b") as file:
+        file.truncate(file.seek(0, 2) - 30)
+    (results / "visualization" / "small" / "scene-001.png").unlink()
+    names, complete = resume(options, monkeypatch)
+    assert complete
+    assert [name[-1] for name in names] == list("1") + list("123")
+    resumed = content(results)
+    assert run_test(parse_options(copy.deepcopy(options)), ALONE, seeds=2)
+    assert content(results) == resumed
+    assert resume(options, monkeypatch) == ([], True)
+    assert content(results) == resumed
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"manual_seed": 4}, "manual_seed"),
+        ({"kernels": "eager"}, "kernels"),
+        ("weights", "the weights of net_d"),
+        ("seeds", "--seeds"),
+    ],
+)
+def test_another_test_does_not_go_on(interrupted, monkeypatch, change, place):
+    options, results = interrupted
+    before = sorted(results.rglob("*"))
+    if change == "weights":
+        monkeypatch.setattr("hidiff.evaluation.test_run.load_pretrained", lambda *_, **__: ([], {}))
+    elif change != "seeds":
+        options |= change
+    with pytest.raises(UserError, match=place):
+        resume(options, monkeypatch, seeds=3 if change == "seeds" else 2)
+    assert sorted(results.rglob("*")) == before
+
+
+def test_going_on_tries_again_what_failed_and_what_has_changed(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    make_pairs(tmp_path / "test", 4, height=24, width=24)
+    options = {**test_options(tmp_path), "name": tmp_path.name}
+    damaged, changed = (tmp_path / f"test/input/scene-00{i}.png" for i in (1, 3))
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:99])
+    assert not run_test(parse_options(copy.deepcopy(options)), ALONE)
+    damaged.write_bytes(whole)
+    write_rgb(changed, picture(9, 24, 24))
+    # Neither the place of the program's threads nor that of the weights changes a score.
+    options["val"]["num_workers"] = 0
+    assert resume(options, monkeypatch, seeds=1) == (["scene-001", "scene-003"], True)
+
+
+def test_a_disk_that_is_full_at_the_end_loses_nothing(tested, data, monkeypatch, caplog):
+    def full(path, *_):
+        raise UserError(f"{path}: cannot be written (No space left on device)")
+
+    options = {**test_options(data), "name": "full"}
+    with monkeypatch.context() as patch:
+        patch.setattr("hidiff.evaluation.files.write_text", full)
+        assert run_test(parse_options(copy.deepcopy(options)), ALONE) is False
+    assert not (tested.parent / "full" / "scores.json").exists()
+    assert resume(options, monkeypatch, seeds=1) == ([], True)
+    (report,), *others = content(tested.parent / "full")
+    (expected,), *same = content(tested)
+    assert others == same
+    assert report["images"] == expected["images"]
+
+
+def test_a_row_that_cannot_be_written_names_its_file(tmp_path):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows/0.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"rows/0.jsonl: .*--resume"):
+        add_row(tmp_path, 0, "small", [], ImageScore("a", 3, {"psnr": 1.0}))
+
+
+def make_lmdb(path, images):
+    lmdb = pytest.importorskip("lmdb")
+    with lmdb.open(str(path)) as database, database.begin(write=True) as write:
+        for key, image in images.items():
+            write.put(key.encode(), image)
+
+
+@pytest.fixture
+def lmdb_options(data, tmp_path):
+    def make(*keys):
+        for side in ("input", "target"):
+            image = (data / "test" / side / "scene-000.png").read_bytes()
+            make_lmdb(tmp_path / f"{side}.lmdb", dict.fromkeys(keys, image))
+        options = {**test_options(data), "name": tmp_path.name}
+        options["datasets"]["test_1"] |= {
+            "dataroot_lq": str(tmp_path / "input.lmdb"),
+            "dataroot_gt": str(tmp_path / "target.lmdb"),
+            "io_backend": {"type": "lmdb"},
+        }
+        return options
+
+    return make
+
+
+def test_keys_with_folders_keep_them(trained, lmdb_options, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    options = lmdb_options("000/00000000", "001/00000000")
+    assert run_test(parse_options(options), ALONE)
+    results = trained[0] / "results" / options["name"]
+    pictures = [p.relative_to(results / "visualization/small") for p in results.rglob("*.png")]
+    assert sorted(map(str, pictures)) == ["000/00000000.png", "001/00000000.png"]
+    with (results / "scores.csv").open() as file:
+        names = [row["image"] for row in csv.DictReader(file)]
+    assert names == ["000/00000000", "001/00000000"]
+
+
+@pytest.mark.parametrize("key", ["../../../x", "{}/x", "a\0b"])
+def test_keys_that_lead_elsewhere_are_refused(trained, lmdb_options, tmp_path, monkeypatch, key):
+    monkeypatch.chdir(trained[0])
+    key = key.format(tmp_path)
+    options = lmdb_options("harmless", key)
+    before = {*trained[0].rglob("*"), *tmp_path.rglob("*")}
+    with pytest.raises(UserError) as caught:
+        run_test(parse_options(options), ALONE)
+    assert repr(f"{key}.png") in str(caught.value)
+    assert {*trained[0].rglob("*"), *tmp_path.rglob("*")} == before
+
+
+def test_larger_sharp_images_are_cropped(tested, trained, data, tmp_path):
+    """As in the release: the part at the top left."""
+    for index in range(2):
+        names = [f"{side}/scene-00{index}.png" for side in ("input", "target")]
+        for name in names:
+            write_rgb(tmp_path / "test" / name, read_image(data / "test" / name))
+        sharp = read_image(tmp_path / "test" / names[1])
+        if index == 1:
+            write_rgb(tmp_path / "test" / names[1], np.pad(sharp, ((0, 4), (0, 9), (0, 0))))
+    options = {**test_options(tmp_path), "name": "larger"}
+    assert run_test(parse_options(options), ALONE)
+    report, rows, pictures = content(trained[0] / "results" / "larger")
+    _, same_rows, same_pictures = content(tested)
+    assert (rows, pictures) == (same_rows, same_pictures)
+    assert [image.cropped for image in report[0]["images"]] == [False, True]
+    (remark,) = read_scores(trained[0] / "results" / "larger")[0].remarks()
+    assert "scene-001" in remark
+    assert "scene-000" not in remark
+    assert read_scores(tested)[0].remarks() == []
+
+
+def test_self_ensemble_averages_the_eight_symmetries(trained, data, monkeypatch):
+    """With weights of a network that copies its input, every symmetry gives the input back."""
+    monkeypatch.chdir(trained[0])
+    model = build_model(test_options(data)).eval()
+    model.net_g.output.weight.data.zero_()
+    item = {"lq": torch.rand(3, 19, 24), "name": "x"}
+    restored = restore_item(model, item, seed=0, device=torch.device("cpu"), self_ensemble=True)
+    torch.testing.assert_close(restored, item["lq"], rtol=0, atol=1e-6)
+
+
+def test_testing_needs_weights_for_every_network(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = test_options(data)
+    with pytest.raises(UserError, match=r"pretrain_network_g: "):
+        run_test(parse_options(copy.deepcopy(options)), ALONE)
+    del options["path"]
+    with pytest.raises(UserError, match=r"path\.pretrain_network_g: "):
+        run_test(parse_options(options), ALONE)
+
+
+@pytest.mark.parametrize(
+    ("val", "wanted"), [({}, "auto"), ({"strip_rows": 5}, 5), ({"compile": True}, "whole")]
+)
+def test_strips_are_as_the_option_says(trained, data, monkeypatch, val, wanted):
+    monkeypatch.chdir(trained[0])
+    monkeypatch.setattr("hidiff.evaluation.test_run.compile_blocks", lambda model, where: None)
+    seen, plan = [], base.plan
+    monkeypatch.setattr(base, "plan", lambda *a, **k: seen.append(a[3]) or plan(*a, **k))
+    options = {**test_options(data), "name": "strips"}
+    options["val"] |= val
+    assert run_test(parse_options(options), ALONE)
+    assert seen == [wanted] * 2
