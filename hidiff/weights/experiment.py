@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from hidiff.options import DatasetOptions, Options
 
 EXPERIMENTS = Path("experiments")
 TENSORBOARD = Path("tb_logger")
 RESULTS = Path("results")
+
+MODEL_SUFFIX = ".safetensors"
+"""Ending of model files, see `hidiff.weights.model_file`."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,7 @@ class Experiment:
 
     @property
     def models(self) -> Path:
-        """Weights files."""
+        """Model files, one for each step that was saved."""
         return self.folder / "models"
 
     @property
@@ -40,3 +47,61 @@ class Experiment:
     def tensorboard(self) -> Path:
         """TensorBoard's event files."""
         return TENSORBOARD / self.name
+
+    def model_file(self, step: int) -> Path:
+        """The file of the model after a step, whether it is there or not."""
+        return self.models / f"{self.name}_{step}{MODEL_SUFFIX}"
+
+    def newest_model(self) -> Path | None:
+        """The file of the last step that was saved; None where there is none."""
+        files = models_by_step(self.models)
+        return files[max(files)] if files else None
+
+    def model_of_step(self, step: int) -> Path | None:
+        """The file of the model after a step; None where there is none."""
+        return models_by_step(self.models).get(step)
+
+
+def models_by_step(folder: Path) -> dict[int, Path]:
+    """The model files `…_STEP.safetensors` in a folder, by step; empty where there is no folder."""
+    found = {}
+    for path in sorted(folder.glob(f"*{MODEL_SUFFIX}")):
+        if not path.name.startswith(".") and (step := re.search(r"_(\d+)$", path.stem)):
+            found[int(step[1])] = path
+    return found
+
+
+def training_facts(options: Options) -> dict[str, Any]:
+    """What the options of a training say about its images: arguments of `save_model`.
+
+    Returns:
+        `patch_size`, the side of the largest training patch in pixels, and `data`, the name and
+        the last parts of the folders of what is trained on.
+    """
+    train, section = options.for_training()
+    phases = section.phases(train.total_iter)
+    data: dict[str, Any] = {"name": section.name, **_folders(section)}
+    if section.mixture:
+        data = {
+            entry.label.removeprefix("datasets.train."): {
+                **_folders(entry),
+                "weight": entry.weight,
+            }
+            for entry in section.mixture
+        }
+    return {"patch_size": max(phase.patch_size for phase in phases), "data": data}
+
+
+def _folders(section: DatasetOptions) -> dict[str, str]:
+    """The data roots of a section; several of one side as one text."""
+    roots = {
+        key: value if isinstance(value, list) else [value]
+        for key, value in section.source.items()
+        if key.startswith("dataroot_") and value is not None
+    }
+    return {key: ", ".join(map(_last_parts, values)) for key, values in roots.items()}
+
+
+def _last_parts(root: str) -> str:
+    # Folders above are of the machine, and nobody's business.
+    return str(Path(*Path(root).parts[-3:])) if Path(root).is_absolute() else str(root)
