@@ -5,30 +5,46 @@ Chen et al., NeurIPS 2023.
 
 from __future__ import annotations
 
-import logging
+import importlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 # Before torch loads OpenMP: let its idle threads sleep after a short wait. By default they spin,
 # and where another process needs a core as well (a loader's worker is enough), training on CPUs
 # becomes ten times slower; the price on an idle machine is a few per cent.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from hidiff import metrics
-from hidiff.archs import build_network
-from hidiff.models import DeblurModel, build_model
-from hidiff.utils.errors import UserError
+if TYPE_CHECKING:
+    from hidiff import metrics
+    from hidiff.archs import build_network
+    from hidiff.models import DeblurModel, build_model
+    from hidiff.utils.errors import UserError
 
 __version__ = "0.1.0"
 __all__ = ["UserError", "build_model", "build_network", "load", "metrics"]
+
+_LAZY = {
+    "UserError": "hidiff.utils.errors",
+    "build_model": "hidiff.models",
+    "build_network": "hidiff.archs",
+}
+"""Where the public names come from; importing PyTorch takes seconds, so each waits for its use."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "metrics":
+        return importlib.import_module("hidiff.metrics")
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'hidiff' has no attribute '{name}'")
 
 
 def load(source: str | Path, *, device: str = "cpu") -> DeblurModel:
     """A trained model in evaluation mode, ready for `model.restore`.
 
     What there is to know about it is logged as warnings of the logger 'hidiff'.
-    `hidiff.weights.load.load_model` also returns its options and what it sees images normalised by,
-    which `restore` leaves to its caller.
+    `hidiff.weights.load.load_model` also returns its options.
 
     Args:
         source: bundled (the model that comes with the package), an experiment's name or folder, a
@@ -39,6 +55,8 @@ def load(source: str | Path, *, device: str = "cpu") -> DeblurModel:
     Raises:
         UserError: there is no such model or device, a file is damaged, or the model is of stage 1.
     """
+    import logging
+
     from hidiff.weights.load import load_model
 
     loaded = load_model(source, device=device)

@@ -6,8 +6,8 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from hidiff.utils.errors import UserError
-from hidiff.utils.typecheck import check_call, suggestion
+from hidiff.utils.errors import UserError, suggestion
+from hidiff.utils.typecheck import check_call
 
 T = TypeVar("T", bound=Callable[..., Any])
 

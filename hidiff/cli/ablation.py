@@ -21,34 +21,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
 
-from hidiff.options import shipped_options
-from hidiff.report.ablation import plan, run_all, write_option_files
-from hidiff.report.ablation_changes import Changes
-from hidiff.report.ablation_table import write_report
-from hidiff.utils.distributed import LAUNCHERS, start_processes
+from hidiff.cli.arguments import add_launcher
 from hidiff.utils.errors import UserError, require_positive
 
-OPTIONS = shipped_options() / "ablation"
 TABLE_1 = ("Baseline", "Single_Guide_S1", "Single_Guide_S2", "HI_Diff_S1", "Split_Training_S2")
 SWEEP = ("T_1", "T_2", "T_4", "HI_Diff_S2", "T_16", "T_32")  # of HI_Diff_S2, whose T is 8
-DEFAULT_FILES = [OPTIONS / f"{stem}.yml" for stem in (*TABLE_1, *SWEEP)]
 FOLDERS = ("train_input", "train_target", "test_input", "test_target")
 
 
-def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument(
         "files",
         nargs="*",
         type=Path,
-        default=DEFAULT_FILES,
         metavar="FILE",
         help="option files (default: all of options/ablation)",
     )
@@ -71,12 +59,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--force_yml",
         nargs="+",
+        action="extend",
         default=[],
         metavar="SECTION:OPTION=VALUE",
         help="set options of all files; networks that a file has not are left out",
     )
-    parser.add_argument("--launcher", choices=LAUNCHERS, default="none", help="as for train.py")
-    return parser.parse_args(arguments)
+    add_launcher(parser)
 
 
 def data_folders(args: argparse.Namespace) -> dict[str, Path] | None:
@@ -102,19 +90,25 @@ def data_folders(args: argparse.Namespace) -> dict[str, Path] | None:
     return given
 
 
-def main(arguments: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run the command; returns its exit code.
 
     Raises:
         UserError: a mistake in the call, the option files, the data or the folder to write to.
         Interrupted: a training was stopped and can go on.
     """
-    args = parse_arguments(arguments)
-    command = shlex.join(["hidiff", "ablation", *arguments])
+    from hidiff.options import shipped_options
+    from hidiff.report.ablation import plan, run_all, write_option_files
+    from hidiff.report.ablation_changes import Changes
+    from hidiff.report.ablation_table import write_report
+    from hidiff.utils.distributed import start_processes
+
+    folder = shipped_options() / "ablation"
+    files = args.files or [folder / f"{stem}.yml" for stem in (*TABLE_1, *SWEEP)]
     if args.steps is not None:
         require_positive(**{"--steps": args.steps})
     changes = Changes(args.tiny, args.steps, data_folders(args), args.force_yml)
-    runs = plan(args.files, args.seeds, changes)
+    runs = plan(files, args.seeds, changes)
     complete = True
     with start_processes(args.launcher, **runs[0].options.launch_arguments) as processes:
         with processes.main_first():
@@ -125,7 +119,7 @@ def main(arguments: Sequence[str]) -> int:
             for _, of_seed in itertools.groupby(runs, key=lambda run: run.seed):
                 complete &= run_all(list(of_seed), processes)
                 if processes.is_main:
-                    write_report(runs, command)
+                    write_report(runs, args.call)
             if processes.is_main:
                 print(Path("ablation.md").read_text(encoding="utf-8"))
     # Failed images are named in the table; the exit code tells a script about them.

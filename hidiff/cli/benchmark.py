@@ -20,18 +20,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from hidiff.benchmark.cases import BASELINE, CASES
-from hidiff.benchmark.table import table, write_table
-from hidiff.benchmark.timing import machine_name
-from hidiff.benchmark.variants import Machine, Variant
-from hidiff.evaluation.record import library_versions
-from hidiff.models.base import SIDE_MULTIPLE
-from hidiff.options import load_options
+from hidiff.cli.arguments import add_option_file
 from hidiff.utils.errors import UserError
 
 DEFAULT_SIZE = (256, 256)
@@ -41,15 +32,10 @@ DEFAULT_VARIANTS = {
 }
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("command", choices=CASES)
-    parser.add_argument("-opt", type=Path, required=True, metavar="FILE", help="option file")
-    parser.add_argument(
-        "--force_yml", nargs="+", default=[], metavar="OPTION=VALUE", help="as for train.py"
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("case", choices=("restore", "train-step", "evaluate", "data"))
+    add_option_file(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1, for example")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="compared with plain+fp32")
     parser.add_argument(
@@ -66,11 +52,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="measured calls of each variant")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the table into this page")
-    return parser.parse_args(arguments)
 
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse what cannot be measured; the device becomes torch's."""
+    import torch
+
+    from hidiff.models.base import SIDE_MULTIPLE
+
     try:
         args.device = torch.device(args.device)
     except RuntimeError:
@@ -88,24 +77,30 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--patch {args.patch}: must be a multiple of {SIDE_MULTIPLE}")
 
 
-def main(arguments: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run the command; returns its exit code."""
-    args = _parse(arguments)
+    import torch
+
+    from hidiff.benchmark.cases import BASELINE, CASES
+    from hidiff.benchmark.table import table, write_table
+    from hidiff.benchmark.timing import machine_name
+    from hidiff.benchmark.variants import Machine, Variant
+    from hidiff.evaluation.record import library_versions
+    from hidiff.options import load_options
+
     _check(args)
     torch.backends.cudnn.benchmark = True
     names = args.variants or DEFAULT_VARIANTS.get(args.device.type, ("fp32",))
-    if args.command == "train-step":
+    if args.case == "train-step":
         if any("+strips" in name for name in args.variants or ()):
             raise UserError("--variants: training is never in strips; leave +strips out")
         names = [name for name in names if "+strips" not in name]
     names = dict.fromkeys(names if args.alone else (BASELINE, *names))
     args.variants = [Variant.parse(name) for name in names]
     machine = Machine(args.device)
-    cases = CASES[args.command](load_options(args.opt, args.force_yml), args, machine)
-    written = ["--write", str(args.write)]
-    words = [word for word in arguments if word not in written]
+    cases = CASES[args.case](load_options(args.opt, args.force_yml), args, machine)
     report = {
-        "command": " ".join(["hidiff benchmark", *words]),
+        "command": args.call.replace(f" --write {args.write}", ""),
         "machine": machine_name(args.device),
         "repeats": args.repeats,
         "rates": machine.rates(),
@@ -116,7 +111,7 @@ def main(arguments: Sequence[str]) -> int:
         of = f", patch {args.patch}" if args.patch else ""
         if tuple(args.size) != DEFAULT_SIZE:
             of = f" {args.size[0]}×{args.size[1]}"
-        name = f"{args.command}{of} on {args.device.type}"
+        name = f"{args.case}{of} on {args.device.type}"
         write_table(args.write, name, table(report))
     print(json.dumps(report, indent=2) if args.json else table(report))
     return 0

@@ -11,34 +11,22 @@ Counts the pairs, matches them by name, decodes every image and compares the siz
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hidiff.data.pairs import refuse_one_place
-from hidiff.data.store import open_store
-from hidiff.prepare.check import (
-    DataSource,
-    LayoutEntry,
-    Report,
-    check_dataset,
-    dataset_folders,
-    layout_sources,
-)
 from hidiff.utils.errors import UserError, require_positive
-from hidiff.utils.workers import available_cores
+
+if TYPE_CHECKING:
+    from hidiff.prepare.check import DataSource, LayoutEntry, Report
+
+EPILOG = (
+    "Exit code: 0 all good, 1 problems found, 2 a mistake in the call. Relative paths, "
+    "also those in option files, count from the current folder."
+)
 
 
-def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line.
-
-    Raises:
-        UserError: a value that cannot be.
-    """
-    parser = argparse.ArgumentParser(
-        description="Count, pair, decode and compare the images of data sets.",
-        epilog="Exit code: 0 all good, 1 problems found, 2 a mistake in the call. Relative paths, "
-        "also those in option files, count from the current folder.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     what = parser.add_mutually_exclusive_group()
     what.add_argument("-opt", type=Path, metavar="FILE", help="check this option file's data sets")
     what.add_argument(
@@ -55,15 +43,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--fast", action="store_true", help="read headers only: truncated files are not noticed"
     )
-    parser.add_argument(
-        "--jobs", type=int, default=available_cores(), metavar="N", help="threads (default: all)"
-    )
-    options = parser.parse_args(arguments)
-    if options.target is not None and options.input is None:
-        raise UserError("--target: give the blurry images too, with --input")
-    given = {f"--{name}": getattr(options, name) for name in ("patch", "jobs")}
-    require_positive(**{name: value for name, value in given.items() if value is not None})
-    return options
+    parser.add_argument("--jobs", type=int, metavar="N", help="threads (default: all cores)")
 
 
 def find_sources(options: argparse.Namespace) -> tuple[list[DataSource], list[LayoutEntry]]:
@@ -72,6 +52,10 @@ def find_sources(options: argparse.Namespace) -> tuple[list[DataSource], list[La
     Raises:
         UserError: there is nothing to check.
     """
+    from hidiff.data.pairs import refuse_one_place
+    from hidiff.data.store import open_store
+    from hidiff.prepare.check import DataSource, dataset_folders, layout_sources
+
     if options.input is not None:
         for flag in ("input", "target"):
             if (root := getattr(options, flag)) is not None:
@@ -102,18 +86,28 @@ def show(source: DataSource, report: Report) -> None:
         print(f"  note: {note}")
 
 
-def main(arguments: Sequence[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run the command; returns its exit code.
 
     Raises:
         UserError: a mistake in the call.
     """
-    options = parse_arguments(arguments)
+    from hidiff.prepare.check import check_dataset
+    from hidiff.utils.workers import available_cores
+
+    if options.target is not None and options.input is None:
+        raise UserError("--target: give the blurry images too, with --input")
+    given = {f"--{name}": getattr(options, name) for name in ("patch", "jobs")}
+    require_positive(**{name: value for name, value in given.items() if value is not None})
     sources, absent = find_sources(options)
+    options.jobs = options.jobs or available_cores()
     problems = 0
     for source in sources:
         report = check_dataset(
-            source, patch_size=options.patch, fast=options.fast, jobs=options.jobs
+            source,
+            patch_size=options.patch,
+            fast=options.fast,
+            jobs=options.jobs,
         )
         show(source, report)
         problems += len(report.problems)

@@ -17,38 +17,25 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Sequence
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from hidiff.cli.restore import find_device
-from hidiff.engine.logger import start_logging
-from hidiff.metrics import PROTOCOLS
-from hidiff.metrics.published import published_protocol
-from hidiff.options import LocalMode, Precision
-from hidiff.report.candidates import Asked, by_label, file_name, find_data, parse_models
-from hidiff.report.page import write_comparison
-from hidiff.report.run import compare, failures
-from hidiff.report.table import csv_text, differences_table, markdown_lines, models_table
-from hidiff.restore.page import check_replaceable
-from hidiff.restore.run import local_options
-from hidiff.utils.distributed import Processes
-from hidiff.utils.errors import UserError, require_positive
-from hidiff.utils.files import write_text
-from hidiff.utils.tables import text_table
-from hidiff.utils.typecheck import suggestion
-from hidiff.weights.experiment import RESULTS
+from hidiff.utils.errors import UserError, require_positive, suggestion
+
+if TYPE_CHECKING:
+    from hidiff.report.candidates import Asked
 
 LOG = logging.getLogger("hidiff")
 
 
-def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="A call that was ended goes on where it stopped. Exit code: 0 all compared, 1 a "
-        "model or an image is left out, 2 a mistake in the call, 130 Ctrl-C.",
-    )
+EPILOG = (
+    "A call that was ended goes on where it stopped. Exit code: 0 all compared, 1 a "
+    "model or an image is left out, 2 a mistake in the call, 130 Ctrl-C."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument("models", nargs="+", metavar="[LABEL=]MODEL")
     parser.add_argument(
         "--data", required=True, metavar="DIR", help="folder of pairs, or an option file"
@@ -63,7 +50,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--protocol",
-        choices=PROTOCOLS,
+        choices=("basicsr", "matlab", "realblur"),
         help="default: that of the published scores, for other data sets basicsr",
     )
     parser.add_argument(
@@ -74,7 +61,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="[LABEL=]MODE",
-        help=f"{', '.join(get_args(LocalMode))}: of one model or of all, see hidiff restore; "
+        help="none, tile, tlc: of one model or of all, see hidiff restore; "
         "default: the model's own, else none",
     )
     parser.add_argument("--size", type=int, help="of tiles and windows, see hidiff restore")
@@ -84,40 +71,35 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="[LABEL=]PRECISION",
-        help=f"{', '.join(get_args(Precision))}: of one model or of all; default: the model's own, "
-        "else tf32",
+        help="fp32, tf32, bf16: of one model or of all; default: the model's own, else tf32",
     )
     parser.add_argument(
         "--repeats",
         type=int,
-        default=Asked.repeats,
+        default=3,
         metavar="N",
         help="how often restoring an image is timed, 0 for never; default: %(default)s",
     )
     parser.add_argument(
         "--pictures",
         type=int,
-        default=Asked.pictures,
+        default=1,
         metavar="N",
         help="images of each pair's largest differences on either side; default: %(default)s",
     )
     parser.add_argument(
         "--resamples",
         type=int,
-        default=Asked.resamples,
+        default=10000,
         metavar="N",
         help="of the bootstrap; default: %(default)s",
     )
     parser.add_argument(
-        "--seed", type=int, default=Asked.seed, help="of noise and bootstrap; default: %(default)s"
+        "--seed", type=int, default=100, help="of noise and bootstrap; default: %(default)s"
     )
     parser.add_argument(
         "--device", default="auto", help="auto (a GPU if there is one), cpu, cuda:0"
     )
-    args = parser.parse_args(arguments)
-    if args.repeats < 0 or args.pictures < 0:
-        parser.error("--repeats and --pictures must be at least 0")
-    return args
 
 
 def checked(args: argparse.Namespace) -> Asked:
@@ -126,6 +108,13 @@ def checked(args: argparse.Namespace) -> Asked:
     Raises:
         UserError: a label, a data set or a value that cannot be.
     """
+    from hidiff.metrics.published import published_protocol
+    from hidiff.options import LocalMode, Precision
+    from hidiff.report.candidates import Asked, by_label, file_name, find_data, parse_models
+    from hidiff.restore.run import local_options
+
+    if args.repeats < 0 or args.pictures < 0:
+        raise UserError("--repeats and --pictures must be at least 0")
     require_positive(**{"--resamples": args.resamples, "--seed": args.seed + 1})
     models = parse_models(args.models)
     if args.baseline is not None and args.baseline not in models:
@@ -156,13 +145,22 @@ def checked(args: argparse.Namespace) -> Asked:
     )
 
 
-def main(arguments: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run the command; returns its exit code.
 
     Raises:
         UserError: a mistake in the call, or nothing is left to compare.
     """
-    args = parse_arguments(arguments)
+    from hidiff.engine.logger import start_logging
+    from hidiff.report.page import write_comparison
+    from hidiff.report.run import compare, failures
+    from hidiff.report.table import csv_text, differences_table, markdown_lines, models_table
+    from hidiff.restore.page import check_replaceable
+    from hidiff.utils.distributed import Processes
+    from hidiff.utils.files import write_text
+    from hidiff.utils.tables import text_table
+    from hidiff.weights.experiment import RESULTS
+
     asked = checked(args)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("hidiff compare is one process; start it without torchrun and srun")

@@ -14,17 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
-from hidiff.report.complexity import PAPER_SIZE, file_report, paper_report
 
-
-def main(arguments: Sequence[str]) -> int:
-    """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument(
         "-opt", nargs="+", type=Path, metavar="FILE", help="option files, of train.py or test.py"
     )
@@ -32,12 +26,17 @@ def main(arguments: Sequence[str]) -> int:
         "--size",
         nargs=3,
         type=int,
-        default=PAPER_SIZE,
+        default=(3, 256, 256),
         metavar=("C", "H", "W"),
         help="image size (default: 3 256 256); sides are padded as in restoring",
     )
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
-    args = parser.parse_args(arguments)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns its exit code."""
+    from hidiff.report.complexity import file_report, paper_report
+
     size = tuple(args.size)
     text, records = file_report(args.opt, size) if args.opt else paper_report(size)
     if args.json:

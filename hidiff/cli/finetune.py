@@ -13,30 +13,18 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Sequence
 
 from hidiff.cli.arguments import add_overrides
-from hidiff.engine.logger import start_logging
-from hidiff.report.finetune_run import Asked, files_of, finetune, plan
-from hidiff.utils.distributed import start_processes
-from hidiff.utils.errors import UserError, require_positive
-from hidiff.utils.typecheck import expanded
-from hidiff.weights.load import find_model
+from hidiff.utils.errors import UserError, expanded, require_positive
+
+EPILOG = (
+    "Exit code: 0 the held-out pairs are better than before, 1 they are not, 2 a "
+    "mistake in the call, 75 stopped: the same call goes on."
+)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the command; returns its exit code.
-
-    Raises:
-        UserError: a mistake in the call, the pairs or the model.
-        Interrupted: the training was stopped and can go on.
-    """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Exit code: 0 the held-out pairs are better than before, 1 they are not, 2 a "
-        "mistake in the call, 75 stopped: the same call goes on.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument("--data", required=True, metavar="DIR", help="folder of pairs")
     parser.add_argument(
         "--weights",
@@ -48,9 +36,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "-o", "--output", metavar="NAME", help="of the experiment; default: MODEL_finetuned"
     )
-    parser.add_argument("--steps", type=int, default=Asked.steps, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=2000, help="default: %(default)s")
     parser.add_argument(
-        "--lr", type=float, default=Asked.lr, help="learning rate at first; default: %(default)s"
+        "--lr", type=float, default=5e-5, help="learning rate at first; default: %(default)s"
     )
     held_out = parser.add_mutually_exclusive_group()
     held_out.add_argument(
@@ -62,9 +50,22 @@ def main(arguments: Sequence[str]) -> int:
         metavar="N",
         help="hold out the last N pairs by name, whatever scene they show",
     )
-    parser.add_argument("--seed", type=int, default=Asked.seed, help="default: %(default)s")
-    add_overrides(parser, "set options of the option file that is written")
-    args = parser.parse_args(arguments)
+    parser.add_argument("--seed", type=int, default=100, help="default: %(default)s")
+    add_overrides(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns its exit code.
+
+    Raises:
+        UserError: a mistake in the call, the pairs or the model.
+        Interrupted: the training was stopped and can go on.
+    """
+    from hidiff.engine.logger import start_logging
+    from hidiff.report.finetune_run import Asked, files_of, finetune, plan
+    from hidiff.utils.distributed import start_processes
+    from hidiff.weights.load import find_model
+
     least = {"--steps": args.steps, "--lr": args.lr}
     require_positive(**least, **({} if args.held_out is None else {"--held_out": args.held_out}))
     name = (

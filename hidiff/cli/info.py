@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from hidiff.evaluation.rows import with_scores
-from hidiff.utils.tables import text_table
-from hidiff.weights.load import find_model
-from hidiff.weights.packed import describe
-from hidiff.weights.stored import StoredModel
+if TYPE_CHECKING:
+    from hidiff.weights.stored import StoredModel
+
+EPILOG = "All files are read and checked; nothing is written."
 
 
 def lines_about(model: StoredModel) -> list[str]:
     """A table of what is known about a model, its scores, and notices."""
+    from hidiff.utils.tables import text_table
+    from hidiff.weights.packed import describe
+
     known = describe(model)
     scores = known.pop("scores")
     rows = [["model", model.description]]
@@ -54,22 +56,24 @@ def _score_row(row: dict[str, Any], metrics: list[str]) -> list[str]:
     return [*known, str(row.get("images", "-")), *cells]
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the command; returns its exit code.
-
-    Raises:
-        UserError: there is no such model, or it is damaged.
-    """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="All files are read and checked; nothing is written.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument(
         "model",
         metavar="MODEL",
         help="a packed file, bundled, an experiment's name or folder (NAME@best, NAME@STEP), a "
         "folder with net_g.pth and its like, or hf:OWNER/NAME",
     )
-    args = parser.parse_args(arguments)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns its exit code.
+
+    Raises:
+        UserError: there is no such model, or it is damaged.
+    """
+    from hidiff.evaluation.rows import with_scores
+    from hidiff.weights.load import find_model
+
     print("\n".join(lines_about(with_scores(find_model(args.model)))))
     return 0

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
-from hidiff.cli.info import lines_about
-from hidiff.evaluation.files import read_scores
-from hidiff.evaluation.rows import with_scores
-from hidiff.weights.load import find_model
-from hidiff.weights.packed import HALVES, pack
+EPILOG = (
+    "The file holds the networks and, as texts, their options, the diffusion schedule, "
+    "data, scores, versions and check sums. Scores are those of the experiment's validation "
+    "and of folders in results/ that test.py has written with these very weights."
+)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the command; returns its exit code.
-
-    Raises:
-        UserError: there is no such model, or the file cannot be written.
-    """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="The file holds the networks and, as texts, their options, the diffusion schedule, "
-        "data, scores, versions and check sums. Scores are those of the experiment's validation "
-        "and of folders in results/ that test.py has written with these very weights.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument(
         "model",
         metavar="EXPERIMENT",
@@ -39,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
         "--half",
         nargs="?",
         const="float16",
-        choices=HALVES,
+        choices=("float16", "bfloat16"),
         help="store the weights in 16 bits (default: float16); they are read back as float32",
     )
     parser.add_argument(
@@ -57,7 +46,20 @@ def main(arguments: Sequence[str]) -> int:
         help="folders of test.py whose scores to note, in place of those that it finds",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
-    args = parser.parse_args(arguments)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns its exit code.
+
+    Raises:
+        UserError: there is no such model, or the file cannot be written.
+    """
+    from hidiff.cli.info import lines_about
+    from hidiff.evaluation.files import read_scores
+    from hidiff.evaluation.rows import with_scores
+    from hidiff.weights.load import find_model
+    from hidiff.weights.packed import pack
+
     model = find_model(args.model, training=args.for_training)
     if args.scores:
         scores = [data.row() for folder in args.scores for data in read_scores(folder)]

@@ -26,31 +26,22 @@ Exit code: 0, 1 where pairs could not be cut or made (they are named), 2 for a m
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from hidiff.prepare.layout import DOWNLOADS, place_all, summary
-from hidiff.prepare.patches import cut_gopro
-from hidiff.prepare.quickstart import make_quickstart
-from hidiff.prepare.video import RESPONSES, frame_counts, prepare_video, video_tasks
 from hidiff.utils.errors import UserError, require_positive
-from hidiff.utils.files import is_file
-from hidiff.utils.workers import available_cores
+
+DOWNLOADS = {
+    "gopro": "the folder with train/SEQUENCE/{blur,sharp} and test/…",
+    "hide": "the folder with test/{test-close-ups,test-long-shot} and GT",
+    "realblur": "the folder with RealBlur_J_train_list.txt and the like",
+}
+"""What can be downloaded, and what --source then is."""
 
 
-def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line.
-
-    Raises:
-        UserError: a value that cannot be.
-    """
-    parser = argparse.ArgumentParser(
-        prog="hidiff prepare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, (_, source) in DOWNLOADS.items():
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    for name, source in DOWNLOADS.items():
         command = commands.add_parser(name, help=f"--source is {source}")
         command.add_argument("--source", type=Path, required=True, metavar="DIR", help=source)
         command.add_argument(
@@ -76,7 +67,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     command.add_argument("--size", type=int, default=512, help="side of a training patch, pixels")
     command.add_argument("--overlap", type=int, default=256, help="of neighbouring patches, pixels")
     command.add_argument("--val_size", type=int, default=256, help="side of a validation crop")
-    command.add_argument("--jobs", type=int, default=available_cores(), help="worker processes")
+    command.add_argument("--jobs", type=int, help="worker processes (default: one a core)")
     command = commands.add_parser("lmdb", help="a database of the images in a folder")
     command.add_argument("--input", required=True, metavar="DIR", help="the folder of images")
     command.add_argument(
@@ -110,7 +101,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     command.add_argument(
         "--response",
-        choices=tuple(RESPONSES),
+        choices=("gamma2.2", "srgb", "none"),
         default="gamma2.2",
         help="the camera's, undone before averaging and applied after it; none averages stored "
         "values, as in GoPro's folder blur (default: gamma2.2)",
@@ -127,7 +118,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parts.add_argument(
         "--test", nargs="+", default=[], metavar="NAME", help="the sequences for testing, by name"
     )
-    command.add_argument("--jobs", type=int, default=available_cores(), help="worker processes")
+    command.add_argument("--jobs", type=int, help="worker processes (default: one a core)")
     command = commands.add_parser("synthetic", help="pairs of sharp photographs, and a sheet")
     command.add_argument("--input", required=True, metavar="DIR", help="folder of photographs")
     command.add_argument(
@@ -157,38 +148,52 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         help="folder to make (default: datasets/quickstart)",
     )
     command.add_argument("--seed", type=int, default=0, help="0 or larger (default: 0)")
-    args = parser.parse_args(arguments)
-    if args.command == "patches":
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse values that cannot be.
+
+    Raises:
+        UserError: there is one.
+    """
+    from hidiff.utils.workers import available_cores
+
+    if getattr(args, "jobs", 1) is None:
+        args.jobs = available_cores()
+    if args.what == "patches":
         require_positive(**{f"--{key}": getattr(args, key) for key in ("size", "val_size", "jobs")})
         if not 0 <= args.overlap < args.size:
             raise UserError(f"--overlap {args.overlap} must be 0 to {args.size - 1}, below --size")
-    if args.command == "video":
+    if args.what == "video":
         require_positive(**{"--jobs": args.jobs})
         if args.stride is not None:
             require_positive(**{"--stride": args.stride})
         if not 0 <= args.split <= 1:
             raise UserError(f"--split {args.split:g} must be 0 to 1")
-    if args.command == "synthetic":
+    if args.what == "synthetic":
         if args.output is None and args.sheet is None:
             raise UserError("--output or --sheet: say what to make")
         if args.count is not None:
             require_positive(**{"--count": args.count})
-    if args.command == "quickstart":
+    if args.what == "quickstart":
         require_positive(0, **{"--seed": args.seed})
-    return args
 
 
-def main(arguments: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run the command; returns its exit code.
 
     Raises:
         UserError: a mistake in the call, the source or the folder to write to.
     """
-    args = parse_arguments(arguments)
-    if args.command == "patches":
+    from hidiff.prepare.patches import cut_gopro
+    from hidiff.prepare.quickstart import make_quickstart
+    from hidiff.prepare.video import frame_counts, prepare_video, video_tasks
+
+    check_arguments(args)
+    if args.what == "patches":
         sizes = {key: getattr(args, key) for key in ("size", "overlap", "val_size")}
         return 0 if cut_gopro(args.root, **sizes, jobs=args.jobs) else 1
-    if args.command == "video":
+    if args.what == "video":
         tasks = video_tasks(
             args.input,
             args.output,
@@ -199,13 +204,13 @@ def main(arguments: Sequence[str]) -> int:
             test=args.test,
         )
         return 0 if prepare_video(tasks, args.jobs) else 1
-    if args.command == "lmdb":
+    if args.what == "lmdb":
         from hidiff.data.lmdb_store import create_lmdb
 
         print(f"{args.output}: {create_lmdb(args.input, args.output)} images")
-    elif args.command == "synthetic":
+    elif args.what == "synthetic":
         _synthetic(args)
-    elif args.command == "quickstart":
+    elif args.what == "quickstart":
         made = make_quickstart(args.output, args.seed)
         print(f"{args.output}: {'made' if made else 'complete already; nothing to do'}")
     else:
@@ -229,13 +234,16 @@ def _synthetic(args: argparse.Namespace) -> None:
 
 
 def _place(args: argparse.Namespace) -> None:
+    from hidiff.prepare.layout import PLACEMENTS, place_all, summary
+    from hidiff.utils.files import is_file
+
     if not args.source.is_dir():
         what = "is no folder; unpack it" if is_file(args.source) else "does not exist"
         raise UserError(f"--source: {args.source.absolute()} {what}")
-    placements = DOWNLOADS[args.command][0](args.source, args.root)
+    placements = PLACEMENTS[args.what](args.source, args.root)
     placed = place_all(placements, args.root, copy=args.copy)
     print(f"{placed} files placed, {len(placements) - placed} there already")
     for line in summary(args.root, placements):
         print(line)
-    if args.command == "gopro":
+    if args.what == "gopro":
         print("Next: python generate_patches_gopro.py")

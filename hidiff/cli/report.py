@@ -6,27 +6,15 @@ hidiff report --results results/test_HI_Diff_GoPro --output report.md --page
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hidiff.cli.arguments import named_folders
-from hidiff.data.image import write_image
-from hidiff.evaluation.record import SetScores
-from hidiff.metrics.published import BENCHMARKS
-from hidiff.report.published_tables import (
-    MODELS,
-    Results,
-    collect_results,
-    comparisons,
-    parse_result_folder,
-    photograph_files,
-    report_lines,
-)
-from hidiff.report.sheet import DETAIL, comparison_sheet, report_rows
-from hidiff.restore.page import check_replaceable as check_page
-from hidiff.restore.page import write_page
 from hidiff.utils.errors import UserError
-from hidiff.utils.files import write_text
+
+if TYPE_CHECKING:
+    from hidiff.evaluation.record import SetScores
+    from hidiff.report.published_tables import Results
 
 MARK = "<!-- Written by `hidiff report`, which replaces this file and its picture. -->"
 
@@ -54,7 +42,7 @@ def check_replaceable(report: Path, picture: Path) -> None:
         )
 
 
-Photographs = list[tuple[str, SetScores, dict[str, dict[str, Path]]]]
+Photographs = list[tuple[str, "SetScores", dict[str, dict[str, Path]]]]
 """What there is to look at: a title, the scores, and the files of each photograph."""
 
 
@@ -65,6 +53,8 @@ def find_photographs(results: Results, data: dict[str, Path]) -> Photographs:
         data: folders with `input` and `target` by data set, where they are not those of the test
             run or the layout's.
     """
+    from hidiff.report.published_tables import photograph_files
+
     found = {}
     for (folder, _), sets in results.items():
         # Of several scores of a data set, that by the published protocol.
@@ -94,6 +84,10 @@ def draw(photographs: Photographs, count: int, picture: Path) -> list[str]:
     Raises:
         UserError: the picture cannot be written.
     """
+    from hidiff.data.image import write_image
+    from hidiff.metrics.published import BENCHMARKS
+    from hidiff.report.sheet import DETAIL, comparison_sheet, report_rows
+
     rows = []
     for title, scores, files in photographs:
         protocol = (scores.benchmark or scores).protocol
@@ -128,6 +122,9 @@ def write_comparisons(photographs: Photographs, page: Path, *, embed: bool) -> l
     Raises:
         UserError: the page cannot be written, or no photograph is whole.
     """
+    from hidiff.report.published_tables import comparisons
+    from hidiff.restore.page import write_page
+
     if not photographs:
         return []
     titles = [
@@ -146,27 +143,15 @@ def write_comparisons(photographs: Photographs, page: Path, *, embed: bool) -> l
     return [f"All photographs, before and after: [{page.name}]({page.name})", ""]
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the command; returns its exit code.
-
-    Raises:
-        UserError: a mistake in the call, or folders without scores.
-    """
-    parser = argparse.ArgumentParser(
-        description="Write the paper's tables in Markdown with the figures of result folders "
-        "beside the published ones, and a comparison sheet beside it (.png).",
-        epilog="Read is the scores.json that test.py and `hidiff score` write; where a data set "
-        "has several scores, the one of the published protocol is compared. An earlier report and "
-        "its picture are replaced, other files never. Exit code: 0, or 2 for a mistake in the "
-        "call.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument(
         "--results",
         nargs="+",
         required=True,
         metavar="FOLDER[=MODEL]",
         help="result folders; MODEL says which model of the paper a folder belongs to "
-        f"({', '.join(MODELS)}; default: what the folder's name mentions, else GoPro)",
+        "(default: what the folder's name mentions, else GoPro)",
     )
     parser.add_argument(
         "--output", required=True, type=Path, metavar="FILE.md", help="the report to write"
@@ -197,7 +182,23 @@ def main(arguments: Sequence[str]) -> int:
         action="store_true",
         help="put the photographs into that page, which can then be sent alone",
     )
-    args = parser.parse_args(arguments)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns its exit code.
+
+    Raises:
+        UserError: a mistake in the call, or folders without scores.
+    """
+    from hidiff.metrics.published import BENCHMARKS
+    from hidiff.report.published_tables import (
+        collect_results,
+        parse_result_folder,
+        report_lines,
+    )
+    from hidiff.restore.page import check_replaceable as check_page
+    from hidiff.utils.files import write_text
+
     if args.pictures < 0:
         raise UserError(f"--pictures: must be at least 0, not {args.pictures}")
     if args.embed and not args.page:

@@ -11,27 +11,16 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from hidiff.engine.logger import start_logging
-from hidiff.models.precision import precision
-from hidiff.options import Options
-from hidiff.restore.page import Comparison, check_replaceable, write_page
-from hidiff.restore.restoring import restore_item
-from hidiff.restore.run import (
-    default_model,
-    find_jobs,
-    local_options,
-    prepare_folder,
-    restore_photos,
-)
+from hidiff.cli.arguments import at_least_one
 from hidiff.utils.errors import UserError
-from hidiff.utils.workers import thread_count
-from hidiff.weights.load import load_model
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 LOG = logging.getLogger("hidiff")
 
@@ -39,14 +28,14 @@ PAGE = "compare.html"
 """Name of the page in the folder of the results."""
 
 
-def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Exit code: 0 all restored, 1 some failed, 2 a mistake in the call, 130 Ctrl-C: "
-        "what is finished stays, and the same call restores the rest.",
-    )
+EPILOG = (
+    "Exit code: 0 all restored, 1 some failed, 2 a mistake in the call, 130 Ctrl-C: "
+    "what is finished stays, and the same call restores the rest."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument("inputs", nargs="+", type=Path, metavar="PHOTO_OR_FOLDER")
     parser.add_argument("-o", "--out", required=True, type=Path, metavar="OUT", help="a folder")
     parser.add_argument(
@@ -68,7 +57,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--seeds",
-        type=int,
+        type=at_least_one,
         default=1,
         metavar="K",
         help="the mean of K restorations from different noise: K times as long",
@@ -103,10 +92,6 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--device", default="auto", help="auto (a GPU if there is one), cpu, cuda:0"
     )
-    args = parser.parse_args(arguments)
-    if args.seeds < 1:
-        parser.error("--seeds must be at least 1")
-    return args
 
 
 def find_device(name: str) -> torch.device:
@@ -115,6 +100,8 @@ def find_device(name: str) -> torch.device:
     Raises:
         UserError: there is no such one.
     """
+    import torch
+
     count = torch.cuda.device_count()
     if name == "auto":
         return torch.device("cuda" if count else "cpu")
@@ -129,13 +116,27 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def main(arguments: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run the command; returns its exit code.
 
     Raises:
         UserError: a mistake in the call.
     """
-    args = parse_arguments(arguments)
+    from hidiff.engine.logger import start_logging
+    from hidiff.models.precision import precision
+    from hidiff.options import Options
+    from hidiff.restore.page import Comparison, check_replaceable, write_page
+    from hidiff.restore.restoring import restore_item
+    from hidiff.restore.run import (
+        default_model,
+        find_jobs,
+        local_options,
+        prepare_folder,
+        restore_photos,
+    )
+    from hidiff.utils.workers import thread_count
+    from hidiff.weights.load import load_model
+
     start_logging(is_main=True)
     device = find_device(args.device)
     jobs, notices = find_jobs(

@@ -12,26 +12,15 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from hidiff.cli.arguments import named_folders
-from hidiff.evaluation.files import (
-    CSV,
-    JSON,
-    check_replaceable,
-    read_scores,
-    score_lines,
-    write_scores,
-)
-from hidiff.evaluation.folders import DATA_FOLDERS, find_data, restored_folder, score_folders
-from hidiff.metrics import PROTOCOLS
-from hidiff.metrics.published import BENCHMARKS, published_protocol
+from hidiff.cli.arguments import at_least_one, named_folders
 from hidiff.utils.errors import UserError
-from hidiff.utils.workers import available_cores
 
 EPILOG = (
-    f"Pairs are matched by name. Written are {JSON} (means, failures, remarks, library versions) "
-    f"and {CSV} (one row per image); earlier scores of the same pictures and protocol in them are "
-    "replaced, all others are kept. Exit code: 0 all images scored, 1 images failed or are missing "
-    "on either side, 2 a mistake in the call. Relative paths count from the current folder."
+    "Pairs are matched by name. Written are scores.json (means, failures, remarks, library "
+    "versions) and scores.csv (one row per image); earlier scores of the same pictures and "
+    "protocol in them are replaced, all others are kept. Exit code: 0 all images scored, 1 images "
+    "failed or are missing on either side, 2 a mistake in the call. Relative paths count from the "
+    "current folder."
 )
 
 
@@ -45,6 +34,8 @@ def find_restored(args: argparse.Namespace, datasets: Sequence[str]) -> dict[str
     Raises:
         UserError: a folder is missing or empty.
     """
+    from hidiff.evaluation.folders import restored_folder
+
     if args.restored is not None:
         found = {(args.dataset or [args.restored.resolve().name])[0]: args.restored}
     else:
@@ -72,6 +63,8 @@ def find_targets(texts: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
     Raises:
         UserError: a folder is missing.
     """
+    from hidiff.evaluation.folders import DATA_FOLDERS, find_data
+
     if len(texts) == len(names) == 1 and ("=" not in texts[0] or Path(texts[0]).is_dir()):
         targets = {names[0]: Path(texts[0])}
     else:
@@ -91,19 +84,8 @@ def find_targets(texts: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
     return targets
 
 
-def main(arguments: Sequence[str], datasets: Sequence[str] = tuple(BENCHMARKS)) -> int:
-    """Run the command; returns its exit code.
-
-    Args:
-        arguments: of the command line.
-        datasets: looked for where the command line names none.
-
-    Raises:
-        UserError: a mistake in the call.
-    """
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     pictures = parser.add_mutually_exclusive_group(required=True)
     pictures.add_argument(
         "--dir",
@@ -118,7 +100,7 @@ def main(arguments: Sequence[str], datasets: Sequence[str] = tuple(BENCHMARKS)) 
         "--dataset",
         nargs="+",
         metavar="NAME",
-        help=f"what to score (default: what the result folder has of {', '.join(datasets)})",
+        help="what to score (default: what the result folder has of the benchmarks)",
     )
     parser.add_argument(
         "--target",
@@ -129,7 +111,7 @@ def main(arguments: Sequence[str], datasets: Sequence[str] = tuple(BENCHMARKS)) 
     )
     parser.add_argument(
         "--protocol",
-        choices=PROTOCOLS,
+        choices=("basicsr", "matlab", "realblur"),
         help="default: that of the published scores, for other data sets basicsr",
     )
     parser.add_argument(
@@ -143,19 +125,35 @@ def main(arguments: Sequence[str], datasets: Sequence[str] = tuple(BENCHMARKS)) 
     )
     parser.add_argument(
         "--jobs",
-        type=int,
-        default=available_cores(),
+        type=at_least_one,
         metavar="N",
         help="worker processes, one core each (default: all cores)",
     )
-    args = parser.parse_args(arguments)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns its exit code.
+
+    Raises:
+        UserError: a mistake in the call.
+    """
+    from hidiff.evaluation.files import (
+        CSV,
+        JSON,
+        check_replaceable,
+        read_scores,
+        score_lines,
+        write_scores,
+    )
+    from hidiff.evaluation.folders import score_folders
+    from hidiff.metrics.published import BENCHMARKS, published_protocol
+    from hidiff.utils.workers import available_cores
+
     output = args.output or args.dir
     if output is None or (args.restored is not None and len(args.dataset or ["one"]) > 1):
-        parser.error("--restored takes --output, and at most one --dataset")
-    if args.jobs < 1:
-        raise UserError(f"--jobs: must be at least 1, not {args.jobs}")
+        raise UserError("--restored takes --output, and at most one --dataset")
     # Everything is checked before the first image is read.
-    restored = find_restored(args, datasets)
+    restored = find_restored(args, list(BENCHMARKS))
     targets = find_targets(args.target, list(restored))
     check_replaceable(output)
     scores, local = [], {}
@@ -168,7 +166,7 @@ def main(arguments: Sequence[str], datasets: Sequence[str] = tuple(BENCHMARKS)) 
             protocol=args.protocol or published_protocol(name),
             dataset=name,
             suffix=args.suffix,
-            jobs=args.jobs,
+            jobs=args.jobs or available_cores(),
         )
         scores.append(dataclasses.replace(scored, local=local.get(name)))
         write_scores(output, scores)

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
 
-from hidiff.cli.arguments import option_parser
-from hidiff.engine.logger import start_logging
-from hidiff.evaluation.test_run import run_test
-from hidiff.options import load_options
-from hidiff.utils.distributed import start_processes
+from hidiff.cli.arguments import add_launcher, add_option_file, at_least_one
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the command; returns its exit code.
-
-    Raises:
-        UserError: anything in the options, the data or the weights that a person must mend.
-    """
-    parser = option_parser(__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    add_option_file(parser)
+    add_launcher(parser)
     parser.add_argument(
         "--seeds",
-        type=int,
+        type=at_least_one,
         default=1,
         metavar="K",
         help="restore each image K times from other noise; report mean and standard deviation",
@@ -37,11 +30,21 @@ def main(arguments: Sequence[str]) -> int:
         help="test the newest weights of a training: its name, its folder or one with net_*.pth; "
         "the same as --force_yml path:weights=NAME",
     )
-    args = parser.parse_args(arguments)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns its exit code.
+
+    Raises:
+        UserError: anything in the options, the data or the weights that a person must mend.
+    """
+    from hidiff.engine.logger import start_logging
+    from hidiff.evaluation.test_run import run_test
+    from hidiff.options import load_options
+    from hidiff.utils.distributed import start_processes
+
     if args.weights:
         args.force_yml.append(f"path:weights={args.weights}")
-    if args.seeds < 1:
-        parser.error("--seeds must be at least 1")
     options = load_options(args.opt, args.force_yml)
     with start_processes(args.launcher, **options.launch_arguments) as processes:
         start_logging(is_main=processes.is_main)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-from collections.abc import Sequence
 from contextlib import closing
+from typing import TYPE_CHECKING
 
-from hidiff.cli.arguments import option_parser
-from hidiff.engine.dry_run import dry_run
-from hidiff.engine.profile import profile
-from hidiff.engine.trainer import Trainer
-from hidiff.models.precision import precision
-from hidiff.options import Options, load_options
-from hidiff.utils.distributed import start_processes
-from hidiff.utils.errors import require_positive
-from hidiff.utils.files import hold, set_aside
-from hidiff.weights.experiment import Experiment
+from hidiff.cli.arguments import add_launcher, add_option_file, at_least_one
+
+if TYPE_CHECKING:
+    from hidiff.options import Options
 
 DEBUG_FREQUENCY = 8
 """Steps between validations and checkpoints with --debug."""
@@ -33,14 +28,10 @@ def for_debugging(options: Options) -> Options:
     )
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the command; returns its exit code.
-
-    Raises:
-        UserError: anything in the options, the data or the files that a person must mend.
-        Interrupted: the training was stopped and can be resumed.
-    """
-    parser = option_parser(__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    add_option_file(parser)
+    add_launcher(parser)
     parser.add_argument(
         "--auto_resume",
         action="store_true",
@@ -58,13 +49,28 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--profile",
-        type=int,
+        type=at_least_one,
         metavar="STEPS",
         help="write a trace of so many steps to results/profile/NAME, without training",
     )
-    args = parser.parse_args(arguments)
-    if args.profile is not None:
-        require_positive(**{"--profile": args.profile})
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns its exit code.
+
+    Raises:
+        UserError: anything in the options, the data or the files that a person must mend.
+        Interrupted: the training was stopped and can be resumed.
+    """
+    from hidiff.engine.dry_run import dry_run
+    from hidiff.engine.profile import profile
+    from hidiff.engine.trainer import Trainer
+    from hidiff.models.precision import precision
+    from hidiff.options import load_options
+    from hidiff.utils.distributed import start_processes
+    from hidiff.utils.files import hold, set_aside
+    from hidiff.weights.experiment import Experiment
+
     options = load_options(args.opt, args.force_yml)
     if args.debug:
         options = for_debugging(options)

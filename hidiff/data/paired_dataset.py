@@ -20,9 +20,8 @@ from hidiff.data.sampler import CropRequest
 from hidiff.data.store import ImageFiles, ImageStore, open_store
 from hidiff.data.transforms import SYMMETRIES, draw_offset
 from hidiff.registry import DATASETS
-from hidiff.utils.errors import UserError
+from hidiff.utils.errors import UserError, suggestion
 from hidiff.utils.random import rng
-from hidiff.utils.typecheck import suggestion
 
 BACKENDS = ("disk", "lmdb")
 

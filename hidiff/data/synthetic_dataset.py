@@ -24,9 +24,9 @@ from hidiff.registry import DATASETS
 from hidiff.synthesis.exposure import Window
 from hidiff.synthesis.recipe import Recipe
 from hidiff.synthesis.recipe import Sample as BlurSample
-from hidiff.utils.errors import UserError
+from hidiff.utils.errors import UserError, expanded, suggestion
 from hidiff.utils.random import StreamKey, rng
-from hidiff.utils.typecheck import check_call, expanded, suggestion
+from hidiff.utils.typecheck import check_call
 
 KEPT_BYTES = 128 * 2**20
 """Decoded photographs that each process keeps, those read last."""

@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hidiff.utils.errors import UserError
-from hidiff.utils.typecheck import suggestion
+from hidiff.utils.errors import UserError, suggestion
 
 COSINE_OFFSET = 8e-3
 MAX_BETA = 0.999

@@ -9,8 +9,7 @@ import numpy as np
 from hidiff.metrics.basicsr import calculate_psnr, calculate_ssim
 from hidiff.metrics.matlab import ssim_volume
 from hidiff.metrics.realblur import score_realblur
-from hidiff.utils.errors import UserError
-from hidiff.utils.typecheck import suggestion
+from hidiff.utils.errors import UserError, suggestion
 
 _SCORERS: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, float]]] = {
     "basicsr": lambda r, t: {"psnr": calculate_psnr(r, t), "ssim": calculate_ssim(r, t)},

@@ -26,8 +26,8 @@ from hidiff.options.sections import (
 )
 from hidiff.options.yaml_file import apply_overrides, merged, read_layers, read_yaml
 from hidiff.registry import ARCHS, DATASETS, LOSSES, METRICS, OPTIMIZERS, SCHEDULERS, Registry
-from hidiff.utils.errors import UserError
-from hidiff.utils.typecheck import check_call, expanded, plain, suggestion
+from hidiff.utils.errors import UserError, expanded, suggestion
+from hidiff.utils.typecheck import check_call, plain
 
 DEAD_OPTIONS = {
     r"datasets\.[^.]+\.use_shuffle": "training data is always shuffled, validation data never",

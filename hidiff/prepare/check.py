@@ -16,8 +16,7 @@ from hidiff.data.pairs import Pair, counterparts, pairs_from_list, refuse_one_pl
 from hidiff.data.store import ImageFiles, ImageStore, open_store
 from hidiff.options import load_datasets
 from hidiff.prepare.noise import NOISY, noise_level
-from hidiff.utils.errors import UserError
-from hidiff.utils.typecheck import expanded
+from hidiff.utils.errors import UserError, expanded
 from hidiff.utils.workers import run_in_order
 
 

@@ -349,8 +349,8 @@ def summary(root: Path, placements: list[Placement]) -> list[str]:
     return lines
 
 
-DOWNLOADS = {
-    "gopro": (gopro_placements, "the folder with train/SEQUENCE/{blur,sharp} and test/…"),
-    "hide": (hide_placements, "the folder with test/{test-close-ups,test-long-shot} and GT"),
-    "realblur": (realblur_placements, "the folder with RealBlur_J_train_list.txt and the like"),
+PLACEMENTS = {
+    "gopro": gopro_placements,
+    "hide": hide_placements,
+    "realblur": realblur_placements,
 }

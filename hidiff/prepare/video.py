@@ -21,8 +21,7 @@ from tqdm import tqdm
 
 from hidiff.data.image import check_size, list_images, listing, read_image, to_uint8, write_image
 from hidiff.synthesis.tone import linear_to_srgb, srgb_to_linear
-from hidiff.utils.errors import UserError, missing, print_problems
-from hidiff.utils.typecheck import suggestion
+from hidiff.utils.errors import UserError, missing, print_problems, suggestion
 from hidiff.utils.workers import run_in_order
 
 Curve = Callable[[np.ndarray], np.ndarray]

@@ -14,8 +14,7 @@ from typing import Any
 from hidiff.options import DatasetOptions, parse_options
 from hidiff.options.parsing import PATH_OPTIONS
 from hidiff.options.yaml_file import apply_overrides, read_yaml
-from hidiff.utils.errors import UserError
-from hidiff.utils.typecheck import expanded
+from hidiff.utils.errors import UserError, expanded
 
 TINY_NETWORKS: Mapping[str, Mapping[str, Any]] = {
     "Transformer": {

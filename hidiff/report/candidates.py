@@ -23,8 +23,7 @@ from hidiff.options import (
     parse_options,
 )
 from hidiff.restore.run import local_options
-from hidiff.utils.errors import UserError, missing
-from hidiff.utils.typecheck import expanded, suggestion
+from hidiff.utils.errors import UserError, expanded, missing, suggestion
 from hidiff.weights.load import load_model
 from hidiff.weights.packed import SUFFIX
 from hidiff.weights.pretrained import load_pretrained

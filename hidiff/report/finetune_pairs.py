@@ -16,8 +16,7 @@ from hidiff.data.image import EXTENSIONS, listing, read_image, to_float
 from hidiff.data.pairs import SIDES, match_stores
 from hidiff.data.store import open_store
 from hidiff.metrics.realblur import find_homography
-from hidiff.utils.errors import UserError, missing
-from hidiff.utils.typecheck import suggestion
+from hidiff.utils.errors import UserError, missing, suggestion
 from hidiff.utils.workers import available_cores, run_in_order
 
 MAX_SHIFT = 2.0

@@ -19,9 +19,8 @@ from hidiff.metrics.published import (
     find_row,
 )
 from hidiff.restore.page import Comparison
-from hidiff.utils.errors import UserError
+from hidiff.utils.errors import UserError, suggestion
 from hidiff.utils.tables import markdown_table
-from hidiff.utils.typecheck import suggestion
 
 Results = dict[tuple[Path, str], list[SetScores]]
 """The scores of result folders, by the folder and the model that it is of, a key of `MODELS`."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import cv2
-import torch
 
 
 class UserError(ValueError):
@@ -38,6 +36,22 @@ def counted_from(path: str | os.PathLike[str]) -> str:
 def missing(path: str | os.PathLike[str]) -> str:
     """'{path} does not exist', and where it counts from."""
     return f"{path} does not exist{counted_from(path)}"
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """'; did you mean …?' for a misspelled name, or the list of the known ones."""
+    known = sorted(known)
+    by_lower = {other.lower(): other for other in reversed(known)}
+    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{by_lower[close[0]]}'?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def expanded(path: str) -> str:
+    """A path with `~` and `$HOME` (or another variable) replaced."""
+    # pathlib would fail where a user is unknown; this leaves the text as it is.
+    return os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111
 
 
 def print_problems(problems: Sequence[str], what: str, hint: str) -> None:
@@ -71,6 +85,9 @@ _WORDS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of Python, NumPy, OpenCV, torch or CUDA means that memory is used up."""
+    import cv2  # here, so that programs that only print their help need not wait for them
+    import torch
+
     if isinstance(error, cv2.error):
         return error.code == cv2.Error.STS_NO_MEM
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
@@ -90,6 +107,8 @@ def memory_errors(what: str, hint: str) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
+        import torch
+
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         raise UserError(f"{what}; {hint}") from None

@@ -7,12 +7,10 @@ option stands.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import json
 import math
-import os
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import Any, NotRequired, get_args
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # what pydantic wants before Python 3.12
 
-from hidiff.utils.errors import UserError
+from hidiff.utils.errors import UserError, expanded, suggestion
 
 WANTED = {
     "int_type": "a whole number",
@@ -42,22 +40,6 @@ WANTED = {
     "too_long": "fewer entries",
 }
 """Pydantic's kinds of mistakes, in words of option files; other kinds have pydantic's words."""
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """'; did you mean …?' for a misspelled name, or the list of the known ones."""
-    known = sorted(known)
-    by_lower = {other.lower(): other for other in reversed(known)}
-    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean '{by_lower[close[0]]}'?"
-    return f"; known: {', '.join(known)}" if known else ""
-
-
-def expanded(path: str) -> str:
-    """A path with `~` and `$HOME` (or another variable) replaced."""
-    # pathlib would fail where a user is unknown; this leaves the text as it is.
-    return os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111
 
 
 def plain(value: Any) -> Any:

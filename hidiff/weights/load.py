@@ -24,9 +24,9 @@ from hidiff.data import Normalization, normalization_of
 from hidiff.models import DeblurModel
 from hidiff.models.stage2 import DiffusionModel
 from hidiff.options import DatasetOptions, Options, load_options
-from hidiff.utils.errors import UserError
+from hidiff.utils.errors import UserError, expanded, suggestion
 from hidiff.utils.files import load_torch_file
-from hidiff.utils.typecheck import expanded, plain, suggestion
+from hidiff.utils.typecheck import plain
 from hidiff.weights.experiment import EXPERIMENTS
 from hidiff.weights.packed import BUNDLED, SUFFIX, read_packed
 from hidiff.weights.pretrained import read_together, stage1_file, weights_in

@@ -12,14 +12,19 @@ from small_data import picture, test_options
 from small_training import ALONE
 
 from hidiff import UserError
+from hidiff.cli import call
 from hidiff.cli import main as hidiff
-from hidiff.cli.restore import find_device, main
+from hidiff.cli.restore import find_device
 from hidiff.data.image import read_image
 from hidiff.evaluation.test_run import run_test
 from hidiff.options import LocalOptions, parse_options
 from hidiff.restore.restoring import photo_item, restore_item, to_image
 from hidiff.restore.run import default_model
 from hidiff.weights.load import load_model
+
+
+def main(arguments):
+    return call("restore", *map(str, arguments))
 
 
 @pytest.fixture

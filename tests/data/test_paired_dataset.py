@@ -10,9 +10,13 @@ import torch
 from small_data import make_pairs, picture, write_rgb
 
 from hidiff import UserError
-from hidiff.cli.check import main as check_data
+from hidiff.cli import call
 from hidiff.data import CropRequest, PairedImageIRDataset
 from hidiff.data.image import read_image, to_float, to_uint8, write_image
+
+
+def check_data(arguments):
+    return call("check", *map(str, arguments))
 
 
 @pytest.fixture

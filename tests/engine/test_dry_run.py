@@ -9,8 +9,13 @@ import pytest
 import torch
 from small_data import make_pairs, train_options, write_yaml
 
-from hidiff.cli.train import main
+from hidiff.cli import call
 from hidiff.engine import dry_run as module
+
+
+def main(arguments):
+    return call("train", *map(str, arguments))
+
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,11 +10,16 @@ import small_programs
 from golden_values import load_arrays, load_json
 from small_data import picture, write_rgb
 
-from hidiff.cli.score import main
+from hidiff.cli import call
 from hidiff.evaluation.files import read_scores
 from hidiff.evaluation.folders import score_folders
 from hidiff.metrics import evaluate_pair
 from hidiff.utils.errors import UserError
+
+
+def main(arguments):
+    return call("score", *map(str, arguments))
+
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -247,7 +252,7 @@ def test_only_what_the_result_folder_has(folder):
         path.unlink()
     (folder / "mine/visualization/HIDE").rmdir()
     (folder / "datasets/GoPro/test").rename(folder / "datasets/test/GoPro")  # the other layout
-    assert main(["--dir", "mine", "--jobs", "1"], datasets=("GoPro", "HIDE")) == 0
+    assert main(["--dir", "mine", "--jobs", "1"]) == 0
     assert [data.dataset for data in read_scores(folder / "mine")] == ["GoPro"]
 
 

@@ -11,7 +11,6 @@ from golden_values import load_json
 
 from hidiff import UserError, build_model, build_network
 from hidiff.archs import Denoiser
-from hidiff.cli.arguments import option_parser
 from hidiff.options import Phase, load_options, parse_options
 from hidiff.options.yaml_file import apply_overrides, read_yaml
 
@@ -403,14 +402,6 @@ def test_none_on_the_command_line_is_nothing(content):
     assert options.path.resume_state is None
     with torch.device("meta"):
         assert build_network(options.network_g).guidance == "none"
-
-
-def test_overrides_count_however_they_are_given():
-    arguments = option_parser(None).parse_args(
-        ["-opt", "x.yml", "--force_yml", "a=1", "b=2", "--force_yml", "c=3"]
-    )
-    assert arguments.force_yml == ["a=1", "b=2", "c=3"]
-    assert option_parser(None).parse_args(["-opt", "x.yml"]).force_yml == []
 
 
 @pytest.mark.parametrize("text", ["train", "=3", "a::b=1", "train:total_iter:x=1", "a=[1"])

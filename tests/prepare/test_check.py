@@ -5,11 +5,15 @@ import numpy as np
 import pytest
 import small_programs
 
-from hidiff.cli.check import main
+from hidiff.cli import call
 from hidiff.data.image import read_header, write_image
 from hidiff.data.lmdb_store import create_lmdb
 from hidiff.prepare.check import LAYOUT, DataSource, check_dataset, dataset_folders
 from hidiff.utils.errors import UserError
+
+
+def main(arguments):
+    return call("check", *map(str, arguments))
 
 
 def picture(seed: int, height: int = 16, width: int = 20, channels: int = 3) -> np.ndarray:

@@ -7,8 +7,13 @@ from pathlib import Path
 import pytest
 import small_programs
 
-from hidiff.cli.prepare import main
+from hidiff.cli import call
 from hidiff.utils.errors import UserError
+
+
+def main(arguments):
+    return call("prepare", *map(str, arguments))
+
 
 # The content of a file says where it comes from; nothing here decodes an image.
 

@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 import small_programs
 
-from hidiff.cli.prepare import main
+from hidiff.cli import call
 from hidiff.data.image import read_image, write_image
 from hidiff.prepare.patches import CropTask, check_existing, cut_pair, piece_offsets
 from hidiff.utils.errors import UserError
+
+
+def main(arguments):
+    return call("prepare", *map(str, arguments))
+
 
 SMALL = ["--size", "12", "--overlap", "4", "--val_size", "8"]
 

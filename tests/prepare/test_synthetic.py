@@ -6,10 +6,15 @@ import yaml
 from small_data import picture, write_rgb
 
 from hidiff import UserError
-from hidiff.cli.prepare import main
+from hidiff.cli import call
 from hidiff.data.image import read_image
 from hidiff.data.synthetic_dataset import SyntheticBlurDataset
 from hidiff.report.synthesis import PATCH
+
+
+def main(arguments):
+    return call("prepare", *map(str, arguments))
+
 
 OFF = dict.fromkeys(("shake", "object", "defocus", "saturation", "processing", "jpeg"))
 

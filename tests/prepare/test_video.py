@@ -9,9 +9,14 @@ import pytest
 from small_data import picture, write_rgb
 
 from hidiff import UserError
-from hidiff.cli.prepare import main
+from hidiff.cli import call
 from hidiff.data.image import read_image
 from hidiff.prepare.video import VideoTask, frame_counts, make_pairs, video_tasks
+
+
+def main(arguments):
+    return call("prepare", *map(str, arguments))
+
 
 TO_LIGHT = {
     "none": lambda v: v,

@@ -13,12 +13,18 @@ from matplotlib.figure import Figure
 from small_data import train_options, write_yaml
 
 from hidiff import UserError, build_model
-from hidiff.cli.ablation import DEFAULT_FILES, main
+from hidiff.cli import call
+from hidiff.cli.ablation import DEFAULT_FILES
 from hidiff.engine.optim import build_lr_schedule
 from hidiff.options.yaml_file import read_yaml
 from hidiff.report.ablation import plan
 from hidiff.report.ablation_changes import Changes, set_steps, shrink
 from hidiff.report.ablation_table import draw
+
+
+def main(arguments):
+    return call("ablation", *map(str, arguments))
+
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OPTIONS = ROOT / "options" / "ablation"

@@ -11,9 +11,14 @@ import pytest
 from small_data import train_options, write_yaml
 
 from hidiff import UserError
-from hidiff.cli.ablation import main
+from hidiff.cli import call
 from hidiff.report.ablation import plan
 from hidiff.report.ablation_changes import Changes
+
+
+def main(arguments):
+    return call("ablation", *map(str, arguments))
+
 
 PAIRED = "PairedImageIRDataset"
 

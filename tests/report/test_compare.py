@@ -13,8 +13,8 @@ from small_data import make_pairs, picture, test_options, write_rgb, write_yaml
 from small_training import ALONE
 
 from hidiff import UserError
+from hidiff.cli import call
 from hidiff.cli import main as hidiff
-from hidiff.cli.compare import main
 from hidiff.data.image import read_image
 from hidiff.evaluation import evaluator
 from hidiff.evaluation.test_run import run_test
@@ -24,6 +24,11 @@ from hidiff.report.candidates import by_label, find_data, parse_models
 from hidiff.report.page import ends
 from hidiff.report.scatter import AROUND, LEFT, SIDE, scatter, ticks
 from hidiff.weights.load import find_model
+
+
+def main(arguments):
+    return call("compare", *map(str, arguments))
+
 
 QUICK = ["--repeats", "0", "--resamples", "50", "--pictures", "0"]
 

@@ -10,7 +10,7 @@ import torch
 from small_data import picture, train_options, write_rgb
 
 from hidiff import UserError
-from hidiff.cli.finetune import main
+from hidiff.cli import call
 from hidiff.data.image import read_image
 from hidiff.data.pairs import pairs_from_list
 from hidiff.engine.trainer import Trainer
@@ -21,6 +21,11 @@ from hidiff.utils.errors import Interrupted
 from hidiff.weights.load import find_model
 from hidiff.weights.packed import pack
 from hidiff.weights.stored import StoredModel
+
+
+def main(arguments):
+    return call("finetune", *map(str, arguments))
+
 
 SMALL = [
     "--force_yml",

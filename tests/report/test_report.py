@@ -6,7 +6,8 @@ import cv2
 import pytest
 from small_data import picture, write_rgb
 
-from hidiff.cli.report import MARK, main
+from hidiff.cli import call
+from hidiff.cli.report import MARK
 from hidiff.data.image import read_image
 from hidiff.evaluation.files import write_scores
 from hidiff.evaluation.record import ImageScore, SetScores
@@ -14,6 +15,10 @@ from hidiff.metrics import calculate_psnr
 from hidiff.metrics.published import BENCHMARKS
 from hidiff.report.published_tables import guess_model, parse_result_folder
 from hidiff.utils.errors import UserError
+
+
+def main(arguments):
+    return call("report", *map(str, arguments))
 
 
 def add_scores(
