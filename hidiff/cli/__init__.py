@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -131,9 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: its name and its arguments; those of the process by default.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    asks_for_help = not words or {"-h", "--help", "--version"} & set(words)
     with friendly_errors():
-        if asks_for_help:  # PyTorch takes seconds to import, which this need not wait for
+        if "TORCHELASTIC_ERROR_FILE" not in os.environ:
             return call(*words)
         from hidiff.utils.distributed import record
 

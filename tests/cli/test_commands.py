@@ -16,8 +16,8 @@ def parsed(*words):
 
 
 def test_no_help_imports_what_takes_long():
-    code = f"import hidiff.cli\nfor name in hidiff.cli.COMMANDS: hidiff.cli.build_parser(name)\n{HEAVY}"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    build = "from hidiff.cli import COMMANDS, build_parser; [*map(build_parser, COMMANDS)]"
+    subprocess.run([sys.executable, "-c", f"{build}; {HEAVY}"], check=True)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -59,7 +59,7 @@ def test_what_torchrun_gives_is_taken():
         (["tran"], "'train'"),
         (["train", "--froce_yml", "a=1"], "'--force_yml'"),  # though -opt is missing, too
         (["prepare", "patchs"], "'patches'"),
-        (["train", "-opt", "x.yml", "--launcher", "torch"], "known: none, pytorch, slurm"),
+        (["train", "-opt", "x.yml", "--launcher", "torch"], "'pytorch'"),
         (["train", "-opt", "x.yml", "more.yml"], "more.yml"),
         ([], "COMMAND"),
     ],
