@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         UserError: there is no such model, or the file cannot be written.
     """
     from hidiff.cli.info import lines_about
-    from hidiff.evaluation.files import read_scores
+    from hidiff.evaluation.record import read_scores
     from hidiff.evaluation.rows import with_scores
     from hidiff.weights.load import find_model
     from hidiff.weights.packed import pack

@@ -13,7 +13,7 @@ from hidiff.cli.arguments import named_folders
 from hidiff.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from hidiff.evaluation.record import SetScores
+    from hidiff.evaluation.record import Scores
     from hidiff.report.published_tables import Results
 
 MARK = "<!-- Written by `hidiff report`, which replaces this file and its picture. -->"
@@ -42,7 +42,7 @@ def check_replaceable(report: Path, picture: Path) -> None:
         )
 
 
-Photographs = list[tuple[str, "SetScores", dict[str, dict[str, Path]]]]
+Photographs = list[tuple[str, "Scores", dict[str, dict[str, Path]]]]
 """What there is to look at: a title, the scores, and the files of each photograph."""
 
 

@@ -8,7 +8,6 @@ hidiff score --restored DIR --target DIR --output DIR    any two folders
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,11 +15,9 @@ from hidiff.cli.arguments import at_least_one, named_folders
 from hidiff.utils.errors import UserError
 
 EPILOG = (
-    "Pairs are matched by name. Written are scores.json (means, failures, remarks, library "
-    "versions) and scores.csv (one row per image); earlier scores of the same pictures and "
-    "protocol in them are replaced, all others are kept. Exit code: 0 all images scored, 1 images "
-    "failed or are missing on either side, 2 a mistake in the call. Relative paths count from the "
-    "current folder."
+    "Pairs are matched by name. The scores are written to scores.json; earlier ones of the same "
+    "data set and protocol in it are replaced, all others are kept. Exit code: 0 all images "
+    "scored, 1 images failed or are missing on either side, 2 a mistake in the call."
 )
 
 
@@ -137,15 +134,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: a mistake in the call.
     """
-    from hidiff.evaluation.files import (
-        CSV,
-        JSON,
-        check_replaceable,
-        read_scores,
-        score_lines,
-        write_scores,
-    )
     from hidiff.evaluation.folders import score_folders
+    from hidiff.evaluation.record import SCORES_FILE as JSON
+    from hidiff.evaluation.record import read_scores, write_scores
+    from hidiff.evaluation.summary import score_lines
     from hidiff.metrics.published import BENCHMARKS, published_protocol
     from hidiff.utils.workers import available_cores
 
@@ -155,7 +147,8 @@ def run(args: argparse.Namespace) -> int:
     # Everything is checked before the first image is read.
     restored = find_restored(args, list(BENCHMARKS))
     targets = find_targets(args.target, list(restored))
-    check_replaceable(output)
+    if (output / JSON).exists():
+        read_scores(output)  # A file of another program is not replaced.
     scores, local = [], {}
     if args.dir is not None and (args.dir / JSON).is_file():
         local = {data.dataset: data.local for data in read_scores(args.dir)}
@@ -168,8 +161,8 @@ def run(args: argparse.Namespace) -> int:
             suffix=args.suffix,
             jobs=args.jobs or available_cores(),
         )
-        scores.append(dataclasses.replace(scored, local=local.get(name)))
+        scores.append(scored.model_copy(update={"local": local.get(name)}))
         write_scores(output, scores)
     print("\n".join(score_lines(scores)))
-    print(f"written to {output / JSON} and {CSV}")
+    print(f"written to {output / JSON}")
     return int(any(data.failed for data in scores))

@@ -11,7 +11,8 @@ import numpy as np
 from hidiff.data.pairs import PairSet
 from hidiff.engine.logger import MetricsWriter, get_logger, warn_of_loss
 from hidiff.evaluation.evaluator import Triptych, build_metrics, evaluate
-from hidiff.evaluation.record import cropped_note, mean_metrics
+from hidiff.evaluation.record import mean_metrics
+from hidiff.evaluation.summary import cropped_note
 from hidiff.models import DeblurModel
 from hidiff.models.compilation import uncompiled
 from hidiff.models.precision import precision

@@ -91,7 +91,7 @@ class _Job:
 
 
 def _read(dataset: PairSet, seed: int, index: int) -> _Job:
-    score, photo = ImageScore(dataset.pairs[index].name, seed), None
+    score, photo = ImageScore(name=dataset.pairs[index].name, seed=seed), None
     try:
         with memory_errors(f"{score.name}: no memory to read it", "lower val.num_workers"):
             if getattr(dataset, "has_gt", True):

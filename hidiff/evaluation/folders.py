@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from hidiff.data.image import list_images, listing, read_image, to_uint8
-from hidiff.evaluation.record import ImageScore, SetScores
+from hidiff.evaluation.record import ImageScore, Scores
 from hidiff.metrics.protocols import check_protocol, evaluate_pair
 from hidiff.utils.errors import UserError
 from hidiff.utils.workers import run_in_order
@@ -42,7 +42,7 @@ def score_folders(
     suffix: str = "",
     jobs: int = 1,
     progress: bool = True,
-) -> SetScores:
+) -> Scores:
     """Score every restored image against the sharp one of the same name.
 
     A pair that is damaged, incomplete or of two sizes becomes a failure, and the rest goes on.
@@ -90,13 +90,20 @@ def score_folders(
         ("restored", sharp.keys() - found.keys()),
         ("sharp", found.keys() - sharp.keys()),
     ):
-        images += [ImageScore(name, error=f"no {side} image") for name in sorted(missing)]
-    return SetScores(dataset, protocol, "pictures", images, str(restored), str(target))
+        images += [ImageScore(name=name, error=f"no {side} image") for name in sorted(missing)]
+    return Scores(
+        dataset=dataset,
+        protocol=protocol,
+        source="pictures",
+        images=images,
+        folder=str(restored),
+        target=str(target),
+    )
 
 
 def _score_pair(protocol: str, pair: tuple[str, Path, Path]) -> ImageScore:
     name, restored, target = pair
-    score = ImageScore(name)
+    score = ImageScore(name=name)
     try:
         images = to_uint8(read_image(restored)), to_uint8(read_image(target))
         score.set_scores(evaluate_pair(*images, protocol=protocol))

@@ -1,30 +1,36 @@
-"""What an image and a data set scored: the one record, of test runs and of scored pictures."""
+"""The record of scores: `scores.json` in a folder of results, written and read here alone.
+
+    {"kind": "hidiff scores", "sets": [SCORES, …]}
+
+Each entry of `sets` has the fields of `Scores`, `summary` (what follows from the images, for people
+and other programs; it is not read back) and `images`, each with the fields of `ImageScore` that say
+something. Infinite values (identical images) are written as the text "Infinity".
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import math
 import platform
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy
-import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import hidiff
-from hidiff.data.image import listing
-from hidiff.metrics.published import BENCHMARKS, Benchmark, hi_diff_scores
+from hidiff.metrics.published import BENCHMARKS, Benchmark
+from hidiff.utils.errors import UserError
+from hidiff.utils.files import write_text
 
-FAR_OFF = 5.0
-"""dB between a score and the published ones from which a mistake in the folders is likely."""
+SCORES_FILE = "scores.json"
+"""Name of the record in a folder of results."""
 
-# RealBlur's two parts show the same scenes under the same names.
-_EASILY_SWAPPED = {"RealBlur_R": "RealBlur_J", "RealBlur_J": "RealBlur_R"}
+KIND = "hidiff scores"
+"""What `kind` says in it."""
 
 
 def library_versions() -> dict[str, str]:
@@ -32,24 +38,14 @@ def library_versions() -> dict[str, str]:
     return {
         "hidiff": hidiff.__version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
+        "torch": version("torch"),
+        "numpy": version("numpy"),
         "opencv": cv2.__version__,
         "scikit-image": version("scikit-image"),
     }
 
 
-def for_json(value: Any) -> Any:
-    """The same with text for what JSON has no number for: infinity (identical images) and NaN."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {name: for_json(part) for name, part in value.items()}
-    return [for_json(part) for part in value] if isinstance(value, list | tuple) else value
-
-
-@dataclass
-class ImageScore:
+class ImageScore(BaseModel):
     """What became of one image.
 
     Args:
@@ -63,10 +59,12 @@ class ImageScore:
         error: why the image has no score.
     """
 
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
     name: str
     seed: int | None = None
-    restored: dict[str, float] = field(default_factory=dict)
-    blurry: dict[str, float] = field(default_factory=dict)
+    restored: dict[str, float] = Field(default_factory=dict)
+    blurry: dict[str, float] = Field(default_factory=dict)
     aligned: bool | None = None
     seconds: float | None = None
     cropped: bool = False
@@ -79,82 +77,61 @@ class ImageScore:
         aligned = restored.get("aligned")
         self.aligned = None if aligned is None else bool(aligned)
         self.restored, self.blurry = (
-            {name: value for name, value in scores.items() if name != "aligned"}
+            {name: float(value) for name, value in scores.items() if name != "aligned"}
             for scores in (restored, blurry or {})
         )
 
-    def as_json(self) -> dict[str, Any]:
-        """The fields that say something."""
-        empty = vars(ImageScore(self.name)) | {"name": None}
-        return for_json({k: v for k, v in vars(self).items() if v != empty[k]})
 
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> ImageScore:
-        """The inverse of `as_json`.
+class ScoredModel(BaseModel):
+    """The model that restored, as it is told to people and found again.
 
-        Raises:
-            TypeError, ValueError, AttributeError: it is something else.
-        """
-        image = cls(**row)
-        for side in ("restored", "blurry"):
-            setattr(image, side, {k: float(v) for k, v in getattr(image, side).items()})
-        return image
-
-
-def mean_metrics(images: Iterable[ImageScore], side: str = "restored") -> dict[str, float]:
-    """The mean of every metric over the images that have it; `side` is 'restored' or 'blurry'.
-
-    The sums are exact, so the order of the images changes nothing. Infinite values (identical
-    images) make an infinite mean.
+    Args:
+        description: what it is and where it is from, on one line.
+        sha256: of its file; None where it has several, or was built in the program.
+        trained_on: what its file says about its training data; None where that is not known.
     """
-    rows = [getattr(image, side) for image in images if getattr(image, side)]
-    return {name: math.fsum(row[name] for row in rows) / len(rows) for name in (rows or [{}])[0]}
+
+    model_config = ConfigDict(extra="forbid")
+
+    description: str
+    sha256: str | None = None
+    trained_on: dict[str, Any] | None = None
 
 
-def cropped_note(images: Iterable[ImageScore]) -> str | None:
-    """That sharp images were larger than the blurry ones; None if none was."""
-    names = [image.name for image in images if image.cropped]
-    if not names:
-        return None
-    return (
-        f"{len(names)} sharp images are larger than the blurry ones; of these the part at the top "
-        f"left was used ({listing(names)})"
-    )
-
-
-def _deviation(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
-
-
-@dataclass(frozen=True)
-class SetScores:
+class Scores(BaseModel):
     """What a data set scored.
 
     Args:
         dataset: its name; `hidiff.metrics.published.BENCHMARKS` has those of the paper.
-        protocol: one of `hidiff.metrics.PROTOCOLS`.
-        source: 'test' for a test run, 'pictures' for scored folders of pictures.
-        images: all of them, in order; with several seeds those of each seed in turn.
+        protocol: one of `hidiff.metrics.PROTOCOLS`, or 'custom' for metrics of one's own.
+        source: 'test' for a test, 'pictures' for scored folders of pictures.
+        seed: of the noise of the first run; None where pictures were scored.
+        model: what restored; None where pictures were scored.
         folder: that of the restored pictures.
         target: that of the sharp ones; None without ground truth.
-        input: that of the blurry ones; None where pictures were scored.
+        input: that of the blurry ones; None where they are not known.
         local: the mode of `val.local`, such as 'none' or 'tile 384/32'; None where it is not known.
         upper_bound: the network saw the sharp images.
-        settings: of the test run, for the reader.
+        settings: of the test, for the reader.
         versions: see `library_versions`.
+        images: all of them, in order; with several seeds those of each seed in turn.
     """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     dataset: str
     protocol: str
     source: str
-    images: list[ImageScore]
+    seed: int | None = None
+    model: ScoredModel | None = None
     folder: str = ""
     target: str | None = None
     input: str | None = None
     local: str | None = None
     upper_bound: bool = False
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=library_versions)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=library_versions)
+    images: list[ImageScore]
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -189,17 +166,12 @@ class SetScores:
         """Why images have no score, by name."""
         return {image.name: image.error for image in self.images if image.error is not None}
 
-    @property
-    def unaligned(self) -> list[str]:
-        """Images for which 'realblur' found no alignment; they are scored without."""
-        return [image.name for image in self.first if image.aligned is False]
-
     def mean(self, side: str = "restored") -> dict[str, float]:
         """The mean of every metric over all images and seeds, see `mean_metrics`."""
         return mean_metrics(self.images, side)
 
     def deviation(self) -> dict[str, dict[str, float]]:
-        """How much the scores depend on the noise, for two seeds or more.
+        """How much the scores depend on the noise, for two seeds or more; else empty.
 
         'of_mean' is the standard deviation of the data set's mean over the seeds, 'of_image' the
         mean over the images of each one's standard deviation over the seeds.
@@ -218,105 +190,110 @@ class SetScores:
             "of_image": {k: math.fsum(v) / len(v) if v else math.nan for k, v in of_image.items()},
         }
 
-    def remarks(self) -> list[str]:
-        """What to know about the score: what it is no measure of, and what makes it doubtful."""
-        if self.target is None:
-            return ["no ground truth, nothing was scored"]
-        found = []
-        if self.upper_bound:
-            found.append("stage 1 sees the sharp image: an upper bound, no deblurring score")
-        if note := cropped_note(self.first):
-            found.append(note)
-        if self.scored:
-            found += self._doubts(self.scored)
-        return found
-
-    def _doubts(self, scored: list[ImageScore]) -> list[str]:
-        found = []
-        benchmark = self.benchmark
-        if benchmark is not None and len(scored) != benchmark.images:
-            found.append(
-                f"{len(scored)} images; the benchmark {benchmark.title} has {benchmark.images}"
-            )
-        identical = [image.name for image in scored if image.restored.get("psnr") == math.inf]
-        if identical:
-            found.append(
-                f"{len(identical)} restored images are identical to the sharp ones "
-                f"({listing(identical)}); was the right folder given as the sharp one?"
-            )
-        if self.unaligned:
-            found.append(
-                f"no alignment was found for {len(self.unaligned)} of {len(scored)} images; "
-                f"they are scored without ({listing(self.unaligned)})"
-            )
-        if benchmark is None:
-            return found
-        other = _EASILY_SWAPPED.get(benchmark.name)
-        if self.target is not None and other in Path(self.target).parts:
-            found.append(
-                f"the sharp images of {benchmark.name} were read from {self.target}: "
-                f"is this {other} given for {benchmark.name}?"
-            )
-        if self.protocol != benchmark.protocol:
-            found.append(
-                f"the published scores of {benchmark.title} follow the protocol "
-                f"'{benchmark.protocol}', this one '{self.protocol}'"
-            )
-        psnr = self.mean().get("psnr", math.nan)
-        published = [score.psnr for score in hi_diff_scores(benchmark.name).values()]
-        if all(abs(psnr - value) > FAR_OFF for value in published):
-            swapped = f"is this {other} given for {benchmark.name}, " * bool(other)
-            found.append(
-                f"{psnr:.2f} dB is more than {FAR_OFF:g} dB off every score that the paper reports "
-                f"for HI-Diff on {benchmark.title} "
-                f"({', '.join(f'{value:.2f}' for value in published)} dB): "
-                f"{swapped or 'is this '}another folder than intended, or a network that is not "
-                "trained?"
-            )
-        return found
-
     def summary(self) -> dict[str, Any]:
-        """What follows from the images, for the reader of the file."""
+        """What follows from the images."""
         times = [image.seconds for image in self.first if image.seconds is not None]
-        seeds = {
-            "means": {str(seed): mean_metrics(run) for seed, run in self.runs.items()},
-            "standard_deviation": self.deviation(),
-        }
         return {
             "images": len(self.first),
             "scored": len(self.scored),
-            "benchmark_images": self.benchmark.images if self.benchmark else None,
             "restored": self.mean(),
             "blurry": self.mean("blurry"),
             "seconds_per_image": math.fsum(times) / len(times) if times else None,
-            "seeds": seeds if len(self.runs) > 1 else None,
-            "unaligned": self.unaligned,
+            "standard_deviation": self.deviation(),
             "failed": self.failed,
-            "remarks": self.remarks(),
         }
 
     def row(self) -> dict[str, Any]:
-        """The means, and what they are of: all that a file of weights says about a test."""
-        whole = self.as_json()
-        summary = whole["summary"]
-        for key in ("images", "folder", "target", "summary", "versions"):
-            del whole[key]
-        whole["settings"].pop("overrides", None)  # they name folders of this machine
-        return {**whole, "images": summary["scored"], "restored": summary["restored"]}
+        """The means, and what they are of: all that a model's file says about a test."""
+        return {
+            "dataset": self.dataset,
+            "protocol": self.protocol,
+            "source": self.source,
+            "restored": self.mean(),
+            "blurry": self.mean("blurry"),
+            "local": self.local,
+            "images": len(self.scored),
+            "upper_bound": self.upper_bound,
+        }
 
-    def as_json(self) -> dict[str, Any]:
-        """All of it, and the `summary`; the images come last."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        del fields["images"]
-        images = [image.as_json() for image in self.images]
-        return {**for_json({**fields, "summary": self.summary()}), "images": images}
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> SetScores:
-        """The inverse of `as_json`; the summary is not looked at.
+def mean_metrics(images: Iterable[ImageScore], side: str = "restored") -> dict[str, float]:
+    """The mean of every metric over the images that have it; `side` is 'restored' or 'blurry'.
 
-        Raises:
-            KeyError, TypeError, ValueError, AttributeError: it is something else.
-        """
-        fields = {name: value for name, value in content.items() if name != "summary"}
-        return cls(**{**fields, "images": [ImageScore.from_json(i) for i in content["images"]]})
+    The sums are exact, so the order of the images changes nothing. Infinite values (identical
+    images) make an infinite mean.
+    """
+    rows = [getattr(image, side) for image in images if getattr(image, side)]
+    return {name: math.fsum(row[name] for row in rows) / len(rows) for name in (rows or [{}])[0]}
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
+
+
+def for_json(value: Any) -> Any:
+    """The same with texts for what JSON has no number for: infinity and NaN."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")
+    if isinstance(value, Mapping):
+        return {name: for_json(part) for name, part in value.items()}
+    return [for_json(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: no JSON, or a damaged file ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object, found a {type(content).__name__}")
+    return content
+
+
+def read_scores(folder: Path) -> list[Scores]:
+    """The scores in a folder of results.
+
+    Raises:
+        UserError: there is no scores.json, or something else has written it.
+    """
+    path = folder / SCORES_FILE
+    content = read_json(path)
+    sets = content.get("sets")
+    if content.get("kind") != KIND or not isinstance(sets, list):
+        raise UserError(f"{path}: this file holds no scores of this project")
+    try:
+        return [
+            Scores.model_validate({k: v for k, v in part.items() if k != "summary"})
+            for part in sets
+        ]
+    except (ValidationError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: damaged, or of another version of hidiff ({reason})") from None
+
+
+def write_scores(folder: Path, scores: Sequence[Scores]) -> None:
+    """Write the record; scores of other sets, protocols and sources in the folder are kept.
+
+    Raises:
+        UserError: it cannot be written, or a file of another program is there.
+    """
+    kept = read_scores(folder) if (folder / SCORES_FILE).exists() else []
+    merged = {each.key: each for each in (*kept, *scores)}
+    sets = ",\n".join(_json(each) for each in merged.values())
+    write_text(folder / SCORES_FILE, f'{{"kind": "{KIND}", "sets": [\n{sets}\n]}}\n')
+
+
+def _json(scores: Scores) -> str:
+    """JSON to look at: indented, with one line an image."""
+    head = json.loads(scores.model_dump_json(exclude={"images"}))
+    head["summary"] = for_json(scores.summary())
+    text = json.dumps(head, indent=1, allow_nan=False).removesuffix("\n}")
+    lines = [f"  {image.model_dump_json(exclude_defaults=True)}" for image in scores.images]
+    return f'{text},\n "images": [\n' + ",\n".join(lines) + "\n ]\n}"

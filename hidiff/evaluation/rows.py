@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hidiff.data.frame_cache import file_identity
-from hidiff.evaluation.files import JSON, read_json, read_scores
-from hidiff.evaluation.record import ImageScore, library_versions
+from hidiff.evaluation.record import SCORES_FILE as JSON
+from hidiff.evaluation.record import ImageScore, library_versions, read_json, read_scores
 from hidiff.models import DeblurModel
 from hidiff.options import Options, flatten
 from hidiff.utils.errors import UserError
@@ -140,7 +140,11 @@ def add_row(folder: Path, rank: int, dataset: str, files: list[str], score: Imag
         UserError: it cannot be written.
     """
     path = folder / ROWS / f"{rank}.jsonl"
-    row = {"dataset": dataset, "files": _state_of(files), **score.as_json()}
+    row = {
+        "dataset": dataset,
+        "files": _state_of(files),
+        **score.model_dump(mode="json", exclude_defaults=True),
+    }
     try:
         with path.open("ab") as file:
             # First the line's end: a call that was killed may have left half a line.
@@ -164,7 +168,7 @@ def _read_rows(folder: Path) -> dict[Key, ImageScore]:
             with suppress(ValueError, KeyError, TypeError, AttributeError):
                 row = json.loads(line)
                 dataset, files = row.pop("dataset"), row.pop("files")
-                score = ImageScore.from_json(row)
+                score = ImageScore.model_validate(row)
                 if score.error is None:
                     rows[dataset, score.seed, score.name, str(files)] = score
     return rows

@@ -10,9 +10,9 @@ import torch
 
 from hidiff.data import build_dataset
 from hidiff.evaluation.evaluator import build_test_scorer, evaluate
-from hidiff.evaluation.files import score_lines, write_scores
-from hidiff.evaluation.record import ImageScore, SetScores
+from hidiff.evaluation.record import ImageScore, Scores, write_scores
 from hidiff.evaluation.rows import ROWS, Resume, add_row, done_before, fingerprint, prepare
+from hidiff.evaluation.summary import score_lines
 from hidiff.models import DeblurModel, build_model
 from hidiff.models.compilation import compile_blocks
 from hidiff.models.precision import precision
@@ -132,11 +132,12 @@ def run_test(
     }
     with precision(model, options.val.precision):
         scores = [
-            SetScores(
-                section.name,
-                scorers[section.name][0],
-                "test",
-                [score for run in range(seeds) for score in test(section.name, run)],
+            Scores(
+                dataset=section.name,
+                protocol=scorers[section.name][0],
+                source="test",
+                seed=options.manual_seed,
+                images=[score for run in range(seeds) for score in test(section.name, run)],
                 folder=str(pictures[section.name]),
                 target=_as_text(section.source.get("dataroot_gt")),
                 input=section.source.get("dataroot_lq"),

@@ -19,7 +19,7 @@ import yaml
 
 from hidiff.engine.logger import start_logging
 from hidiff.engine.trainer import Trainer
-from hidiff.evaluation.files import JSON
+from hidiff.evaluation.record import SCORES_FILE as JSON
 from hidiff.evaluation.test_run import run_test
 from hidiff.models import DeblurModel, build_model
 from hidiff.options import Options, parse_options

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hidiff.benchmark.macs import model_complexity
-from hidiff.evaluation.files import read_scores
+from hidiff.evaluation.record import read_scores
 from hidiff.options import Options
 from hidiff.report.ablation import Run
 from hidiff.utils.files import write_bytes, write_text

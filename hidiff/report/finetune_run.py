@@ -23,8 +23,7 @@ import yaml
 from hidiff.data.image import listing
 from hidiff.engine.logger import start_logging
 from hidiff.engine.trainer import Trainer
-from hidiff.evaluation.files import read_json, read_scores
-from hidiff.evaluation.record import SetScores, for_json
+from hidiff.evaluation.record import Scores, for_json, read_json, read_scores
 from hidiff.evaluation.test_run import run_test
 from hidiff.options import Options, load_options, parse_options
 from hidiff.options.yaml_file import apply_overrides
@@ -245,7 +244,7 @@ def finetune(options: Options, processes: Processes) -> bool:
     return True
 
 
-def _held_out(options: Options, name: str, weights: Path, processes: Processes) -> SetScores:
+def _held_out(options: Options, name: str, weights: Path, processes: Processes) -> Scores:
     """The scores of a packed file on the held-out pairs."""
     content = copy.deepcopy(dict(options.sections))
     content |= {"name": name, "path": {"weights": str(weights)}}
@@ -258,7 +257,7 @@ def _write_record(path: Path, facts: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(for_json(facts), indent=1, ensure_ascii=False) + "\n")
 
 
-def _write_table(path: Path, before: SetScores, after: SetScores) -> None:
+def _write_table(path: Path, before: Scores, after: Scores) -> None:
     """Write and log a row an image, and the means."""
     metrics = sorted(before.mean())
 

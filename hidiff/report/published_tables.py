@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from hidiff.data.image import list_images
-from hidiff.evaluation.files import JSON, read_scores
 from hidiff.evaluation.folders import find_data, restored_folder
-from hidiff.evaluation.record import SetScores
+from hidiff.evaluation.record import SCORES_FILE as JSON
+from hidiff.evaluation.record import Scores, read_scores
+from hidiff.evaluation.summary import remarks
 from hidiff.metrics.published import (
     BENCHMARKS,
     HI_DIFF,
@@ -22,7 +23,7 @@ from hidiff.restore.page import Comparison
 from hidiff.utils.errors import UserError, suggestion
 from hidiff.utils.tables import markdown_table
 
-Results = dict[tuple[Path, str], list[SetScores]]
+Results = dict[tuple[Path, str], list[Scores]]
 """The scores of result folders, by the folder and the model that it is of, a key of `MODELS`."""
 
 MODELS: Mapping[str, Mapping[int, str]] = {
@@ -82,7 +83,7 @@ def parse_result_folder(text: str) -> tuple[Path, str, bool]:
     return path, model or guess or "GoPro", not (model or guess)
 
 
-def collect_results(folder: Path) -> list[SetScores]:
+def collect_results(folder: Path) -> list[Scores]:
     """The scores in a result folder that have a PSNR.
 
     Raises:
@@ -95,7 +96,7 @@ def collect_results(folder: Path) -> list[SetScores]:
     return [scores for scores in read_scores(folder) if "psnr" in plain_mean(scores)]
 
 
-def plain_mean(scores: SetScores) -> dict[str, float]:
+def plain_mean(scores: Scores) -> dict[str, float]:
     """The means of PSNR and SSIM that are what their names say, on the whole image in RGB."""
     plain = {}
     for name, value in scores.mean().items():
@@ -109,11 +110,11 @@ def plain_mean(scores: SetScores) -> dict[str, float]:
     return plain
 
 
-def _remarks(scores: SetScores) -> list[str]:
+def _remarks(scores: Scores) -> list[str]:
     found = [f"{len(scores.failed)} images have no score"] if scores.failed else []
     if scores.local not in (None, "none"):
         found.append(f"restored in the local mode '{scores.local}', the published ones as a whole")
-    return [*found, *scores.remarks()]
+    return [*found, *remarks(scores)]
 
 
 class _Footnotes:
@@ -134,7 +135,7 @@ class _Footnotes:
         return [f"- [{number}] {text}" for number, text in enumerate(self.texts, start=1)]
 
 
-def _cells(scores: SetScores, published: Score, digits: int) -> tuple[str, str]:
+def _cells(scores: Scores, published: Score, digits: int) -> tuple[str, str]:
     """The score and its difference from a published one, with SSIM if that has it.
 
     Where the protocols differ, so that the two cannot be compared, there is a dash.
@@ -152,9 +153,9 @@ def _cells(scores: SetScores, published: Score, digits: int) -> tuple[str, str]:
     return " / ".join(own), " / ".join(differences)
 
 
-def best_scores(sets: Iterable[SetScores]) -> dict[str, SetScores]:
+def best_scores(sets: Iterable[Scores]) -> dict[str, Scores]:
     """For each benchmark the scores to compare: those of its own protocol, if there are any."""
-    best: dict[str, SetScores] = {}
+    best: dict[str, Scores] = {}
     for scores in sets:
         benchmark, known = scores.benchmark, best.get(scores.dataset)
         if benchmark is not None and (
@@ -278,7 +279,7 @@ def report_lines(results: Results) -> list[str]:
 
 
 def photograph_files(
-    folder: Path, scores: SetScores, data: Path | None = None
+    folder: Path, scores: Scores, data: Path | None = None
 ) -> dict[str, dict[str, Path]]:
     """The files 'blurry', 'restored' and 'sharp' of each photograph of a data set, by name.
 
@@ -309,7 +310,7 @@ def photograph_files(
 
 
 def comparisons(
-    photographs: Mapping[str, Mapping[str, Path]], scores: SetScores, *, title: str = ""
+    photographs: Mapping[str, Mapping[str, Path]], scores: Scores, *, title: str = ""
 ) -> list[Comparison]:
     """Photographs with their scores, for `hidiff.restore.page.write_page`.
 

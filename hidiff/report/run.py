@@ -17,8 +17,7 @@ from hidiff.benchmark.timing import Timing, alternate
 from hidiff.data import build_dataset, normalization_of
 from hidiff.data.image import listing, read_image, to_uint8
 from hidiff.data.pairs import SourceSet
-from hidiff.evaluation.files import read_scores, write_scores
-from hidiff.evaluation.record import ImageScore, SetScores, library_versions
+from hidiff.evaluation.record import ImageScore, Scores, library_versions, read_scores, write_scores
 from hidiff.evaluation.rows import add_row, done_before, prepare
 from hidiff.evaluation.test_run import run_test
 from hidiff.metrics import evaluate_pair
@@ -52,7 +51,7 @@ class Outcome:
     """
 
     description: str
-    scores: SetScores
+    scores: Scores
     pictures: Mapping[str, Path]
     settings: str = ""
     complexity: Complexity | None = None
@@ -186,7 +185,7 @@ def compare(asked: Asked, processes: Group) -> Comparison:
 
 def _scores(
     asked: Asked, label: str, candidate: Candidate, dataset: SourceSet, processes: Group
-) -> SetScores:
+) -> Scores:
     """The scores of a candidate on all images, of this call or an earlier one."""
     folder = RESULTS / asked.test_name(label)
     if candidate.options is None:
@@ -197,7 +196,7 @@ def _scores(
 
 def _score_pictures(
     asked: Asked, folder: Path, candidate: Candidate, dataset: SourceSet, processes: Group
-) -> SetScores:
+) -> Scores:
     """Score a folder of pictures, image by image, as run_test does with a model."""
     place = str(next(iter(candidate.pictures.values())).parent)
     versions = {f"version of {name}": version for name, version in library_versions().items()}
@@ -213,7 +212,7 @@ def _score_pictures(
     found = done_before(rows, asked.data.name, None, zip(names, files, strict=True))
 
     def score(index: int) -> tuple[int, ImageScore]:
-        image = ImageScore(names[index])
+        image = ImageScore(name=names[index])
         try:
             if image.name not in candidate.pictures:
                 raise UserError(f"{place} has no picture of this name; restore it too")
@@ -231,13 +230,13 @@ def _score_pictures(
         for index, image in tqdm(scored, asked.data.name, len(missing), leave=False, disable=None):
             add_row(folder, 0, asked.data.name, files[index], image)
             found[index] = image
-    scores = SetScores(
-        asked.data.name,
-        asked.protocol,
-        "pictures",
-        [found[index] for index in sorted(found)],
-        place,
-        str(asked.data.source.get("dataroot_gt")),
+    scores = Scores(
+        dataset=asked.data.name,
+        protocol=asked.protocol,
+        source="pictures",
+        images=[found[index] for index in sorted(found)],
+        folder=place,
+        target=str(asked.data.source.get("dataroot_gt")),
     )
     write_scores(folder, [scores])
     return scores

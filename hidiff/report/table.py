@@ -6,6 +6,7 @@ import csv
 import io
 
 from hidiff.evaluation.record import library_versions
+from hidiff.evaluation.summary import remarks
 from hidiff.report.complexity import PAPER_SIZE
 from hidiff.report.intervals import LEVEL, Difference
 from hidiff.report.run import METRICS, Comparison, failures
@@ -80,7 +81,7 @@ def facts(comparison: Comparison) -> list[str]:
     lines += [f"{label} is left out: {reason}" for label, reason in comparison.left_out.items()]
     for label, outcome in comparison.outcomes.items():
         lines += [f"{label} has no score of {line}" for line in failures(outcome)]
-        lines += [f"{label}: {remark}." for remark in outcome.scores.remarks()]
+        lines += [f"{label}: {remark}." for remark in remarks(outcome.scores)]
     lines.append(", ".join(f"{name} {version}" for name, version in library_versions().items()))
     return lines
 

@@ -8,7 +8,7 @@ import pytest
 from small_data import make_pairs, test_options, train_options, write_yaml
 from small_programs import run, start
 
-from hidiff.evaluation.files import read_scores
+from hidiff.evaluation.record import read_scores
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")

@@ -17,7 +17,7 @@ from hidiff import UserError
 from hidiff.engine.logger import MetricsWriter, start_logging
 from hidiff.engine.trainer import Trainer
 from hidiff.evaluation import evaluator
-from hidiff.evaluation.files import read_scores
+from hidiff.evaluation.record import read_scores
 from hidiff.evaluation.test_run import run_test
 from hidiff.models import Stage2
 from hidiff.options import parse_options

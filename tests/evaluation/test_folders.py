@@ -11,8 +11,8 @@ from golden_values import load_arrays, load_json
 from small_data import picture, write_rgb
 
 from hidiff.cli import call
-from hidiff.evaluation.files import read_scores
 from hidiff.evaluation.folders import score_folders
+from hidiff.evaluation.record import read_scores
 from hidiff.metrics import evaluate_pair
 from hidiff.utils.errors import UserError
 

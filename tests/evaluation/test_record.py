@@ -1,59 +1,58 @@
 """The record of scores: means, deviations, remarks, and the files that keep it."""
 
-import csv
 import json
 import math
-from dataclasses import replace
 
 import pytest
 
-from hidiff.evaluation.files import (
-    FIRST_COLUMNS,
-    check_replaceable,
+from hidiff.evaluation.record import (
+    ImageScore,
+    ScoredModel,
+    Scores,
+    mean_metrics,
     read_scores,
-    score_lines,
     write_scores,
 )
-from hidiff.evaluation.record import ImageScore, SetScores
+from hidiff.evaluation.summary import remarks, score_lines
 from hidiff.metrics.published import BENCHMARKS
 from hidiff.utils.errors import UserError
 
 
-def scores_of(dataset: str, psnr: float, count: int | None = None, **fields) -> SetScores:
+def scores_of(dataset: str, psnr: float, count: int | None = None, **fields) -> Scores:
     """A data set whose images have one PSNR; as many as the benchmark has."""
     benchmark = BENCHMARKS.get(dataset)
     images = [
-        ImageScore(str(index), restored={"psnr": psnr, "ssim": 0.9})
+        ImageScore(name=str(index), restored={"psnr": psnr, "ssim": 0.9})
         for index in range(count or benchmark.images)
     ]
-    protocol = fields.pop("protocol", benchmark.protocol if benchmark else "basicsr")
-    fields = {"target": "datasets/test/x/target", **fields}
-    return SetScores(dataset, protocol, "pictures", images, **fields)
+    protocol = benchmark.protocol if benchmark else "basicsr"
+    known = {"protocol": protocol, "source": "pictures", "target": "datasets/test/x/target"}
+    return Scores(**{"dataset": dataset, "images": images, **known, **fields})
 
 
 def of_values(values, seed=None):
     return [
-        ImageScore(str(i), seed, {"psnr": value}, {"psnr": value}) for i, value in enumerate(values)
+        ImageScore(name=str(i), seed=seed, restored={"psnr": value}, blurry={"psnr": value})
+        for i, value in enumerate(values)
     ]
 
 
 def test_the_mean_is_exact():
-    scores = SetScores("x", "matlab", "pictures", of_values((1e16, 1.0, -1e16, 1.0)))
-    assert scores.mean() == scores.mean("blurry") == {"psnr": 0.5}
+    images = of_values((1e16, 1.0, -1e16, 1.0))
+    assert mean_metrics(images) == mean_metrics(images, "blurry") == {"psnr": 0.5}
 
 
 def test_deviation_over_seeds_leaves_out_what_failed():
     images = [*of_values((30.0, 20.0, 9.0), 1), *of_values((32.0, 20.0, 9.0), 2)]
-    images[5] = ImageScore("2", 2, error="no memory")
-    scores = SetScores("x", "matlab", "test", images, target="t")
+    images[5] = ImageScore(name="2", seed=2, error="no memory")
+    scores = scores_of("x", 0.0, 1, images=images)
     deviation = scores.deviation()
     assert deviation["of_image"]["psnr"] == pytest.approx(math.sqrt(2) / 2)
     assert deviation["of_mean"]["psnr"] == pytest.approx(abs(59 / 3 - 26) / math.sqrt(2))
     assert scores.failed == {"2": "no memory"}
     infinite = [*of_values((math.inf,), 1), *of_values((math.inf,), 2)]
-    assert math.isnan(replace(scores, images=infinite).deviation()["of_mean"]["psnr"])
-    json.dumps(replace(scores, images=infinite).as_json(), allow_nan=False)
-    assert replace(scores, images=images[:3]).deviation() == {}
+    assert math.isnan(scores_of("x", 0.0, 1, images=infinite).deviation()["of_mean"]["psnr"])
+    assert scores_of("x", 0.0, 1, images=images[:3]).deviation() == {}
 
 
 @pytest.mark.parametrize(
@@ -74,12 +73,12 @@ def test_deviation_over_seeds_leaves_out_what_failed():
     ],
 )
 def test_scores_far_from_the_published_ones_are_remarked(dataset, psnr, warned):
-    remarks = scores_of(dataset, psnr).remarks()
-    assert len(remarks) == warned
+    found = remarks(scores_of(dataset, psnr))
+    assert len(found) == warned
     other = {"RealBlur_R": "RealBlur_J", "RealBlur_J": "RealBlur_R"}.get(dataset)
     if warned:
-        assert f"{psnr:.2f} dB" in remarks[0]
-        assert (f"{other} given for {dataset}" in remarks[0]) == (other is not None)
+        assert f"{psnr:.2f} dB" in found[0]
+        assert (f"{other} given for {dataset}" in found[0]) == (other is not None)
 
 
 @pytest.mark.parametrize(
@@ -92,50 +91,56 @@ def test_scores_far_from_the_published_ones_are_remarked(dataset, psnr, warned):
         (scores_of("GoPro", 33.0, 1110), "1110 images; the benchmark GoPro has 1111"),
         (scores_of("RealBlur_J", 29.0, 981), "the benchmark RealBlur-J has 980"),
         (scores_of("mine", 29.0, 2), None),
-        (scores_of("mine", math.inf, 2), "2 restored images are identical"),
+        (scores_of("mine", math.inf, 2), "identical"),
         (scores_of("mine", 29.0, 2, target=None), "no ground truth"),
         (scores_of("mine", 29.0, 2, upper_bound=True), "upper bound"),
     ],
 )
 def test_remarks(scores, words):
-    remarks = scores.remarks()
-    assert len(remarks) == (words is not None)
-    assert not remarks or words in remarks[0]
+    found = remarks(scores)
+    assert len(found) == (words is not None)
+    assert not found or words in found[0]
 
 
 @pytest.fixture
 def several():
+    best, blurry = {"psnr": math.inf, "ssim": 1.0}, {"psnr": 20.0, "ssim": 0.5}
     images = [
-        ImageScore("a", 3, {"psnr": math.inf, "ssim": 1.0}, {"psnr": 20.0, "ssim": 0.5}, True, 0.5),
-        ImageScore("b", 3, {"psnr": 30.0, "ssim": 0.9}, aligned=False, cropped=True),
-        *(ImageScore(name, 3, error="damaged") for name in "cd"),
-        ImageScore("e", 3, error="too small"),
+        ImageScore(name="a", seed=3, restored=best, blurry=blurry, aligned=True, seconds=0.5),
+        ImageScore(name="b", seed=3, restored={"psnr": 30.0, "ssim": 0.9}, aligned=False),
+        *(ImageScore(name=name, seed=3, error="damaged") for name in "cd"),
+        ImageScore(name="e", seed=3, error="too small", cropped=True),
     ]
-    tested = SetScores(
-        "RealBlur_J", "realblur", "test", images, "r", "t", "i", "tile 64/8", True, {"name": "x"}
+    tested = Scores(
+        dataset="RealBlur_J",
+        protocol="realblur",
+        source="test",
+        seed=3,
+        model=ScoredModel(description="a model", sha256="00", trained_on={"name": "photos"}),
+        images=images,
+        folder="r",
+        target="t",
+        input="i",
+        local="tile 64/8",
+        upper_bound=True,
+        settings={"name": "x"},
     )
     return [tested, scores_of("mine", 25.0, 2)]
 
 
-def test_files_hold_all_of_it(several, tmp_path):
+def test_the_file_holds_all_of_it(several, tmp_path):
     write_scores(tmp_path / "new", several)
     assert read_scores(tmp_path / "new") == several
     text = (tmp_path / "new/scores.json").read_text()
     content = json.loads(text, parse_constant=pytest.fail)["sets"][0]
-    assert content["summary"]["restored"]["psnr"] == "inf"
-    assert content["summary"]["benchmark_images"] == 980
-    assert content["summary"]["unaligned"] == ["b"]
-    with (tmp_path / "new/scores.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["image"] for row in rows] == ["a", "b", "c", "d", "e", "0", "1"]
-    assert (rows[0]["psnr"], rows[0]["blurry_psnr"], rows[0]["seed"]) == ("inf", "20.0", "3")
-    assert [row["aligned"] for row in rows[:3]] == ["True", "False", ""]
-    assert rows[2]["error"] == "damaged"
+    assert content["summary"]["restored"]["psnr"] == "Infinity"
+    assert content["summary"]["blurry"]["psnr"] == 20.0
+    assert content["summary"]["seconds_per_image"] == 0.5
+    assert content["images"][2] == {"name": "c", "seed": 3, "error": "damaged"}
 
 
 def test_scores_replace_their_like_and_no_others(several, tmp_path):
     write_scores(tmp_path, several)
-    check_replaceable(tmp_path)
     newer, other = scores_of("mine", 26.0, 3), scores_of("mine", 27.0, 3, protocol="matlab")
     write_scores(tmp_path, [newer, other])
     assert read_scores(tmp_path) == [several[0], newer, other]
@@ -152,21 +157,9 @@ def test_the_table_has_the_papers_scores_and_every_failure(several):
     assert "RealBlur_J/e: too small" in lines
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("scores.json", '{"mine": 1}'),
-        ("scores.json", "[1]"),
-        ("scores.json", "notes"),
-        ("scores.json", ""),
-        ("scores.csv", "image,psnr\n1,2\n"),
-        ("scores.csv", ""),
-    ],
-)
-def test_files_of_the_user_are_not_replaced(tmp_path, name, text):
-    (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=name):
-        check_replaceable(tmp_path)
-    (tmp_path / name).unlink()
-    (tmp_path / "scores.csv").write_text(",".join(FIRST_COLUMNS) + ",psnr\n")
-    check_replaceable(tmp_path)
+@pytest.mark.parametrize("text", ['{"mine": 1}', "[1]", "notes", "", '{"kind": 1, "sets": [1]}'])
+def test_files_of_the_user_are_not_replaced(tmp_path, text):
+    (tmp_path / "scores.json").write_text(text)
+    with pytest.raises(UserError, match=r"scores\.json"):
+        write_scores(tmp_path, [])
+    assert (tmp_path / "scores.json").read_text() == text

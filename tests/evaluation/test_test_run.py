@@ -20,8 +20,7 @@ from hidiff.archs.restormer import DepthwiseConv2d
 from hidiff.data import SyntheticBlurDataset
 from hidiff.data.image import read_image
 from hidiff.engine.trainer import Trainer
-from hidiff.evaluation.files import read_scores
-from hidiff.evaluation.record import ImageScore
+from hidiff.evaluation.record import ImageScore, read_scores
 from hidiff.evaluation.rows import add_row
 from hidiff.evaluation.test_run import run_test
 from hidiff.metrics import evaluate_pair
@@ -404,7 +403,7 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(tested, data, monkeypatch,
 
     options = {**test_options(data), "name": "full"}
     with monkeypatch.context() as patch:
-        patch.setattr("hidiff.evaluation.files.write_text", full)
+        patch.setattr("hidiff.evaluation.record.write_text", full)
         assert run_test(parse_options(copy.deepcopy(options)), ALONE) is False
     assert not (tested.parent / "full" / "scores.json").exists()
     assert resume(options, monkeypatch, seeds=1) == ([], True)

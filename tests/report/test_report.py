@@ -9,8 +9,7 @@ from small_data import picture, write_rgb
 from hidiff.cli import call
 from hidiff.cli.report import MARK
 from hidiff.data.image import read_image
-from hidiff.evaluation.files import write_scores
-from hidiff.evaluation.record import ImageScore, SetScores
+from hidiff.evaluation.record import ImageScore, Scores, write_scores
 from hidiff.metrics import calculate_psnr
 from hidiff.metrics.published import BENCHMARKS
 from hidiff.report.published_tables import guess_model, parse_result_folder
@@ -30,11 +29,23 @@ def add_scores(
     count = count or (benchmark.images if benchmark else 3)
     protocol = protocol or benchmark.protocol
     images = [
-        ImageScore(f"{i:04}", restored={"psnr": psnr, "ssim": ssim}, aligned=i >= unaligned)
+        ImageScore(name=f"{i:04}", restored={"psnr": psnr, "ssim": ssim}, aligned=i >= unaligned)
         for i in range(count)
     ]
-    images += [ImageScore(f"bad{i}", error="damaged") for i in range(failed)]
-    write_scores(folder, [SetScores(dataset, protocol, "pictures", images, target="t", **others)])
+    images += [ImageScore(name=f"bad{i}", error="damaged") for i in range(failed)]
+    write_scores(
+        folder,
+        [
+            Scores(
+                dataset=dataset,
+                protocol=protocol,
+                source="pictures",
+                images=images,
+                target="t",
+                **others,
+            )
+        ],
+    )
 
 
 def add_metrics(folder: Path, **changes) -> None:
@@ -293,11 +304,17 @@ def test_a_page_of_all_photographs(folder, report, capsys):
         write_rgb(folder / f"true/{index}.png", sharp)
         write_rgb(result / f"visualization/photographs/{index}.png", sharp[: 40 - index])
     images = [
-        ImageScore(str(index), restored={"psnr": 31.254, "ssim": 0.9}, blurry={"psnr": 20.0})
+        ImageScore(name=str(index), restored={"psnr": 31.254, "ssim": 0.9}, blurry={"psnr": 20.0})
         for index in range(2)
     ]
-    scores = SetScores(
-        "photographs", "basicsr", "test", images, target="true", input="blurred", local="none"
+    scores = Scores(
+        dataset="photographs",
+        protocol="basicsr",
+        source="test",
+        images=images,
+        target="true",
+        input="blurred",
+        local="none",
     )
     write_scores(result, [scores])
     with pytest.raises(UserError, match="--page"):

@@ -10,7 +10,7 @@ import torch
 from small_data import make_pairs
 
 from hidiff.engine.trainer import Trainer
-from hidiff.evaluation.files import read_scores
+from hidiff.evaluation.record import read_scores
 from hidiff.evaluation.test_run import run_test
 from hidiff.options import load_options
 from hidiff.report.sheet import ZOOM, busiest_window, comparison_row, comparison_sheet

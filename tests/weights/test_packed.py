@@ -16,8 +16,7 @@ from small_training import ALONE, parameters
 from hidiff import UserError
 from hidiff.cli import main
 from hidiff.engine.trainer import Trainer
-from hidiff.evaluation.files import write_scores
-from hidiff.evaluation.record import ImageScore, SetScores
+from hidiff.evaluation.record import ImageScore, Scores, write_scores
 from hidiff.evaluation.test_run import run_test
 from hidiff.options import load_options, parse_options
 from hidiff.weights.load import find_model, load_model
@@ -308,7 +307,12 @@ def test_the_commands(packed, tmp_path, capsys, monkeypatch):
     assert main(["pack", "a.safetensors", "-o", "a.safetensors", "--overwrite"]) == 0
     assert find_model("a.safetensors").licence == "CC-BY-4.0"
     assert find_model("a.safetensors").data["description"] == "photographs of cats"
-    scores = SetScores("mine", "basicsr", "test", [ImageScore("0", restored={"psnr": 30.0})])
+    scores = Scores(
+        dataset="mine",
+        protocol="basicsr",
+        source="test",
+        images=[ImageScore(name="0", restored={"psnr": 30.0})],
+    )
     Path("scored").mkdir()
     write_scores(Path("scored"), [scores])
     assert main(["pack", "mine", "-o", "c.safetensors", "--scores", "scored"]) == 0
