@@ -1,253 +1,195 @@
-"""What can be measured: restoring, training steps, loading and test runs.
+"""What is measured: restoring an image, and training steps.
 
-Each function takes the option file, the arguments of `hidiff benchmark` and the machine, and
-returns a list of cases, `{'case': title, 'variants': {name: timing}}`. All variants of a case run
-in turn in one process on the same input.
+Several variants of the options do the same work in turn, in one process and on the same input:
+machines are noisy, and the ratio of the medians is what counts.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import random
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from hidiff.benchmark.roofline import restoring, training_step
-from hidiff.benchmark.timing import alternate, bytes_for_backward, comparison
-from hidiff.benchmark.variants import Machine, Variant
-from hidiff.data import (
-    BatchPlan,
-    Mixture,
-    PhaseBatchSampler,
-    build_dataset,
-    build_training_set,
-    training_batches,
-)
-from hidiff.data.pairs import PairSet
-from hidiff.data.transfer import to_device
+from hidiff.archs.reference import as_written
+from hidiff.benchmark.roofline import Machine, restoring, training_step
+from hidiff.benchmark.timing import Timing, alternate, bytes_for_backward
 from hidiff.engine.optim import GRAD_CLIP_NORM, build_optimizer, clip_gradients
-from hidiff.evaluation.evaluator import build_test_scorer, evaluate
 from hidiff.models import DeblurModel, build_model
-from hidiff.models.base import SIDE_MULTIPLE
-from hidiff.options import DatasetOptions, Options, Phase
-from hidiff.utils.distributed import Processes
+from hidiff.models.compilation import compile_blocks
+from hidiff.models.precision import precision
+from hidiff.options import Options, Phase
 from hidiff.utils.errors import UserError
 
-BASELINE = "plain+fp32"
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of computing.
+
+    Args:
+        name: in the table.
+        options: all of them.
+        reference: compute as the papers write it, see `hidiff.archs.reference`.
+    """
+
+    name: str
+    options: Options
+    reference: bool = False
+
+    def formulas(self) -> AbstractContextManager[Any]:
+        """What to compute within."""
+        return as_written() if self.reference else nullcontext()
 
 
-def _phases(options: Options, chosen: Sequence[int] | None) -> dict[int, Phase]:
-    """The phases of these numbers, or all."""
-    train, data = options.for_training()
-    phases = dict(enumerate(data.phases(train.total_iter), start=1))
-    for number in chosen or ():
-        if number not in phases:
-            raise UserError(f"--phase {number}: the option file has phases 1 to {len(phases)}")
-    return {number: phases[number] for number in chosen or phases}
+@dataclass(frozen=True)
+class Measured:
+    """What a variant took for a case.
+
+    Args:
+        timing: seconds and memory.
+        roofline: the least seconds on this machine; None where they cannot be told.
+        kept_bytes: what a forward pass keeps for the backward pass; None for restoring.
+    """
+
+    timing: Timing
+    roofline: float | None
+    kept_bytes: int | None = None
 
 
-def build(options: Options, device: torch.device) -> DeblurModel:
-    """The model of an option file with random weights, on the device."""
+Cases = dict[str, dict[str, Measured]]
+"""By the case's title and the variant's name."""
+
+
+def _build(options: Options, device: torch.device) -> DeblurModel:
+    """The model with random weights, the same for all variants."""
     torch.manual_seed(options.manual_seed)
     model = build_model(options.sections).to(device)
     model.use_kernels(options.kernels)
     return model
 
 
-def restore(options: Options, args: argparse.Namespace, machine: Machine) -> list[dict[str, Any]]:
-    """Restore one image of random pixels."""
-    model = build(options, args.device).eval()
-    image = torch.rand(1, 3, *args.size, device=args.device)
-    noise = model.draw_noise(1, None)
-    noise = None if noise is None else noise.to(args.device)
-    padded = (side + -side % SIDE_MULTIPLE for side in args.size)
-    work = restoring(options.sections, *padded)
-
-    def prepare(variant: Variant) -> Callable[[], Any]:
-        own = variant.prepare(model)
-        return variant.wrap(own, lambda: own.restore(image, image, noise=noise))
-
-    timings = alternate(
-        {variant.name: prepare(variant) for variant in args.variants},
-        repeats=args.repeats,
-        device=args.device,
-    )
-    timed = comparison(timings, args.variants[0].name)
-    for variant in args.variants:
-        timed[variant.name]["roofline"] = machine.roofline(work, variant)
-    return [{"case": f"{args.size[0]}×{args.size[1]}", "variants": timed}]
-
-
-def train_step(
-    options: Options, args: argparse.Namespace, machine: Machine
-) -> list[dict[str, Any]]:
-    """Training steps on random pixels, with the batch and patch size of each phase."""
-    train, _ = options.for_training()
-    model = build(options, args.device).train()
-    models = {variant.name: variant.prepare(model) for variant in args.variants}
-    optimizers = {n: build_optimizer(train.optim_total, m) for n, m in models.items()}
-    cases = []
-    for number, phase in _phases(options, args.phase).items():
-        batch_size, patch_size = args.batch or phase.batch_size, args.patch or phase.patch_size
-        lq, gt = torch.rand(2, batch_size, 3, patch_size, patch_size, device=args.device)
-
-        def prepare(
-            variant: Variant, lq: torch.Tensor = lq, gt: torch.Tensor = gt
-        ) -> Callable[[], Any]:
-            own, optimizer = models[variant.name], optimizers[variant.name]
-
-            def step() -> None:
-                sum(own(lq, gt).values()).backward()
-                clip_gradients(own, GRAD_CLIP_NORM)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-
-            return variant.wrap(own, step)
-
-        timings = alternate(
-            {variant.name: prepare(variant) for variant in args.variants},
-            repeats=args.repeats,
-            device=args.device,
-        )
-        timed = comparison(timings, args.variants[0].name)
-        work = training_step(options.sections, batch_size, patch_size)
-        for variant in args.variants:
-            own = models[variant.name]
-            forward = variant.wrap(own, lambda own=own, lq=lq, gt=gt: own(lq, gt))
-            timed[variant.name] |= {
-                "roofline": machine.roofline(work, variant),
-                "kept_for_backward": bytes_for_backward(forward, own),
-            }
-        cases.append({"case": f"phase {number}, {batch_size}×{patch_size}²", "variants": timed})
-    return cases
+def measure_restoring(
+    variants: Sequence[Variant],
+    *,
+    size: tuple[int, int],
+    device: torch.device,
+    machine: Machine,
+    repeats: int,
+) -> Cases:
+    """Restore one image of random pixels of `size` (height, width)."""
+    image = torch.rand(1, 3, *size, device=device)
+    calls = {}
+    for variant in variants:
+        model = _build(variant.options, device).eval()
+        model.strip_rows = "whole" if variant.reference else variant.options.val.strip_rows
+        if variant.options.val.compile:
+            compile_blocks(model, "val.compile")
+            model.strip_rows = "whole"
+        calls[variant.name] = _restoring_call(variant, model, image)
+    timings = alternate(calls, repeats=repeats, device=device)
+    multiple = model.net_g.side_multiple
+    height, width = (side + -side % multiple for side in size)
+    measured = {}
+    for variant in variants:
+        work = restoring(variant.options.sections, height, width)
+        least = machine.seconds(work, variant.options.val.precision)
+        measured[variant.name] = Measured(timings[variant.name], least)
+    return {f"{size[0]}×{size[1]}": measured}
 
 
-def _as_released(
-    dataset: PairSet, indices: Sequence[int], phase: Phase, crop_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read, convert, crop and augment a pair for each index; keep the phase's part of them."""
-    crops: dict[str, list[torch.Tensor]] = {"lq": [], "gt": []}
-    for index in indices:
-        pair = dataset[index]
-        height, width = pair["lq"].shape[1:]
-        top, left = random.randint(0, height - crop_size), random.randint(0, width - crop_size)
-        turns, flip = random.randint(0, 3), random.random() < 0.5
-        for side, chosen in crops.items():
-            crop = pair[side][:, top : top + crop_size, left : left + crop_size]
-            crop = torch.rot90(crop, turns, (1, 2))
-            chosen.append((crop.flip(1) if flip else crop).contiguous())
-    kept = random.sample(range(len(indices)), phase.batch_size)
-    start = random.randint(0, crop_size - phase.patch_size)
-    part = slice(start, start + phase.patch_size)
-    lq, gt = (torch.stack(chosen)[kept][:, :, part, part] for chosen in crops.values())
-    return lq, gt
+def _restoring_call(
+    variant: Variant, model: DeblurModel, image: torch.Tensor
+) -> Callable[[], object]:
+    noise = model.draw_noise(1, torch.Generator().manual_seed(0))
+    noise = None if noise is None else noise.to(image.device)
+
+    def call() -> torch.Tensor:
+        with precision(model, variant.options.val.precision), variant.formulas():
+            return model.restore(image, image, noise=noise)
+
+    return call
 
 
-def _cached(section: DatasetOptions, folder: Path) -> DatasetOptions:
-    """The same data through a cache in `folder`, where its class has one."""
-    more = {"cache": str(folder)} if "cache" in section.source else {}
-    return dataclasses.replace(
-        section,
-        source={**section.source, **more},
-        mixture=tuple(_cached(entry, folder) for entry in section.mixture),
-    )
+def measure_training(
+    variants: Sequence[Variant],
+    *,
+    phases: Sequence[int] | None,
+    batch: int | None,
+    patch: int | None,
+    device: torch.device,
+    machine: Machine,
+    repeats: int,
+) -> Cases:
+    """Training steps on random pixels, with the batch and patch size of each phase.
 
+    Args:
+        variants: what to compare; the phases are those of the first one.
+        phases: numbers of the phases of progressive training, from 1; None for all.
+        batch, patch: in place of the phases' own.
+        device, machine, repeats: where and how often.
 
-def data(options: Options, args: argparse.Namespace, machine: Machine) -> list[dict[str, Any]]:
-    """Load the batches of each phase, with one core."""
-    section = options.for_training()[1]
-    datasets = {"ours": build_training_set(section)}
-    if args.cache:
-        datasets["ours, cache"] = build_training_set(_cached(section, args.cache))
-    plain_dataset = datasets["ours"]
-    torch.set_num_threads(1)
-    random.seed(options.manual_seed)
-    cases = []
-    phases = _phases(options, args.phase)
-    crop_size, batch_size = section.gt_size, section.batch_size_per_gpu
-    assert crop_size is not None and batch_size is not None  # the phases have asked for them
-    for number, phase in phases.items():
-
-        def ours(dataset: Mixture, phase: Phase = phase) -> Callable[[], Any]:
-            batches = training_batches(
-                dataset,
-                PhaseBatchSampler(
-                    size=len(dataset),
-                    shares=dataset.shares,
-                    plan=BatchPlan([phase], 1),
-                    rank=0,
-                    seed=options.manual_seed,
-                    crop_size=crop_size,
-                    total_iter=1 + args.repeats,  # one call to warm up
-                ),
-                num_workers=0,
-            )
-            return lambda: to_device(next(batches), args.device, torch.float32)
-
-        def as_released(phase: Phase = phase) -> None:
-            indices = random.choices(range(len(plain_dataset)), k=batch_size)
-            for pixels in _as_released(plain_dataset, indices, phase, crop_size):
-                pixels.to(args.device)
-
-        work = {"read all": as_released, **{name: ours(d) for name, d in datasets.items()}}
-        # The cache compares each frame with its hash once, which is not what an epoch costs later.
-        for index in range(len(plain_dataset)) if args.cache else ():
-            datasets["ours, cache"][index]
-        timed = comparison(
-            alternate(work, repeats=args.repeats, device=args.device), baseline="read all"
-        )
-        for variant in timed.values():
-            variant["rate"] = f"{phase.batch_size / variant['median']:.1f} crops/s"
-        case = f"phase {number}, {phase.batch_size}×{phase.patch_size}²"
-        cases.append({"case": case, "variants": timed})
-    return cases
-
-
-def score(options: Options, args: argparse.Namespace, machine: Machine) -> list[dict[str, Any]]:
-    """Read, restore, score and write the first images of the first test set, as test.py does.
-
-    The plain variant does one step after the other; the others read, score and write in threads.
+    Raises:
+        UserError: there is no such phase, or the options are not for training.
     """
-    model = build(options, args.device).eval()
-    section = next(iter(options.test_sets().values()))
-    dataset = build_dataset(section)
-    dataset.pairs = dataset.pairs[: args.images]
-    protocol, scorer = build_test_scorer(options.val, section.name)
-    processes = Processes(0, 1, args.device)
-
-    with TemporaryDirectory() as folder:
-
-        def prepare(variant: Variant) -> Callable[[], Any]:
-            own = variant.prepare(model)
-
-            def work() -> None:
-                evaluate(
-                    *(own, dataset, scorer, processes),
-                    seed=options.manual_seed,
-                    label=variant.name,
-                    score_blurry=True,
-                    picture_path=lambda name: Path(folder, f"{name}.png"),
-                    val=dataclasses.replace(options.val, num_workers=0)
-                    if variant.plain
-                    else options.val,
-                )
-
-            return variant.wrap(own, work)
-
-        timings = alternate(
-            {variant.name: prepare(variant) for variant in args.variants},
-            repeats=args.repeats,
-            device=args.device,
-        )
-    timed = comparison(timings, args.variants[0].name)
-    for variant in timed.values():
-        variant["rate"] = f"{len(dataset) / variant['median']:.2f} images/s"
-    return [{"case": f"{len(dataset)} images, {protocol}", "variants": timed}]
+    models = {}
+    for variant in variants:
+        train, _ = variant.options.for_training()
+        model = _build(variant.options, device).train()
+        model.recompute_levels(train.activation_checkpointing)
+        if train.compile:
+            compile_blocks(model, "train.compile")
+        models[variant.name] = model
+    cases: Cases = {}
+    for number, phase in _phases(variants[0].options, phases).items():
+        batch_size, patch_size = batch or phase.batch_size, patch or phase.patch_size
+        images = torch.rand(2, batch_size, 3, patch_size, patch_size, device=device)
+        steps = {v.name: _training_step(v, models[v.name], images) for v in variants}
+        timings = alternate(steps, repeats=repeats, device=device)
+        measured = {}
+        for variant in variants:
+            train, _ = variant.options.for_training()
+            work = training_step(variant.options.sections, batch_size, patch_size)
+            least = machine.seconds(work, train.precision) if work else None
+            with _computing(variant, models[variant.name]):
+                own = models[variant.name]
+                kept = bytes_for_backward(lambda own=own, images=images: own(*images), own)
+            measured[variant.name] = Measured(timings[variant.name], least, kept)
+        cases[f"phase {number}, {batch_size}×{patch_size}²"] = measured
+    return cases
 
 
-CASES = {"restore": restore, "train-step": train_step, "evaluate": score, "data": data}
+def _computing(variant: Variant, model: DeblurModel) -> ExitStack:
+    """Precision and formulas of a training step."""
+    train, _ = variant.options.for_training()
+    stack = ExitStack()
+    stack.enter_context(precision(model, train.precision))
+    stack.enter_context(variant.formulas())
+    return stack
+
+
+def _training_step(
+    variant: Variant, model: DeblurModel, images: torch.Tensor
+) -> Callable[[], object]:
+    train, _ = variant.options.for_training()
+    optimizer = build_optimizer(train.optim_total, model)
+    lq, gt = images
+
+    def step() -> None:
+        with _computing(variant, model):
+            sum(model(lq, gt).values()).backward()
+        clip_gradients(model, GRAD_CLIP_NORM)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _phases(options: Options, chosen: Sequence[int] | None) -> dict[int, Phase]:
+    train, data = options.for_training()
+    phases = dict(enumerate(data.phases(train.total_iter), start=1))
+    for number in chosen or ():
+        if number not in phases:
+            raise UserError(f"--phase {number}: the option file has phases 1 to {len(phases)}")
+    return {number: phases[number] for number in chosen or phases}

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from hidiff.archs.restormer import TransformerBlock
-from hidiff.benchmark.macs import count_macs, model_complexity, network_inputs
+from hidiff.benchmark.macs import count_macs, network_inputs
+from hidiff.benchmark.timing import copy_rate, matmul_rate
 from hidiff.models import DeblurModel, build_model
-from hidiff.utils.errors import UserError
+from hidiff.options import Precision
 
 BACKWARD_SHARE = 2
 """A layer's backward pass is two products of the forward pass's size: for input and weights."""
@@ -29,19 +30,24 @@ class Work:
     macs: int
     elements: int
 
-    def roofline(
-        self, matmul_rate: float, copy_rate: float, element_bytes: int
-    ) -> dict[str, float]:
-        """Seconds of the arithmetic alone, of the memory traffic alone, and the larger: the bound.
 
-        Args:
-            matmul_rate: floating-point operations a second of large matrix products.
-            copy_rate: bytes a second, read or written.
-            element_bytes: 4 for float32, 2 for bfloat16.
-        """
-        arithmetic = 2 * self.macs / matmul_rate
-        traffic = self.elements * element_bytes / copy_rate
-        return {"arithmetic": arithmetic, "traffic": traffic, "bound": max(arithmetic, traffic)}
+@dataclass
+class Machine:
+    """The device, and its speed at what cannot be avoided: matrix products and copying."""
+
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.copy_rate = copy_rate(self.device)
+        self._matmul_rates: dict[Precision, float] = {}
+
+    def seconds(self, work: Work, precision: Precision) -> float:
+        """The roofline: seconds of the arithmetic or of the memory traffic, whichever is more."""
+        if precision not in self._matmul_rates:
+            self._matmul_rates[precision] = matmul_rate(self.device, precision)
+        element_bytes = 2 if precision == "bf16" else 4
+        arithmetic = 2 * work.macs / self._matmul_rates[precision]
+        return max(arithmetic, work.elements * element_bytes / self.copy_rate)
 
 
 def _block_elements(block: TransformerBlock, x: Tensor) -> int:
@@ -55,57 +61,50 @@ def _block_elements(block: TransformerBlock, x: Tensor) -> int:
     return pixels * (18 * x.shape[1] + 6 * block.ffn.project_out.in_channels)
 
 
-def _build(options: Mapping[str, Any]) -> DeblurModel:
-    """The model on torch's meta device."""
-    with torch.device("meta"):
-        return build_model(options)
-
-
-def _forward(model: DeblurModel, options: Mapping[str, Any], height: int, width: int) -> Work:
-    """The work of restoring one image; the model is that of `_build`."""
+def _forward(model: DeblurModel, height: int, width: int) -> Work:
+    """The work of `net_g` on one image; the model is on the meta device."""
     elements = 0
 
-    def count(block: TransformerBlock, inputs: tuple[Tensor, ...]) -> None:
+    def add(block: TransformerBlock, inputs: tuple[Tensor, ...]) -> None:
         nonlocal elements
         elements += _block_elements(block, inputs[0])
 
-    for module in model.net_g.modules():
-        if isinstance(module, TransformerBlock):
-            module.register_forward_pre_hook(count)
-    with torch.device("meta"), torch.no_grad():
-        model.net_g(*network_inputs(model, torch.empty(1, 3, height, width)))
-    return Work(model_complexity(options, (3, height, width)).macs, elements)
+    blocks = [m for m in model.net_g.modules() if isinstance(m, TransformerBlock)]
+    hooks = [block.register_forward_pre_hook(add) for block in blocks]
+    with torch.device("meta"):
+        macs = count_macs(model.net_g, *network_inputs(model, torch.empty(1, 3, height, width)))
+    for hook in hooks:
+        hook.remove()
+    return Work(macs, elements)
 
 
 def restoring(options: Mapping[str, Any], height: int, width: int) -> Work:
-    """The work of restoring one image.
+    """The work of `net_g` to restore one image; encoder and denoiser are a hundredth of it.
 
     Args:
         options: sections as parsed from YAML, see `hidiff.build_model`.
-        height, width: in pixels, multiples of 8.
-
-    Raises:
-        UserError: the options are wrong.
+        height, width: in pixels, multiples of what the network takes.
     """
-    return _forward(_build(options), options, height, width)
+    with torch.device("meta"):
+        model = build_model(options, training=False)
+    return _forward(model, height, width)
 
 
-def training_step(options: Mapping[str, Any], batch_size: int, patch_size: int) -> Work:
+def training_step(options: Mapping[str, Any], batch_size: int, patch_size: int) -> Work | None:
     """The work of a training step: forward and backward, and a frozen encoder's forward pass.
 
-    The Transformer must be among what is trained: without it hardly any work is left to count.
-
     Args:
         options: sections as parsed from YAML, see `hidiff.build_model`.
-        batch_size, patch_size: of the step; the patch size in pixels, a multiple of 8.
+        batch_size, patch_size: of the step; the patch size in pixels.
 
-    Raises:
-        UserError: the options are wrong, or network_g is not trained.
+    Returns:
+        None where `net_g` is not trained: hardly any work is left to count.
     """
-    model = _build(options)
+    with torch.device("meta"):
+        model = build_model(options)
     if "net_g" in model.frozen:
-        raise UserError(f"model_type {options['model_type']}: its training leaves network_g alone")
-    work = _forward(model, options, patch_size, patch_size)
+        return None
+    work = _forward(model, patch_size, patch_size)
     macs = work.macs * (1 + BACKWARD_SHARE)
     if "net_le" in model.frozen:
         image = torch.empty(1, 3, patch_size, patch_size, device="meta")

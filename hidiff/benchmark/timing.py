@@ -11,13 +11,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hidiff.options import Precision
 from hidiff.utils.memory import release_freed_memory
 
 
@@ -121,14 +122,6 @@ def alternate(
     }
 
 
-def comparison(timings: Mapping[str, Timing], baseline: str) -> dict[str, Any]:
-    """The timings as plain data, each with its speedup over `baseline`."""
-    return {
-        name: {**asdict(timing), "speedup": timings[baseline].median / timing.median}
-        for name, timing in timings.items()
-    }
-
-
 def bytes_for_backward(work: Callable[[], Any], model: nn.Module) -> int:
     """Bytes that a forward pass keeps for the backward pass, on any device.
 
@@ -168,11 +161,15 @@ def machine_name(device: torch.device) -> str:
 
 
 @torch.no_grad()
-def matmul_rate(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
+def matmul_rate(device: torch.device, precision: Precision, repeats: int = 5) -> float:
     """Floating-point operations a second of large matrix products, the best of some runs."""
     size = 8192 if device.type == "cuda" else 1024
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     timing = alternate({"product": lambda: a @ b}, repeats=repeats, device=device)["product"]
+    torch.backends.cuda.matmul.allow_tf32 = tf32
     return 2 * size**3 / timing.smallest
 
 

@@ -11,7 +11,7 @@ import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
 from hidiff import kernels
-from hidiff.benchmark.kernel_errors import BF16_ULP, FLOAT32, reference, share_of_bound
+from kernel_errors import BF16_ULP, FLOAT32, reference, share_of_bound
 from hidiff.kernels import operators, triton_kernels
 from hidiff.kernels.choosing import Chooser
 
