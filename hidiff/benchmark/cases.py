@@ -6,6 +6,7 @@ machines are noisy, and the ratio of the medians is what counts.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
@@ -152,9 +153,9 @@ def measure_training(
             train, _ = variant.options.for_training()
             work = training_step(variant.options.sections, batch_size, patch_size)
             least = machine.seconds(work, train.precision) if work else None
-            with _computing(variant, models[variant.name]):
-                own = models[variant.name]
-                kept = bytes_for_backward(lambda own=own, images=images: own(*images), own)
+            own = models[variant.name]
+            with _computing(variant, own):
+                kept = bytes_for_backward(functools.partial(own, *images), own)
             measured[variant.name] = Measured(timings[variant.name], least, kept)
         cases[f"phase {number}, {batch_size}×{patch_size}²"] = measured
     return cases

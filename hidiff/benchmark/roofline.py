@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from hidiff.archs.restormer import TransformerBlock
-from hidiff.benchmark.macs import count_macs, network_inputs
 from hidiff.benchmark.timing import copy_rate, matmul_rate
 from hidiff.models import DeblurModel, build_model
 from hidiff.options import Precision
+from hidiff.report.macs import count_macs, model_complexity, network_inputs
 
 BACKWARD_SHARE = 2
 """A layer's backward pass is two products of the forward pass's size: for input and weights."""
@@ -61,25 +61,24 @@ def _block_elements(block: TransformerBlock, x: Tensor) -> int:
     return pixels * (18 * x.shape[1] + 6 * block.ffn.project_out.in_channels)
 
 
-def _forward(model: DeblurModel, height: int, width: int) -> Work:
-    """The work of `net_g` on one image; the model is on the meta device."""
+def _forward(model: DeblurModel, options: Mapping[str, Any], height: int, width: int) -> Work:
+    """The work of restoring one image; the model is that of the options, on the meta device."""
     elements = 0
 
     def add(block: TransformerBlock, inputs: tuple[Tensor, ...]) -> None:
         nonlocal elements
         elements += _block_elements(block, inputs[0])
 
-    blocks = [m for m in model.net_g.modules() if isinstance(m, TransformerBlock)]
-    hooks = [block.register_forward_pre_hook(add) for block in blocks]
-    with torch.device("meta"):
-        macs = count_macs(model.net_g, *network_inputs(model, torch.empty(1, 3, height, width)))
-    for hook in hooks:
-        hook.remove()
-    return Work(macs, elements)
+    for module in model.net_g.modules():
+        if isinstance(module, TransformerBlock):
+            module.register_forward_pre_hook(add)
+    with torch.device("meta"), torch.no_grad():
+        model.net_g(*network_inputs(model, torch.empty(1, 3, height, width)))
+    return Work(model_complexity(options, (height, width)).macs, elements)
 
 
 def restoring(options: Mapping[str, Any], height: int, width: int) -> Work:
-    """The work of `net_g` to restore one image; encoder and denoiser are a hundredth of it.
+    """The work of restoring one image.
 
     Args:
         options: sections as parsed from YAML, see `hidiff.build_model`.
@@ -87,7 +86,7 @@ def restoring(options: Mapping[str, Any], height: int, width: int) -> Work:
     """
     with torch.device("meta"):
         model = build_model(options, training=False)
-    return _forward(model, height, width)
+    return _forward(model, options, height, width)
 
 
 def training_step(options: Mapping[str, Any], batch_size: int, patch_size: int) -> Work | None:
@@ -104,7 +103,7 @@ def training_step(options: Mapping[str, Any], batch_size: int, patch_size: int) 
         model = build_model(options)
     if "net_g" in model.frozen:
         return None
-    work = _forward(model, patch_size, patch_size)
+    work = _forward(model, options, patch_size, patch_size)
     macs = work.macs * (1 + BACKWARD_SHARE)
     if "net_le" in model.frozen:
         image = torch.empty(1, 3, patch_size, patch_size, device="meta")

@@ -1,117 +1,152 @@
-"""Measure how fast restoring, training, test runs and loading are, against the plain formulas.
+"""Measure time and memory of restoring an image or of training steps.
 
-    hidiff benchmark restore    -opt options/test/GoPro.yml --size 720 1280 --device cuda
-    hidiff benchmark train-step -opt options/train/GoPro_S2.yml --device cuda
-    hidiff benchmark evaluate   -opt options/test/GoPro.yml --device cuda
-    hidiff benchmark data       -opt options/train/GoPro_S1.yml --cache datasets/cache
+    hidiff benchmark restore -opt options/test/GoPro.yml --size 720 1280 --reference \\
+        --set val.strip_rows=whole --set val.strip_rows=auto
+    hidiff benchmark train-step -opt options/train/GoPro_S2.yml --device cuda \\
+        --set train.precision=tf32 --set train.precision=bf16,train.compile=true
 
-restore, train-step and evaluate compare variants with the papers' formulas computed step by step
-(hidiff/archs/reference.py) in eager float32. data compares reading just a phase's batch with the
-release's way: reading `batch_size_per_gpu` crops of `gt_size` and keeping the phase's. All variants
-run in turn in one process on the same input; their medians and the ratio count.
-
-A variant is a precision (fp32, tf32, bf16) with what is switched on beside it: +compile, +strips
-(restoring in strips, as val.strip_rows: auto does on CPUs; without it the whole image at once),
-+checkpoint1 (activation checkpointing of level 1; +checkpoint1234 of all). 'plain+' before it
-computes as the papers write it. +eager or +triton fixes the kernels, as the option does.
+Each --set is a variant: the option file with these options. All of them do the same work in turn
+in one process; the medians and their ratio to the first variant count. --reference adds the papers'
+formulas, computed step by step (hidiff/archs/reference.py), as the first one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
+import re
+from typing import TYPE_CHECKING
 
-from hidiff.cli.arguments import add_option_file
-from hidiff.utils.errors import UserError
+from hidiff.cli.arguments import add_device, add_option_file, at_least_one
 
-DEFAULT_SIZE = (256, 256)
-DEFAULT_VARIANTS = {
-    "cpu": ("fp32", "fp32+strips"),
-    "cuda": ("plain+tf32", "tf32", "bf16", "bf16+compile"),
-}
+if TYPE_CHECKING:
+    from hidiff.benchmark.cases import Cases, Variant
+
+ALONE = "as in the file"
+"""Name of the variant without --set."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("case", choices=("restore", "train-step", "evaluate", "data"))
+    parser.add_argument("case", choices=("restore", "train-step"))
     add_option_file(parser)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1, for example")
-    parser.add_argument("--variants", nargs="+", metavar="NAME", help="compared with plain+fp32")
+    add_device(parser)
     parser.add_argument(
-        "--alone", action="store_true", help="without plain+fp32, compared with the first variant"
+        "--set",
+        action="append",
+        default=[],
+        metavar="OPTION=VALUE,…",
+        help="a variant: options of the file that it changes; may be given several times",
     )
-    parser.add_argument("--size", type=int, nargs=2, default=DEFAULT_SIZE, metavar=("H", "W"))
     parser.add_argument(
-        "--phase", type=int, nargs="+", metavar="N", help="of progressive training; default: all"
+        "--reference", action="store_true", help="compare with the papers' formulas, float32"
     )
-    parser.add_argument("--batch", type=int, help="batch size in place of the phase's")
-    parser.add_argument("--patch", type=int, help="patch size in place of the phase's")
-    parser.add_argument("--images", type=int, default=20, help="of the test set, for evaluate")
-    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="of decoded frames, for data")
-    parser.add_argument("--repeats", type=int, default=5, help="measured calls of each variant")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the table into this page")
+    parser.add_argument(
+        "--size", type=at_least_one, nargs=2, default=(256, 256), metavar=("H", "W"),
+        help="of the image to restore, in pixels (default: 256 256)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--phase",
+        type=at_least_one,
+        nargs="+",
+        metavar="N",
+        help="of progressive training (default: all)",
+    )
+    parser.add_argument("--batch", type=at_least_one, help="batch size in place of the phase's")
+    parser.add_argument("--patch", type=at_least_one, help="patch size in place of the phase's")
+    parser.add_argument(
+        "--repeats",
+        type=at_least_one,
+        default=5,
+        help="measured calls of each variant (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
 
 
-def _check(args: argparse.Namespace) -> None:
-    """Refuse what cannot be measured; the device becomes torch's."""
-    import torch
+def _variants(args: argparse.Namespace) -> list[Variant]:
+    """What is compared."""
+    from hidiff.benchmark.cases import Variant
+    from hidiff.options import load_options
 
-    from hidiff.models.base import SIDE_MULTIPLE
+    found = []
+    if args.reference:
+        section = "val" if args.case == "restore" else "train"
+        options = load_options(args.opt, [*args.force_yml, f"{section}.precision=fp32"])
+        found.append(Variant("reference", options, reference=True))
+    for text in dict.fromkeys(args.set or [ALONE]):
+        # A comma within brackets is part of a list.
+        parts = [] if text == ALONE else re.split(r",(?![^\[]*\])", text)
+        found.append(Variant(text, load_options(args.opt, [*args.force_yml, *parts])))
+    return found
 
-    try:
-        args.device = torch.device(args.device)
-    except RuntimeError:
-        raise UserError(f"--device {args.device}: use cpu, cuda or cuda:N") from None
-    gpus = torch.cuda.device_count()
-    if args.device.type == "cuda" and (args.device.index or 0) >= gpus:
-        found = f"{gpus} GPUs" if gpus else "no GPU"
-        raise UserError(f"--device {args.device}: PyTorch sees {found} here")
-    for name in ("batch", "patch", "repeats", "images"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise UserError(f"--{name} {value}: must be at least 1")
-    if min(args.size) < 1:
-        raise UserError("--size: give height and width in pixels, for example 720 1280")
-    if args.patch and args.patch % SIDE_MULTIPLE:
-        raise UserError(f"--patch {args.patch}: must be a multiple of {SIDE_MULTIPLE}")
+
+def _rows(cases: Cases) -> list[list[str]]:
+    """A row a case and variant."""
+    rows = []
+    for case, variants in cases.items():
+        first = next(iter(variants.values())).timing.median
+        for name, measured in variants.items():
+            timing, least = measured.timing, measured.roofline
+            rows.append(
+                [
+                    case,
+                    name,
+                    f"{_seconds(timing.median)} ({_seconds(timing.smallest)} to "
+                    f"{_seconds(timing.largest)})",
+                    f"{first / timing.median:.2f}",
+                    f"{timing.median / least:.1f}" if least else "",
+                    _megabytes(timing.peak_bytes),
+                    _megabytes(measured.kept_bytes),
+                ]
+            )
+    return rows
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+
+
+def _megabytes(value: int | None) -> str:
+    return "" if value is None else f"{value / 1e6:.0f}"
+
+
+HEADER = ("case", "variant", "time", "speedup", "time / roofline", "memory (MB)", "kept (MB)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command; returns its exit code.
+
+    Raises:
+        UserError: a mistake in the call or in the option file.
+    """
+    import dataclasses
+
     import torch
 
-    from hidiff.benchmark.cases import BASELINE, CASES
-    from hidiff.benchmark.table import table, write_table
+    from hidiff.benchmark.cases import measure_restoring, measure_training
+    from hidiff.benchmark.roofline import Machine
     from hidiff.benchmark.timing import machine_name
-    from hidiff.benchmark.variants import Machine, Variant
-    from hidiff.evaluation.record import library_versions
-    from hidiff.options import load_options
+    from hidiff.cli.restore import find_device
+    from hidiff.utils.tables import markdown_table
 
-    _check(args)
+    variants = _variants(args)
+    device = find_device(args.device)
     torch.backends.cudnn.benchmark = True
-    names = args.variants or DEFAULT_VARIANTS.get(args.device.type, ("fp32",))
-    if args.case == "train-step":
-        if any("+strips" in name for name in args.variants or ()):
-            raise UserError("--variants: training is never in strips; leave +strips out")
-        names = [name for name in names if "+strips" not in name]
-    names = dict.fromkeys(names if args.alone else (BASELINE, *names))
-    args.variants = [Variant.parse(name) for name in names]
-    machine = Machine(args.device)
-    cases = CASES[args.case](load_options(args.opt, args.force_yml), args, machine)
-    report = {
-        "command": args.call.replace(f" --write {args.write}", ""),
-        "machine": machine_name(args.device),
-        "repeats": args.repeats,
-        "rates": machine.rates(),
-        "cases": cases,
-        "versions": library_versions(),
-    }
-    if args.write:
-        of = f", patch {args.patch}" if args.patch else ""
-        if tuple(args.size) != DEFAULT_SIZE:
-            of = f" {args.size[0]}×{args.size[1]}"
-        name = f"{args.case}{of} on {args.device.type}"
-        write_table(args.write, name, table(report))
-    print(json.dumps(report, indent=2) if args.json else table(report))
+    common = {"device": device, "machine": Machine(device), "repeats": args.repeats}
+    if args.case == "restore":
+        cases = measure_restoring(variants, size=tuple(args.size), **common)
+    else:
+        cases = measure_training(
+            variants, phases=args.phase, batch=args.batch, patch=args.patch, **common
+        )
+    if args.json:
+        plain = {
+            case: {name: dataclasses.asdict(measured) for name, measured in of_case.items()}
+            for case, of_case in cases.items()
+        }
+        print(json.dumps({"machine": machine_name(device), "cases": plain}, indent=2))
+        return 0
+    print(f"{machine_name(device)}, PyTorch {torch.__version__}. Median of {args.repeats} ")
+    print("alternating runs (smallest to largest).\n")
+    print("\n".join(markdown_table(HEADER, _rows(cases), numbers=range(2, len(HEADER)))))
     return 0

@@ -133,7 +133,7 @@ def training_macs(model: DeblurModel, lq: Tensor, gt: Tensor) -> int:
     """Multiply-accumulates of a training step's convolutions and linear layers.
 
     A layer's backward pass is two products of the forward pass's size, for input and weights.
-    Products that are no layer's (attention's, HIM's) are left out; `hidiff.benchmark.macs` counts
+    Products that are no layer's (attention's, HIM's) are left out; `hidiff.report.macs` counts
     all, by a part of torch that takes seconds to import.
 
     Args:
@@ -171,7 +171,7 @@ def matmul_seconds_a_pixel(model: DeblurModel, device: torch.device, dtype: torc
     """
     images = torch.zeros(2, 1, 3, PATCH, PATCH, device=device)
     macs = training_macs(model, *images.to(next(model.parameters()).dtype))
-    return 2 * macs / PATCH**2 / _matmul_rate(device, dtype)
+    return 2 * macs / PATCH**2 / _matmul_rate(device, "bf16" if dtype == torch.bfloat16 else "fp32")
 
 
 def duration(seconds: float) -> str:

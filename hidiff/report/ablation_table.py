@@ -8,10 +8,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hidiff.benchmark.macs import model_complexity
 from hidiff.evaluation.record import read_scores
 from hidiff.options import Options
 from hidiff.report.ablation import Run
+from hidiff.report.macs import model_complexity
 from hidiff.utils.files import write_bytes, write_text
 from hidiff.utils.tables import markdown_table
 from hidiff.weights.experiment import RESULTS

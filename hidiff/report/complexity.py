@@ -1,7 +1,4 @@
-"""Parameters and multiply-accumulates of Tables 1 and 4, measured beside printed.
-
-A second figure is counted as the paper counts, see `hidiff.benchmark.macs.BESIDES`.
-"""
+"""Parameters and multiply-accumulates of Tables 1 and 4, counted beside printed."""
 
 from __future__ import annotations
 
@@ -10,31 +7,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from hidiff.archs.baselines import HINet
-from hidiff.benchmark.macs import Complexity, count_operations, model_complexity
 from hidiff.metrics.published import HI_DIFF, HI_DIFF_2, TABLES
 from hidiff.options import load_options
+from hidiff.report.macs import PAPER_SIZE, Complexity, model_complexity
 from hidiff.utils.tables import text_table
-
-PAPER_SIZE = (3, 256, 256)
 
 
 class Row(NamedTuple):
-    """A row that can be built here.
+    """A model that can be built here.
 
     Args:
         table: of the paper; 4 also for networks that the paper does not list.
         method: as the paper calls it.
-        options: an option file, or its sections.
-        times_t: whether the paper counts the denoiser T times, and not once.
+        options: an option file, or the sections of a network alone.
     """
 
     table: int
     method: str
     options: str | Mapping[str, Any]
-    times_t: bool = False
 
 
 def _alone(kind: str, model: str = "Regression", **options: Any) -> dict[str, Any]:
@@ -42,7 +32,6 @@ def _alone(kind: str, model: str = "Regression", **options: Any) -> dict[str, An
     return {"model_type": model, "network_g": {"type": kind, **options}}
 
 
-HINET = "HINet"
 PAPER_ROWS: tuple[Row, ...] = (
     Row(1, "Baseline", "options/ablation/Baseline.yml"),
     Row(1, "Single-Guide", "options/ablation/Single_Guide_S2.yml"),
@@ -51,10 +40,10 @@ PAPER_ROWS: tuple[Row, ...] = (
     Row(4, "DMPHN", _alone("DMPHN")),
     Row(4, "MIMO-UNet+", _alone("MIMOUNetPlus")),
     Row(4, "MPRNet", _alone("MPRNet")),
-    Row(4, HINET, _alone("HINet", hin_position_left=3, hin_position_right=4)),
+    Row(4, "HINet", _alone("HINet", hin_position_left=3, hin_position_right=4)),
     Row(4, "Restormer", _alone("Transformer", guidance="none")),
     Row(4, "Stripformer", _alone("Stripformer")),
-    Row(4, HI_DIFF, "options/train/GoPro_S2.yml", times_t=True),
+    Row(4, HI_DIFF, "options/train/GoPro_S2.yml"),
     Row(4, HI_DIFF_2, "options/ablation/HI_Diff_S2.yml"),
     Row(4, "NAFNet, width 32", _alone("NAFNet", width=32)),
     Row(4, "NAFNet, width 64", _alone("NAFNet", width=64)),
@@ -63,20 +52,9 @@ PAPER_ROWS: tuple[Row, ...] = (
 )
 """The rows of the paper, then the networks that it does not list."""
 
-NOTES = {
-    "Single-Guide": "the network as the paper describes it has the printed parameters, and not the "
-    "printed figure",
-    HINET: "the printed figure is that of the first of two U-shapes, with half instance "
-    "normalisation at all of its levels; both U-shapes make {whole:.2f}",
-}
-"""Why a figure is another than the printed one, where counting alike does not explain it."""
-
-
-NETWORK_HEADER = ("network", "params M", "MACs G a call", "calls", "MACs G")
-
 
 def record(name: str, counted: Complexity) -> dict[str, Any]:
-    """What --json writes about one model."""
+    """What `--json` prints about one model."""
     return {
         "name": name,
         "size": list(counted.size),
@@ -88,52 +66,24 @@ def record(name: str, counted: Complexity) -> dict[str, Any]:
     }
 
 
-def _first_stage_of_hinet(size: tuple[int, int, int]) -> int:
-    """What fvcore counts in HINet's first U-shape, as its authors build it by default."""
-    with torch.device("meta"):
-        macs, besides = count_operations(HINet().eval().stage1, torch.empty(1, *size))
-    return macs + sum(besides.values())
+def paper_report(
+    size: tuple[int, int], rows: Sequence[Row] = PAPER_ROWS
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """The rows of Tables 1 and 4 as lines of text and as records.
 
-
-def as_the_paper_counts(row: Row, counted: Complexity) -> tuple[int, str]:
-    """The operations that the paper's counter finds in a model, and what makes the difference."""
-    macs = counted.macs if row.times_t else counted.macs_once
-    total = macs + sum(counted.besides.values())
-    terms = [
-        f"{'-' if number < 0 else '+'} {abs(number) / 1e9:.3f} {kind}"
-        for kind, number in counted.besides.items()
-        if abs(number) >= 0.0005e9
-    ]
-    why = f"{macs / 1e9:.3f} {' '.join(terms)} = {total / 1e9:.3f}" if terms else ""
-    if row.method == HINET:
-        note = NOTES[HINET].format(whole=total / 1e9)
-        return _first_stage_of_hinet(counted.size), note
-    return total, "; ".join(filter(None, [why, NOTES.get(row.method)]))
-
-
-def paper_report(size: tuple[int, int, int]) -> tuple[str, list[dict[str, Any]]]:
-    """The rows of Tables 1 and 4 as text and as records."""
-    header = [
-        "model",
-        "params M",
-        "paper",
-        "MACs G once",
-        "× T",
-        "T",
-        "as the paper counts",
-        "paper",
-    ]
-    rows, records, notes = [], [], []
-    for row in PAPER_ROWS:
+    The paper's figures are those of 256×256 pixels, and stand beside no other size.
+    """
+    header = ["model", "params (M)", "paper", "MACs (G) once", "× T", "T", "paper"]
+    cells, records = [], []
+    for row in rows:
         paper = next((known for known in TABLES[row.table] if known.method == row.method), None)
         options = row.options
         if isinstance(options, str):
             options = load_options(options).sections
         counted = model_complexity(options, size)
         printed = paper.macs if paper and counted.size == PAPER_SIZE else None
-        alike, why = as_the_paper_counts(row, counted)
-        name = f"Table {row.table}  {row.method}" if paper else f"         {row.method}"
-        rows.append(
+        name = f"{f'Table {row.table}' if paper else '':9}{row.method}"
+        cells.append(
             [
                 name,
                 f"{counted.parameters / 1e6:.3f}",
@@ -141,51 +91,35 @@ def paper_report(size: tuple[int, int, int]) -> tuple[str, list[dict[str, Any]]]
                 f"{counted.macs_once / 1e9:.3f}",
                 f"{counted.macs / 1e9:.3f}",
                 str(counted.timesteps),
-                f"{alike / 1e9:.2f}",
                 f"{printed:.2f}" if printed else "-",
             ]
         )
-        if why:
-            notes.append(f"{row.method}: {why}")
-        records.append(
-            {
-                **record(" ".join(name.split()), counted),
-                "paper_parameters_m": paper and paper.parameters,
-                "paper_macs_g": printed,
-                "macs_as_the_paper": alike,
-                "difference": why,
-            }
-        )
-    return "\n".join([*text_table(header, rows), "", *notes]), records
+        of_paper = {"paper_parameters_m": paper and paper.parameters, "paper_macs_g": printed}
+        records.append(record(" ".join(name.split()), counted) | of_paper)
+    return text_table(header, cells), records
 
 
 def file_report(
-    files: Sequence[Path], size: tuple[int, int, int]
-) -> tuple[str, list[dict[str, Any]]]:
-    """Every network of the option files, as text and as records."""
-    parts, records = [], []
+    files: Sequence[Path], size: tuple[int, int]
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """Every network of the option files, as lines of text and as records."""
+    header = ("network", "params (M)", "MACs (G) a call", "calls", "MACs (G)")
+    lines, records = [], []
     for file in files:
         counted = model_complexity(load_options(file).sections, size)
-        rows = []
-        for name, network in counted.networks.items():
-            rows.append(
-                [
-                    name,
-                    f"{network.parameters / 1e6:.3f}",
-                    f"{network.macs / 1e9:.3f}",
-                    str(network.calls),
-                    f"{network.macs * network.calls / 1e9:.3f}",
-                ]
-            )
-        rows.append(
+        rows = [
             [
-                "total",
-                f"{counted.parameters / 1e6:.3f}",
-                f"{counted.macs_once / 1e9:.3f}",
-                "",
-                f"{counted.macs / 1e9:.3f}",
+                name,
+                f"{network.parameters / 1e6:.3f}",
+                f"{network.macs / 1e9:.3f}",
+                str(network.calls),
+                f"{network.macs * network.calls / 1e9:.3f}",
             ]
-        )
-        parts.append("\n".join([str(file), *text_table(NETWORK_HEADER, rows)]))
+            for name, network in counted.networks.items()
+        ]
+        once = f"{counted.macs_once / 1e9:.3f}"
+        total = f"{counted.macs / 1e9:.3f}"
+        rows.append(["total", f"{counted.parameters / 1e6:.3f}", once, "", total])
+        lines += [str(file), *text_table(header, rows), ""]
         records.append(record(str(file), counted))
-    return "\n\n".join(parts), records
+    return lines, records

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from hidiff.benchmark.macs import Complexity, model_complexity
 from hidiff.benchmark.timing import Timing, alternate
 from hidiff.data import build_dataset, normalization_of
 from hidiff.data.image import listing, read_image, to_uint8
@@ -25,6 +24,7 @@ from hidiff.models.precision import precision
 from hidiff.report.candidates import Asked, Candidate, open_candidate
 from hidiff.report.complexity import PAPER_SIZE
 from hidiff.report.intervals import Difference, difference
+from hidiff.report.macs import Complexity, model_complexity
 from hidiff.restore.restoring import restore_item
 from hidiff.utils.errors import UserError
 from hidiff.utils.files import hold, inside

@@ -1,12 +1,12 @@
 """Five training steps of each stage against the release's, in float64."""
 
+import golden_values as golden
 import numpy as np
 import pytest
 import torch
 from golden_values import image, load_json
 
 from hidiff import build_model
-from hidiff.benchmark import golden
 from hidiff.engine.optim import build_lr_schedule, build_optimizer
 
 SCHEDULER = {

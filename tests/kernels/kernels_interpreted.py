@@ -8,10 +8,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from kernel_errors import BF16_ULP, FLOAT32, reference, share_of_bound
 from triton.runtime.interpreter import InterpretedFunction
 
 from hidiff import kernels
-from kernel_errors import BF16_ULP, FLOAT32, reference, share_of_bound
 from hidiff.kernels import operators, triton_kernels
 from hidiff.kernels.choosing import Chooser
 

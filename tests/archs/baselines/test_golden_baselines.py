@@ -5,7 +5,7 @@ import torch
 from golden_values import fill, gradient_norms, image, load_arrays, load_json, relative_error
 
 from hidiff import build_network
-from hidiff.benchmark.macs import count_macs
+from hidiff.report.macs import count_macs
 
 MANIFEST = load_json("baselines/manifest.json")
 

@@ -16,7 +16,7 @@ from golden_values import (
 )
 
 from hidiff import build_network
-from hidiff.benchmark.macs import count_macs
+from hidiff.report.macs import count_macs
 
 MANIFEST = load_json("baselines/manifest.json")
 CASES = {

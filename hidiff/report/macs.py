@@ -93,9 +93,7 @@ def count_macs(network: Callable[..., Any], *inputs: Tensor | int | None) -> int
     return counter.get_total_flops() // 2
 
 
-def model_complexity(
-    options: Mapping[str, Any], size: tuple[int, int] = PAPER_SIZE
-) -> Complexity:
+def model_complexity(options: Mapping[str, Any], size: tuple[int, int] = PAPER_SIZE) -> Complexity:
     """Count the networks with which an option file's model restores an image.
 
     Args:
@@ -110,7 +108,9 @@ def model_complexity(
         UserError: the options are wrong, or no image has this size.
     """
     if min(size) < 1:
-        raise UserError(f"an image has no size {size[0]} {size[1]}; give height and width in pixels")
+        raise UserError(
+            f"an image has no size {size[0]} {size[1]}; give height and width in pixels"
+        )
     with torch.device("meta"):
         model = build_model(options, training=False).eval()
         multiple = model.net_g.side_multiple
