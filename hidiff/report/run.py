@@ -22,7 +22,6 @@ from hidiff.evaluation.test_run import run_test
 from hidiff.metrics import evaluate_pair
 from hidiff.models.precision import precision
 from hidiff.report.candidates import Asked, Candidate, open_candidate
-from hidiff.report.complexity import PAPER_SIZE
 from hidiff.report.intervals import Difference, difference
 from hidiff.report.macs import Complexity, model_complexity
 from hidiff.restore.restoring import restore_item
@@ -287,7 +286,7 @@ def _count(label: str, candidate: Candidate) -> Complexity | None:
     if candidate.options is None:
         return None
     try:
-        return model_complexity(candidate.options.sections, PAPER_SIZE)
+        return model_complexity(candidate.options.sections)
     except UserError as error:
         LOG.info("%s: its multiply-accumulates are not counted: %s", label, error)
         return None
