@@ -44,12 +44,12 @@ def load(source: str | Path, *, device: str = "cpu") -> DeblurModel:
     """A trained model in evaluation mode, ready for `model.restore`.
 
     What there is to know about it is logged as warnings of the logger 'hidiff'.
-    `hidiff.weights.load.load_model` also returns its options.
+    `hidiff.weights.find.load_model` also returns its options and what is known about it.
 
     Args:
         source: bundled (the model that comes with the package), an experiment's name or folder, a
             packed file, a folder with net_g.pth and its like, or hf:OWNER/NAME; see
-            `hidiff.weights.load`.
+            `hidiff.weights.find`.
         device: where the model is to be, such as 'cuda'.
 
     Raises:
@@ -57,12 +57,9 @@ def load(source: str | Path, *, device: str = "cpu") -> DeblurModel:
     """
     import logging
 
-    from hidiff.weights.load import load_model
+    from hidiff.weights.find import load_model
 
     loaded = load_model(source, device=device)
-    notices = list(loaded.notices)
-    if loaded.normalization is not None:
-        notices.append(f"{source}: the model was trained on images with {loaded.normalization}")
-    for notice in notices:
+    for notice in loaded.notices:
         logging.getLogger("hidiff").warning(notice)
     return loaded.model

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from hidiff.engine.logger import start_logging
     from hidiff.report.finetune_run import Asked, files_of, finetune, plan
     from hidiff.utils.distributed import start_processes
-    from hidiff.weights.load import find_model
+    from hidiff.weights.find import find_model
 
     least = {"--steps": args.steps, "--lr": args.lr}
     require_positive(**least, **({} if args.held_out is None else {"--held_out": args.held_out}))

@@ -7,36 +7,29 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hidiff.weights.stored import StoredModel
+    from hidiff.weights.find import FoundModel
 
 EPILOG = "All files are read and checked; nothing is written."
 
 
-def lines_about(model: StoredModel) -> list[str]:
+def lines_about(model: FoundModel) -> list[str]:
     """A table of what is known about a model, its scores, and notices."""
     from hidiff.utils.tables import text_table
-    from hidiff.weights.packed import describe
 
-    known = describe(model)
-    scores = known.pop("scores")
-    rows = [["model", model.description]]
+    rows = [["model", model.description], ["name", model.name]]
     for name, network in model.model.networks().items():
         parameters = list(network.parameters())
         kinds = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters}))
         rows.append([name, f"{sum(p.numel() for p in parameters)} parameters, {kinds}"])
-    for key, value in known.items():
-        if key in ("origin", "sha256"):
-            rows += [[f"{key} {name}", _text(part)] for name, part in value.items()]
-        elif key == "normalization" and value is None:
-            rows.append([key, "none, it sees images in [0, 1]"])
-        else:
-            rows.append([key, _text(value)])
+    rows += [[key, _text(value)] for key, value in model.options.items()]
+    for key in ("step", "patch_size", "data", "licence", "versions"):
+        rows.append([key.replace("_", " "), _text(getattr(model, key))])
     width = max(len(key) for key, _ in rows)
     lines = [f"{key:{width}}  {value}" for key, value in rows]
-    if scores:
-        metrics = sorted({metric for row in scores for metric in row["restored"]})
+    if model.scores:
+        metrics = sorted({metric for row in model.scores for metric in row["restored"]})
         header = ["data set", "protocol", "local", "source", "images", *metrics]
-        lines += ["", *text_table(header, [_score_row(row, metrics) for row in scores])]
+        lines += ["", *text_table(header, [_score_row(row, metrics) for row in model.scores])]
     return [*lines, *model.notices]
 
 
@@ -48,7 +41,7 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _score_row(row: dict[str, Any], metrics: list[str]) -> list[str]:
+def _score_row(row: Mapping[str, Any], metrics: list[str]) -> list[str]:
     means = row["restored"]
     source = row["source"] + " (upper bound)" * bool(row.get("upper_bound"))
     cells = [f"{float(means[metric]):.4f}" if metric in means else "-" for metric in metrics]
@@ -73,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         UserError: there is no such model, or it is damaged.
     """
     from hidiff.evaluation.rows import with_scores
-    from hidiff.weights.load import find_model
+    from hidiff.weights.find import find_model
 
     print("\n".join(lines_about(with_scores(find_model(args.model)))))
     return 0

@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
     from hidiff.cli.info import lines_about
     from hidiff.evaluation.record import read_scores
     from hidiff.evaluation.rows import with_scores
-    from hidiff.weights.load import find_model
-    from hidiff.weights.packed import pack
+    from hidiff.weights.export import pack
+    from hidiff.weights.find import find_model
 
     model = find_model(args.model, training=args.for_training)
     if args.scores:
@@ -69,7 +69,13 @@ def run(args: argparse.Namespace) -> int:
         model = dataclasses.replace(model, licence=args.licence)
     if args.data:
         model = dataclasses.replace(model, data={**(model.data or {}), "description": args.data})
-    model = pack(model, args.output, half=args.half, overwrite=args.overwrite)
-    print("\n".join(lines_about(model)))
+    pack(
+        model,
+        args.output,
+        half=args.half,
+        for_training=args.for_training,
+        overwrite=args.overwrite,
+    )
+    print("\n".join(lines_about(find_model(args.output))))
     print(f"written to {args.output}, {args.output.stat().st_size / 2**20:.1f} MiB")
     return 0

@@ -128,14 +128,13 @@ def run(args: argparse.Namespace) -> int:
     from hidiff.restore.page import Comparison, check_replaceable, write_page
     from hidiff.restore.restoring import restore_item
     from hidiff.restore.run import (
-        default_model,
         find_jobs,
         local_options,
         prepare_folder,
         restore_photos,
     )
     from hidiff.utils.workers import thread_count
-    from hidiff.weights.load import load_model
+    from hidiff.weights.find import default_model, load_model
 
     start_logging(is_main=True)
     device = find_device(args.device)
@@ -151,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
         check_replaceable(args.out / PAGE)
     if args.model is None:
         args.model, advice = default_model()
-        notices.append(f"the model was not named (-m): this one is taken; {advice}")
+        notices.append(advice)
     loaded = load_model(args.model, device=device)
     for line in (loaded.description, *loaded.notices, *notices):
         LOG.info(line)
@@ -167,7 +166,6 @@ def run(args: argparse.Namespace) -> int:
             device=device,
             self_ensemble=args.ensemble,
             seeds=args.seeds,
-            normalization=loaded.normalization,
             local=local,
             progress=progress,
         )

@@ -3,26 +3,24 @@ and taken over from a state. A file under its final name is always complete."""
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hidiff.models import DeblurModel
 from hidiff.options import flatten
 from hidiff.utils.distributed import Processes
 from hidiff.utils.errors import UserError
-from hidiff.utils.files import load_torch_file, partial_files, replace_link, replacing, sync_folder
+from hidiff.utils.files import partial_files, replacing
 from hidiff.weights.experiment import Experiment
-from hidiff.weights.read import require_finite
+from hidiff.weights.model_file import save_model
+from hidiff.weights.tensors import require_finite
+from hidiff.weights.torch_file import load_torch_file
 
 FIXED = {
     "slots": "batches of the phase's size in a global batch",
@@ -33,9 +31,6 @@ FIXED = {
 PROGRESS = ("step", "bad_steps", "validated", "best", "started_from")
 
 STATE_ENTRIES = {"networks", "average", "optimizer", "options", *FIXED, *PROGRESS}
-
-NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
-"""What file systems without links answer when one is made."""
 
 KEPT_STATES = 3
 """Training states kept in an experiment; the weights files are all kept."""
@@ -78,6 +73,7 @@ class TrainingState:
         validated: whether the validation after `step`, where there is to be one, is done.
         best: '{set}/{metric}' → the best value of the validations and the step of it.
         micro_batches: images at once by 0-based phase, where that was measured.
+        facts: what `training_facts` says, for the model file.
 
     Random numbers and the order of the data follow from the step.
     """
@@ -94,6 +90,7 @@ class TrainingState:
     validated: bool = True
     best: dict[str, dict[str, Any]] = field(default_factory=dict)
     micro_batches: dict[int, int] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def averaged(self) -> dict[str, nn.Module]:
@@ -153,8 +150,16 @@ def save(
         OSError: they cannot be written; earlier ones are intact.
     """
     if weights:
-        networks, averaged = state.model.trained_networks(), state.averaged or None
-        save_networks(networks, experiment.models, state.step, total_iter, averaged)
+        save_model(
+            experiment.model_file(state.step),
+            state.model,
+            options=state.options,
+            name=experiment.name,
+            step=state.step,
+            total_iter=total_iter,
+            average=state.average,
+            **state.facts,
+        )
     save_state(state.content(), experiment.states, state.step)
 
 
@@ -174,77 +179,11 @@ def save_atomically(content: Any, path: Path) -> None:
         raise
 
 
-def save_networks(
-    networks: Mapping[str, nn.Module],
-    folder: Path,
-    step: int,
-    total_iter: int,
-    averaged: Mapping[str, nn.Module] | None = None,
-) -> None:
-    """Write `{name}_{step}.pth` for every network, and let `{name}_latest.pth` be these files.
-
-    Names and layout are the release's; `step` and `total_iter` stand beside `params`, and the
-    weights of `averaged` networks as `params_ema`.
-    """
-    files = {}
-    for name, network in networks.items():
-        content = {"params": _on_cpu(network), "step": step, "total_iter": total_iter}
-        if averaged is not None:
-            content["params_ema"] = _on_cpu(averaged[name])
-        files[name] = folder / f"{name}_{step}.pth"
-        save_atomically(content, files[name])
-    latest = {name: folder / f"{name}_latest.pth" for name in networks}
-    try:
-        if any(path.is_file() and not path.is_symlink() for path in latest.values()):
-            # Copies, or files of an earlier version: they become links without changing what they
-            # hold.
-            _switch({n: path.resolve() for n, path in latest.items() if path.exists()}, folder)
-        _switch(files, folder)
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
-        for name, path in latest.items():
-            with replacing(path) as copy, files[name].open("rb") as original:
-                shutil.copyfileobj(original, copy)
-
-
-def _switch(files: Mapping[str, Path], folder: Path) -> None:
-    """Let every `{name}_latest.pth` be the given file, all of them at the same moment.
-
-    `{name}_latest.pth` is a link to `.newest/{name}.pth`, and `.newest` one to a folder with hard
-    links to the files: replacing that one link changes all. The folder before is kept for those who
-    are reading.
-    """
-    link = folder / ".newest"
-    place = folder / f".newest-{uuid.uuid4().hex[:12]}"
-    keep = {link.resolve().name, place.name}
-    place.mkdir()
-    try:
-        for name, file in files.items():
-            os.link(file, place / f"{name}.pth")
-        sync_folder(place)
-        replace_link(link, place.name)
-    except OSError:
-        shutil.rmtree(place, ignore_errors=True)
-        raise
-    for name in files:
-        latest, target = folder / f"{name}_latest.pth", f".newest/{name}.pth"
-        if not (latest.is_symlink() and str(latest.readlink()) == target):
-            replace_link(latest, target)
-    for old in folder.glob(".newest-*"):
-        if old.name not in keep:
-            shutil.rmtree(old, ignore_errors=True)
-
-
 def clear_partial(*folders: Path) -> None:
     """Remove what killed writes have left; nobody else may be writing there."""
     for folder in folders:
         for path in partial_files(folder):
             path.unlink(missing_ok=True)
-
-
-def _on_cpu(network: nn.Module) -> dict[str, Tensor]:
-    return {key: value.detach().cpu() for key, value in network.state_dict().items()}
 
 
 def save_state(state: Mapping[str, Any], folder: Path, step: int) -> None:

@@ -48,8 +48,8 @@ from hidiff.utils.distributed import GRACE, Processes, StopRequest
 from hidiff.utils.errors import Interrupted, UserError, memory_errors
 from hidiff.utils.files import hold
 from hidiff.utils.memory import keep_freed_memory
-from hidiff.weights.experiment import Experiment
-from hidiff.weights.pretrained import changed_since_start, load_pretrained
+from hidiff.weights.experiment import Experiment, training_facts
+from hidiff.weights.start import changed_since_start, load_pretrained
 
 
 class Trainer:
@@ -124,6 +124,7 @@ class Trainer:
             slots=self.plan.slots,
             training_pairs=sizes if len(sizes) > 1 else sizes[0],
             started_from=started_from,
+            facts=training_facts(options),
         )
         if saved is not None:
             self.notices += self.state.restore(saved.content)

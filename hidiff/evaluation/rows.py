@@ -19,9 +19,8 @@ from hidiff.options import Options, flatten
 from hidiff.utils.errors import UserError
 from hidiff.utils.files import set_aside, write_text
 from hidiff.weights.experiment import RESULTS
-from hidiff.weights.load import validation_scores
-from hidiff.weights.read import state_sha256
-from hidiff.weights.stored import StoredModel
+from hidiff.weights.find import FoundModel, validation_scores
+from hidiff.weights.tensors import state_sha256
 
 ROWS = "rows"
 """Folder of the rows in a result folder: `run.json`, and a file of rows for each process."""
@@ -59,7 +58,7 @@ def fingerprint(
     return {**found, **versions, "--seeds": seeds, "device": device}
 
 
-def with_scores(model: StoredModel, results: Path = RESULTS) -> StoredModel:
+def with_scores(model: FoundModel, results: Path = RESULTS) -> FoundModel:
     """The model with the scores of its weights, where it has none yet.
 
     They are those of its training's validation, and of every test in `results` whose weights are

@@ -21,7 +21,7 @@ from hidiff.utils.errors import UserError
 from hidiff.utils.files import hold, inside
 from hidiff.utils.workers import Group
 from hidiff.weights.experiment import RESULTS
-from hidiff.weights.pretrained import load_pretrained
+from hidiff.weights.start import load_pretrained
 
 LOG = logging.getLogger("hidiff")
 

@@ -29,7 +29,7 @@ from hidiff.utils.distributed import Processes
 from hidiff.utils.errors import UserError
 from hidiff.utils.files import write_text
 from hidiff.weights.experiment import RESULTS, Experiment
-from hidiff.weights.pretrained import stage1_name, weights_in
+from hidiff.weights.start import stage1_name
 
 RUNS = "runs"
 
@@ -104,12 +104,12 @@ def _set_stage1(content: dict[str, Any], file: Path, names: Sequence[str], seed:
     paths = content["path"]
     keys = [key for key in ("pretrain_network_g", "pretrain_network_le") if paths.get(key)]
     stage1 = paths.get("stage1") or stage1_name(content["name"]) or "stage 1"
-    found = weights_in(Path(stage1), "net_g")
+    found = Experiment(str(stage1)).newest_model()
     if keys and all(Path(paths[key]).is_file() for key in keys):
         paths |= {key: str(Path(paths[key]).absolute()) for key in keys}
     elif stage1 in names:
         paths["stage1"] = f"{stage1}_seed{seed}"
-    elif found.is_file():
+    elif found is not None:
         paths["stage1"] = str(found.parent.absolute())
     else:
         raise UserError(

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hidiff.data import Normalization, normalization_of
 from hidiff.data.image import EXTENSIONS, list_images
 from hidiff.data.pairs import SIDES
 from hidiff.models import DeblurModel, build_model
@@ -24,9 +23,9 @@ from hidiff.options import (
 )
 from hidiff.restore.run import local_options
 from hidiff.utils.errors import UserError, expanded, missing, suggestion
-from hidiff.weights.load import load_model
-from hidiff.weights.packed import SUFFIX
-from hidiff.weights.pretrained import load_pretrained
+from hidiff.weights.experiment import MODEL_SUFFIX as SUFFIX
+from hidiff.weights.find import load_model
+from hidiff.weights.start import load_pretrained
 
 OPTION_FILES = (".yml", ".yaml")
 
@@ -201,7 +200,7 @@ def _from_file(file: Path, name: str | None) -> DatasetOptions:
 def open_candidate(asked: Asked, label: str) -> Candidate:
     """Read a model, or list a folder of pictures.
 
-    A model is what `hidiff.weights.load` knows, or an option file, which is read as test.py reads
+    A model is what `hidiff.weights.find` knows, or an option file, which is read as test.py reads
     it; behind an `@` stand the weights, if it does not name them itself.
 
     Raises:
@@ -221,7 +220,7 @@ def open_candidate(asked: Asked, label: str) -> Candidate:
     if Path(file).suffix in OPTION_FILES:
         return _from_options(asked, label, Path(expanded(file)), weights)
     loaded = load_model(source)
-    options = _options(asked, label, loaded.options, loaded.normalization, loaded.patch_size)
+    options = _options(asked, label, loaded.options, loaded.patch_size)
     return Candidate(loaded.description, options, loaded.model)
 
 
@@ -237,9 +236,8 @@ def _from_options(asked: Asked, label: str, file: Path, weights: str) -> Candida
     key = "weights" if packed else "pretrain_network_g"
     found = load_options(file, [f"path.{key}={weights}"] if weights else [])
     known = [s for key, s in found.datasets.items() if key != "train"] or [*found.datasets.values()]
-    normalization = normalization_of(known[0]) if known else None
     patch_size = known[0].gt_size if known else None
-    options = _options(asked, label, found.sections, normalization, patch_size)
+    options = _options(asked, label, found.sections, patch_size)
     model = build_model(options.sections, training=False)
     if model.restores_from_gt:
         raise UserError(
@@ -256,7 +254,6 @@ def _options(
     asked: Asked,
     label: str,
     sections: Mapping[str, Any],
-    normalization: Normalization | None,
     patch_size: int | None,
 ) -> Options:
     """The options of a model's test: its own, on the data and with the scores of all."""
@@ -269,8 +266,6 @@ def _options(
     if label in asked.precision:
         val["precision"] = asked.precision[label]
     data = {"name": asked.data.name, **asked.data.source}
-    if normalization is not None:
-        data |= dataclasses.asdict(normalization)
     kept = {key: value for key, value in sections.items() if key != "train"}
     return parse_options(
         {

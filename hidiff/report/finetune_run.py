@@ -33,9 +33,9 @@ from hidiff.utils.errors import UserError
 from hidiff.utils.files import set_aside, write_text
 from hidiff.utils.tables import markdown_table, text_table
 from hidiff.weights.experiment import EXPERIMENTS, RESULTS, Experiment
-from hidiff.weights.load import find_model
-from hidiff.weights.packed import SUFFIX, pack
-from hidiff.weights.stored import StoredModel
+from hidiff.weights.experiment import MODEL_SUFFIX as SUFFIX
+from hidiff.weights.export import pack
+from hidiff.weights.find import FoundModel, find_model
 
 LOG = logging.getLogger("hidiff")
 
@@ -54,7 +54,7 @@ class Asked:
 
     Args:
         data: folder of pairs, see `find_pairs`.
-        weights: the model to start from, see `hidiff.weights.load`.
+        weights: the model to start from, see `hidiff.weights.find`.
         steps: of the training.
         lr: learning rate of the first step.
         test, held_out, seed: see `split`; `seed` is `manual_seed` too.
@@ -124,7 +124,7 @@ def plan(asked: Asked, name: str) -> Options:
     for part, pairs in parts.items():
         lines = [_line(pair, Path(asked.data)) for pair in pairs]
         write_text(folder / f"{part}.txt", "\n".join(lines) + "\n")
-    pack(start, folder / f"start{SUFFIX}", overwrite=True)
+    pack(start, folder / f"start{SUFFIX}", for_training=True, overwrite=True)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     write_text(option_file, f"# Written by `hidiff finetune` for {asked.weights}.\n{text}")
     facts = {
@@ -143,19 +143,18 @@ def _line(pair: FoundPair, data: Path) -> str:
     return "\t".join(side.relative_to(data).as_posix() for side in (pair.gt, pair.lq))
 
 
-def _content(asked: Asked, name: str, start: StoredModel, patch: int) -> dict[str, Any]:
+def _content(asked: Asked, name: str, start: FoundModel, patch: int) -> dict[str, Any]:
     """The option file: the model's own networks, a short schedule and a low learning rate."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data = {
         "type": "PairedImageIRDataset",
         "dataroot_lq": asked.data,
         "dataroot_gt": asked.data,
-        **(dataclasses.asdict(start.normalization) if start.normalization else {}),
     }
     lists = {part: str(files_of(name) / f"{part}.txt") for part in ("train", "held_out")}
     return {
         "name": name,
-        **start.sections,
+        **start.options,
         "manual_seed": asked.seed,
         "datasets": {
             "train": {
@@ -216,7 +215,7 @@ def finetune(options: Options, processes: Processes) -> bool:
         Trainer(options, processes, auto_resume=True).run()
         start_logging(is_main=True)
     model = dataclasses.replace(find_model(name), licence=find_model(start).licence)
-    pack(model, tuned, overwrite=True)
+    pack(model, tuned, for_training=True, overwrite=True)
     after = _held_out(options, f"{name}_after", tuned, processes)
     tuned.unlink()
     gain = after.mean().get("psnr", math.nan) - before.mean()["psnr"]

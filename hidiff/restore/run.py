@@ -31,13 +31,9 @@ from hidiff.restore.restoring import photo_item
 from hidiff.utils.errors import UserError, memory_errors, missing
 from hidiff.utils.files import read_bytes
 from hidiff.utils.workers import run_in_order
-from hidiff.weights.experiment import EXPERIMENTS
-from hidiff.weights.packed import BUNDLED, SUFFIX
-from hidiff.weights.read import load_weights
 
 LOG = logging.getLogger("hidiff")
 
-NETWORKS = ("net_g", "net_le_dm", "net_d")
 """What restoring needs of a stage 2."""
 
 Restore = Callable[[dict, Callable[[float], None]], Tensor]
@@ -80,45 +76,6 @@ def local_options(
         return LocalOptions(mode, size, min(32, size // 2) if overlap is None else overlap)
     except UserError as error:
         raise UserError(str(error).replace("val.local.", "--")) from None
-
-
-def default_model() -> tuple[str, str]:
-    """The model that is taken where none is named, and how to take another one.
-
-    Weights that somebody has put into `experiments/pretrained_models` come first, then the model
-    that comes with the package. What is trained here is taken only where both are missing, so that
-    a short experiment never replaces a better model unasked.
-
-    Raises:
-        UserError: there is none; the message says how to get some.
-    """
-    advice = "-m NAME takes another one"
-    released = EXPERIMENTS / "pretrained_models"
-    for place in (released / "HI_Diff_GoPro", *sorted(released.glob("*"))):
-        if place.suffix == SUFFIX or all((place / f"{n}.pth").is_file() for n in NETWORKS):
-            return str(place), advice
-    trainings = []
-    for folder in EXPERIMENTS.glob("*/models"):
-        files = [folder / f"{name}_latest.pth" for name in NETWORKS]
-        if all(file.is_file() for file in files):
-            trainings.append((files[-1].stat().st_mtime, files[-1]))
-    unfinished = ""
-    for _, file in sorted(trainings, reverse=True):
-        weights = load_weights(file, "-m")
-        if weights.step == weights.total_iter:
-            name = file.parent.parent.name
-            if BUNDLED.is_file():
-                return str(BUNDLED), f"{advice}, such as your newest training: -m {name}"
-            return name, advice
-        unfinished = f" ({file.parent.parent} has not reached its last step; -m takes it as it is)"
-    if BUNDLED.is_file():
-        return str(BUNDLED), advice
-    raise UserError(
-        f"-m: no weights in {EXPERIMENTS.absolute()}{unfinished}. Name a model with -m; put a "
-        f"packed file into {released}, or the release's "
-        f"{', '.join(f'{name}.pth' for name in NETWORKS)} into {released / 'HI_Diff_GoPro'}; or "
-        "train a small network in minutes: bash scripts/quickstart.sh"
-    )
 
 
 def find_jobs(

@@ -1,8 +1,10 @@
-"""Where a training keeps what it writes."""
+"""Where a training keeps what it writes, and downloads lie."""
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,3 +107,25 @@ def _folders(section: DatasetOptions) -> dict[str, str]:
 def _last_parts(root: str) -> str:
     # Folders above are of the machine, and nobody's business.
     return str(Path(*Path(root).parts[-3:])) if Path(root).is_absolute() else str(root)
+
+
+def user_folder() -> Path:
+    """The user's folder of downloads: `HIDIFF_HOME`, else the platform's place for such."""
+    if home := os.environ.get("HIDIFF_HOME"):
+        return Path(home)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home()), "hidiff")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "hidiff"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "hidiff")
+
+
+def downloaded_model(name: str) -> Path:
+    """The model file of a download, whether it is there or not."""
+    return user_folder() / "models" / f"{name}{MODEL_SUFFIX}"
+
+
+def downloaded_models() -> list[str]:
+    """Names of the models that are downloaded, HI-Diff's for GoPro first."""
+    names = [path.stem for path in (user_folder() / "models").glob(f"*{MODEL_SUFFIX}")]
+    return sorted(names, key=lambda name: (name != "gopro", name))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import hidiff
-from hidiff.models import DeblurModel, build_model
+from hidiff.models import DeblurModel, build_model, section_of
 from hidiff.utils.errors import UserError, missing
 from hidiff.utils.files import file_sha256, write_bytes
 from hidiff.utils.typecheck import plain
+from hidiff.weights.experiment import MODEL_SUFFIX
 from hidiff.weights.tensors import Weights, load_network, require_weights, state_sha256
 
 FORMAT = "2"
@@ -34,6 +35,9 @@ FORMAT = "2"
 
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 """Dtypes of 16 bits that a model can be stored in."""
+
+MOST_TIMESTEPS = 10_000
+"""A file that says more is damaged: no diffusion model has so many steps."""
 
 AVERAGE = "average."
 """Prefix of the averaged networks' names."""
@@ -114,6 +118,7 @@ def save_model(
     step: int | None,
     total_iter: int | None,
     average: DeblurModel | None = None,
+    without: Collection[str] = (),
     scores: Sequence[Mapping[str, Any]] = (),
     data: Mapping[str, Any] | None = None,
     patch_size: int | None = None,
@@ -127,6 +132,7 @@ def save_model(
         model: its networks may be on any device.
         options, name, step, total_iter, scores, data, patch_size, licence: see `About`.
         average: the model with the average of the trained networks' weights.
+        without: networks that are left out.
         half: one of `HALVES`, in which the weights are stored then; they are read back as float32.
 
     Raises:
@@ -147,7 +153,8 @@ def save_model(
             }
         )
     )
-    tensors = _tensors(model.networks(), "", half)
+    networks = {key: net for key, net in model.networks().items() if key not in without}
+    tensors = _tensors(networks, "", half)
     if average is not None:
         tensors |= _tensors(average.trained_networks(), AVERAGE, half)
     text = about.model_dump_json(exclude_none=True)
@@ -193,6 +200,17 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise damaged(path, (str(error) or repr(error)).splitlines()[0]) from None
 
 
+def is_model_file(path: Path) -> bool:
+    """Whether a file is called as model files are, and does not hold mere tensors."""
+    if path.suffix != MODEL_SUFFIX or not path.is_file():
+        return False
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return "hidiff_format" in (file.metadata() or {})
+    except Exception:
+        return True  # Its reader says what is wrong with it.
+
+
 def read_model_file(path: Path) -> ModelFile:
     """Read a model file, and check all of it but whether the weights fit the options.
 
@@ -222,8 +240,11 @@ def read_model_file(path: Path) -> ModelFile:
         group = averages if key.startswith(AVERAGE) else networks
         name, _, parameter = key.removeprefix(AVERAGE).partition(".")
         group.setdefault(name, {})[parameter] = value
-    if not networks or set(averages) - set(networks):
+    if not networks:
         raise damaged(path, "it holds no networks")
+    for name in {*networks, *averages}:
+        if section_of(name) not in about.options or name not in networks:
+            raise damaged(path, f"it holds weights of {name[:60]} without options for it")
     return ModelFile(path, file_sha256(path), about, networks, averages)
 
 
@@ -270,7 +291,7 @@ def build_from(
 ) -> DeblurModel:
     """The model of some option sections with these weights, without copies of them.
 
-    It is built without memory first, and no larger than its weights.
+    It is built without memory first, and not if it would be far larger than its weights.
 
     Args:
         sections: `model_type`, `network_*`, `diffusion_schedule`; others are not looked at.
@@ -282,17 +303,23 @@ def build_from(
     """
     tensors = [tensor for part in weights.values() for tensor in part.state_dict.values()]
     sections = {key: value for key, value in sections.items() if key != "train"}
+    schedule = sections.get("diffusion_schedule")
+    timesteps = schedule.get("timesteps", 0) if isinstance(schedule, Mapping) else 0
+    if not isinstance(timesteps, int) or timesteps > MOST_TIMESTEPS:
+        raise UserError(f"{place}: diffusion_schedule.timesteps: {timesteps} cannot be right")
     try:
         with (
             torch.device("meta"),
-            _no_larger_than(2 * len(tensors), 2 * sum(tensor.numel() for tensor in tensors)),
+            _no_larger_than(
+                4 * len(tensors) + 1000, 16 * sum(tensor.numel() for tensor in tensors) + 10**7
+            ),
         ):
             model = build_model(sections, training="net_le" in weights)
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
     except (_TooLarge, RuntimeError, OverflowError, MemoryError, TypeError, RecursionError):
         raise UserError(
-            f"{place}: its options describe a larger network than its weights; the file is damaged"
+            f"{place}: its options describe a far larger network than its weights: it is damaged"
         ) from None
     if absent := sorted(set(model.networks()) - set(weights)):
         raise UserError(f"{place}: it has no {', '.join(absent)}; the file is damaged")

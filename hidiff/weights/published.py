@@ -1,78 +1,235 @@
-"""Published weights of the networks that HI-Diff is compared with, read without an option file."""
+"""Published weights: the released layout, and those of other networks, with or without options."""
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from hidiff.archs import build_network
-from hidiff.data import normalization_of
-from hidiff.options import Options, load_options
-from hidiff.options.yaml_file import shipped_options
+from hidiff.diffusion import LatentDDPM
+from hidiff.models import section_of
+from hidiff.registry import ARCHS
 from hidiff.utils.errors import UserError
-from hidiff.weights.read import PART, Weights, load_weights
-from hidiff.weights.recognise import look_alikes
-from hidiff.weights.stored import StoredModel, blank_model, fill
+from hidiff.utils.files import file_sha256
+from hidiff.utils.typecheck import check_call
+from hidiff.weights.experiment import MODEL_SUFFIX
+from hidiff.weights.model_file import read_tensors
+from hidiff.weights.tensors import Weights, require_weights
+from hidiff.weights.torch_file import ENTRIES, load_torch_file
 
-SUFFIXES = (".pth", ".pt", ".ckpt", PART)
-"""Endings of the files."""
+NETWORKS = ("net_g", "net_le_dm", "net_d", "net_le")
 
-BASELINES = "baselines"
-"""The folder in options/ with a file for each of these networks."""
+PART = ".pkl"
+"""Ending of the files of a network that is published in parts (DMPHN)."""
+
+SUFFIXES = (".pth", ".pt", ".ckpt", PART, MODEL_SUFFIX)
+"""Endings of files with the weights of one network."""
+
+PREFIX = re.compile(r"((module|_orig_mod|net_g)\.)+")
+"""What DataParallel, torch.compile and Lightning put before the names of parameters."""
+
+COUNTERS = ("total_ops", "total_params")
+"""What thop's counting leaves in a network."""
+
+SCHEDULES = {
+    "denoising": {"apply_ldm": False, "timesteps": 8},
+    "simple_denoise": {"apply_ldm": True, "timesteps": 16},
+}
+"""What the released models beside each denoiser were trained with, where it is not the default."""
 
 
-def is_in_parts(folder: Path) -> bool:
-    """Whether a folder has the files of a network that is published in parts."""
-    return any(folder.glob(f"*{PART}"))
+def load_weights(path: Path, where: str, param_key: str | None = "params") -> Weights:
+    """Read the weights of one network, in any of the published layouts.
 
-
-def read_published(path: Path) -> StoredModel:
-    """Read the weights of one network, and find its options.
+    A file holds a bare state dict, or one under `param_key` or another of `ENTRIES`. A folder holds
+    a file of each part of the network, called as that part (`encoder_lv1.pkl`).
 
     Args:
-        path: the file or folder, see `load_weights`. Of averaged weights and others the averaged
-            ones are taken.
+        path: the file or folder.
+        where: what asks for it (a YAML path), for messages.
+        param_key: entry to take where there is one of this name; None: the averaged weights
+            where they are there, else the first of `ENTRIES`.
 
     Raises:
-        UserError: the file is damaged, or options/baselines has no network of these sizes.
+        UserError: the file is missing or damaged, has no such entry, or weights in it are not
+            finite.
     """
-    weights = load_weights(path, "net_g", "params_ema")
-    options = _options_of(weights)
-    model = blank_model(options.sections, str(options.file))
-    train, section = options.for_training()
-    return StoredModel(
-        name=path.stem,
-        place=str(path),
-        model=model,
-        sections=fill(model, options.sections, {"net_g": weights}),
-        normalization=normalization_of(section),
-        patch_size=max(phase.patch_size for phase in section.phases(train.total_iter)),
-        origin={"net_g": {"file": path.name, "sha256": weights.sha256, "entry": weights.entry}},
-        notices=(f"network_g: {path} has the network of options/{BASELINES}/{options.file.name}",),
-    )
+    if path.is_dir() and (files := sorted(path.glob(f"*{PART}"))):
+        parts = {file.stem: load_weights(file, where, param_key) for file in files}
+        whole = {f"{n}.{key}": v for n, part in parts.items() for key, v in part.state_dict.items()}
+        sums = "".join(part.sha256 for part in parts.values())
+        return Weights(path, where, whole, None, None, hashlib.sha256(sums.encode()).hexdigest())
+    content: Any
+    if path.suffix == MODEL_SUFFIX:
+        content, sha256 = read_tensors(path)[1], file_sha256(path)
+    else:
+        content, sha256 = load_torch_file(path, where)
+    if not isinstance(content, Mapping) or not content:
+        raise UserError(f"{where}: {path} holds no table of parameters; take another file")
+    state_dict, notices = _entry(content, param_key, f"{where}: {path}")
+    state_dict, more = _plain_names(state_dict, f"{where}: {path}")
+    require_weights(state_dict, f"{where}: {path}")
+    numbers = (content.get(key) for key in ("step", "total_iter"))
+    step, total_iter = (number if isinstance(number, int) else None for number in numbers)
+    return Weights(path, where, state_dict, step, total_iter, sha256, (*notices, *more))
 
 
-def _options_of(weights: Weights) -> Options:
-    """The option file whose network has these names and shapes.
+def _entry(
+    content: Mapping[Any, Any], param_key: str | None, where: str
+) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
+    """The table of parameters in a file's content, and a notice if another one was wanted.
 
     Raises:
         UserError: there is none.
     """
-    shapes = {key: value.shape for key, value in weights.state_dict.items()}
-    alike = look_alikes(shapes)
-    for file in sorted((shipped_options() / BASELINES).glob("*.yml")):
-        options = load_options(file)
-        section = options.sections["network_g"]
-        if section["type"] not in alike:
+    if all(isinstance(value, Tensor) for value in content.values()):
+        return content, ()
+    keys = (param_key or "params_ema", *ENTRIES)
+    entry = next((key for key in keys if key in content), None)
+    if entry is None:
+        raise UserError(
+            f"{where} has no entry {', '.join(map(repr, ENTRIES))}, only "
+            f"{', '.join(map(str, content))}; if one of them holds the weights, name it in the "
+            "option file under path.param_key_*"
+        )
+    table = content[entry]
+    if (
+        not isinstance(table, Mapping)
+        or not table
+        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in table.items())
+    ):
+        raise UserError(
+            f"{where}: its entry '{entry}' is no table of parameters; take another file, or name "
+            "another entry under path.param_key_*"
+        )
+    wanted = entry == param_key or param_key is None
+    return table, () if wanted else (f"{where} has no entry '{param_key}'; '{entry}' is taken",)
+
+
+def _plain_names(
+    state_dict: Mapping[str, Tensor], where: str
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors without what tools add to their names or beside them, and what that was."""
+    counters = [key for key in state_dict if key.rpartition(".")[2] in COUNTERS]
+    found, prefixes = {}, set()
+    for key, value in state_dict.items():
+        prefix = PREFIX.match(key)
+        if prefix:
+            prefixes.add(prefix[0])
+        if key not in counters:
+            found[key[prefix.end() if prefix else 0 :]] = value
+    notices = []
+    if prefixes:
+        notices.append(f"{where}: the prefix {', '.join(sorted(prefixes))} of names is left out")
+    if counters:
+        notices.append(f"{where}: {len(counters)} counters ({counters[0]}, …) are left out")
+    return found, tuple(notices)
+
+
+def network_files(folder: Path, step: int | None = None) -> dict[str, Path]:
+    """The files `net_g.pth`, `net_le_dm.pth`, … in a folder, by network.
+
+    Args:
+        step: that of `net_g_{step}.pth`, as BasicSR's trainings write them; None: those without a
+            step, else `…_latest.pth`, else those of the newest step of `net_g`.
+    """
+    steps = [
+        int(named[1])
+        for path in folder.glob("net_g_*.pth")
+        if (named := re.fullmatch(r"net_g_(\d+)", path.stem))
+    ]
+    ends = ["", "_latest", *(f"_{n}" for n in sorted(steps)[-1:])] if step is None else [f"_{step}"]
+    for end in ends:
+        files = {name: folder / f"{name}{end}.pth" for name in NETWORKS}
+        if found := {name: path for name, path in files.items() if path.is_file()}:
+            return found
+    return {}
+
+
+def recognise(state_dict: Mapping[str, Tensor], where: str) -> dict[str, Any]:
+    """The option section of the network whose parameters have these names and shapes.
+
+    Raises:
+        UserError: there is no such network; the message says of the most similar one why.
+    """
+    fitting, reasons = [], {}
+    shapes = {key: value.shape for key, value in state_dict.items()}
+    for kind in ARCHS:
+        try:
+            infer = getattr(ARCHS.get(kind, where), "infer_options", None)
+            if infer is None:
+                continue
+            options = infer(state_dict)
+            section = ARCHS.resolved({"type": kind, **options}, where)
+            with torch.device("meta"):
+                ours = build_network(section).state_dict()
+        except (ValueError, LookupError, ArithmeticError, RuntimeError) as error:
+            reasons[kind] = str(error)
             continue
-        with torch.device("meta"):
-            network = build_network(section)
-        if {key: value.shape for key, value in network.state_dict().items()} == shapes:
-            return options
-    kind = f", of {' or '.join(alike)} by its names" if alike else ""
+        if {key: value.shape for key, value in ours.items()} == shapes:
+            fitting.append(section)
+            continue
+        missing, unknown = sorted(set(ours) - set(shapes)), sorted(set(shapes) - set(ours))
+        words = [
+            f"{len(keys)} names are {what} ({', '.join(keys[:3])}, …)"
+            for what, keys in (("missing", missing), ("unknown", unknown))
+            if keys
+        ]
+        return_reason = "; ".join(words) or "its shapes do not go together"
+        reasons = {kind: return_reason} if len(missing) < len(ours) / 2 else reasons
+    if fitting:
+        # NAFNetLocal has NAFNet's parameters; its local statistics belong to the published scores.
+        return fitting[-1]
+    near = "; ".join(f"{kind}: {reason}" for kind, reason in reasons.items() if len(reasons) < 4)
     raise UserError(
-        f"{weights.path} is one part of a model{kind}, and of other sizes than every network in "
-        f"options/{BASELINES}; name the folder with all of its parts (net_g.pth, …) and its option "
-        "file, or a packed file (.safetensors)"
+        f"{where} holds the weights of no network known here{f' ({near})' if near else ''}; "
+        f"known: {', '.join(ARCHS)}. Of your own network put the option file beside the weights"
     )
+
+
+def infer_sections(weights: Mapping[str, Weights], place: str) -> tuple[dict[str, Any], list[str]]:
+    """The sections of an option file that fit some weights.
+
+    Args:
+        weights: by the networks' official names.
+        place: where they lie, for messages.
+
+    Returns:
+        `model_type`, the networks' sections and the schedule, defaults filled in; and notices about
+        what no shape shows.
+
+    Raises:
+        UserError: a network is missing, or its weights are not those of a known network.
+    """
+    found = {name: recognise(part.state_dict, str(part.path)) for name, part in weights.items()}
+    sections: dict[str, Any] = {section_of(name): section for name, section in found.items()}
+    net_g = found.get("net_g", {})
+    if net_g and net_g.get("guidance", "none") == "none":
+        return {"model_type": "Regression", **sections}, []
+    absent = [name for name in ("net_g", "net_le_dm", "net_d") if name not in found]
+    if absent and {"net_g", "net_le"} <= set(found):
+        return {"model_type": "HI_Diff_S1", **sections}, []
+    if absent:
+        files = ", ".join(f"{name}.pth" for name in absent)
+        raise UserError(
+            f"{place} is one part of a model; restoring needs {files} too: put them into one "
+            "folder, and name that"
+        )
+    group, kind = found["net_le_dm"]["group"], found["net_d"]["type"]
+    for section in found.values():
+        if "group" in section:  # what not every shape shows
+            section["group"] = group
+    schedule = check_call(LatentDDPM, SCHEDULES[kind], "diffusion_schedule")
+    sections["diffusion_schedule"] = schedule
+    words = ", ".join(f"{key} {value}" for key, value in schedule.items() if value is not None)
+    notice = (
+        f"diffusion_schedule: no shape shows it; that of the released models is taken ({words}), "
+        "unless an option file beside the weights says otherwise"
+    )
+    return {"model_type": "HI_Diff_S2", **sections}, [notice]

@@ -40,7 +40,7 @@ class Weights:
 
 
 def require_weights(state_dict: Mapping[str, Tensor], where: str) -> None:
-    """Refuse tensors that are no weights, or that make every picture black and every gradient NaN.
+    """Refuse tensors that are no weights.
 
     Raises:
         UserError: a tensor is no floating-point number of a usual dtype, or is not finite.
@@ -51,6 +51,16 @@ def require_weights(state_dict: Mapping[str, Tensor], where: str) -> None:
                 f"{where}: {key} holds {value.dtype}, weights are floating-point numbers of 16, 32 "
                 "or 64 bits; take another file"
             )
+    require_finite(state_dict, where)
+
+
+def require_finite(state_dict: Mapping[str, Tensor], where: str) -> None:
+    """Refuse weights that make every picture black and every gradient NaN.
+
+    Raises:
+        UserError: a tensor is not finite.
+    """
+    for key, value in state_dict.items():
         if not torch.isfinite(value).all():
             raise UserError(
                 f"{where}: the weights {key} are not all finite (NaN or infinite); the file is "

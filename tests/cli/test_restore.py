@@ -1,8 +1,6 @@
 """The command `hidiff restore`, with a tiny network that was trained."""
 
-import os
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +17,7 @@ from hidiff.data.image import read_image
 from hidiff.evaluation.test_run import run_test
 from hidiff.options import LocalOptions, parse_options
 from hidiff.restore.restoring import photo_item, restore_item, to_image
-from hidiff.restore.run import default_model
-from hidiff.weights.load import load_model
+from hidiff.weights.find import load_model
 
 
 def main(arguments):
@@ -79,42 +76,6 @@ def test_tiles(here, tmp_path):
     for mistake in (["--size", "20"], ["--overlap", "16"]):
         with pytest.raises(UserError, match=mistake[0]):
             main([str(photos), "-o", str(out), "-m", "tiny_S2", *tiles, *mistake])
-
-
-def test_without_a_model_the_usual_places_are_searched(here, tmp_path, monkeypatch):
-    monkeypatch.setattr("hidiff.restore.run.BUNDLED", tmp_path / "bundled.safetensors")
-    assert default_model()[0] == "tiny_S2"
-    assert hidiff(["restore", str(photographs(tmp_path / "in")), "-o", str(tmp_path / "out")]) == 0
-    places = tmp_path / "experiments"
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"^-m: .*quickstart"):
-        default_model()
-    for name, step in (("old_S2", 4), ("new_S2", 4), ("begun_S2", 2)):
-        (places / name / "models").mkdir(parents=True)
-        for net in ("net_g", "net_le_dm", "net_d"):
-            file = here / f"experiments/tiny_S2/models/{net}_latest.pth"
-            weights = torch.load(file, weights_only=True)
-            torch.save({**weights, "step": step}, places / name / f"models/{net}_latest.pth")
-    os.utime(places / "old_S2/models/net_d_latest.pth", (1e9, 1e9))
-    assert default_model()[0] == "new_S2"
-    (tmp_path / "bundled.safetensors").touch()
-    model, advice = default_model()
-    assert model == str(tmp_path / "bundled.safetensors")
-    assert "-m new_S2" in advice
-    (tmp_path / "bundled.safetensors").unlink()
-    for name in ("old_S2", "new_S2"):
-        (places / name).rename(tmp_path / name)
-    with pytest.raises(UserError, match=r"^-m: .*begun_S2"):
-        default_model()
-    (places / "pretrained_models").mkdir()
-    packed = places / "pretrained_models/mine.safetensors"
-    packed.touch()
-    (tmp_path / "bundled.safetensors").touch()
-    assert Path(default_model()[0]) == packed.relative_to(tmp_path)
-    (places / "begun_S2/models").rename(released := places / "pretrained_models/HI_Diff_GoPro")
-    for file in released.iterdir():
-        file.rename(released / file.name.replace("_latest", ""))
-    assert Path(default_model()[0]) == released.relative_to(tmp_path)
 
 
 def test_failures_are_told_and_are_the_exit_code(here, tmp_path, capsys):

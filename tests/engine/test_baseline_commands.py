@@ -19,7 +19,7 @@ from hidiff.engine.trainer import Trainer
 from hidiff.evaluation.test_run import run_test
 from hidiff.options import parse_options
 from hidiff.restore.restoring import photo_item, restore_item, to_image
-from hidiff.weights.load import load_model
+from hidiff.weights.find import load_model
 
 PROGRAM = Path(__file__).resolve().parent / "baseline_training.py"
 RESTORING = [name for name in BASELINES if name != "DiffIRS1"]

@@ -22,7 +22,7 @@ from hidiff.data import (
 from hidiff.engine.trainer import Trainer
 from hidiff.options import load_options, parse_options
 from hidiff.prepare.check import dataset_folders
-from hidiff.weights.load import find_model
+from hidiff.weights.find import find_model
 
 
 def mixed_options(folder, weights=(2, 1), **changes):

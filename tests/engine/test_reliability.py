@@ -303,31 +303,6 @@ def test_an_attempt_that_saved_nothing_leaves_its_name_free(data):
         trainer(train_options(data, 1))
 
 
-def test_stage_2_starts_from_a_complete_stage_1(data):
-    stage1 = trainer(train_options(data, 1, total_iter=2))
-    interrupt(stage1, "_update", 1)
-    with pytest.raises(Interrupted):
-        stage1.run()
-    options = train_options(data, 2, total_iter=1)
-    with pytest.raises(UserError, match=r"^path\.stage1: "):
-        trainer(options)
-    options["path"] = {"allow_incomplete_stage1": True}
-    assert trainer(options).state.started_from["net_g"]["step"] == 1
-    trainer(train_options(data, 1, total_iter=2), auto_resume=True).run()
-    run = trainer(train_options(data, 2, total_iter=1))
-    run.run()
-    assert run.state.started_from["net_g"]["step"] == 2
-    assert "has changed" not in (again := trainer(options, auto_resume=True)).log_file.read_text()
-    assert again.state.started_from == run.state.started_from
-    weights_file = Path("experiments/tiny_S1/models/net_g_latest.pth")
-    other = torch.load(weights_file, weights_only=True)
-    other["params"]["patch_embed.proj.weight"] += 1
-    torch.save(other, weights_file)
-    changed = trainer(options, auto_resume=True)
-    assert re.search(r"net_g: .*net_g_latest\.pth has changed", changed.log_file.read_text())
-    assert all(torch.equal(v, weights(run)[k]) for k, v in weights(changed).items())
-
-
 def test_the_average_of_the_weights_follows_its_formula_and_resumes(data):
     options = train_options(data, 1, ema_decay=0.75, total_iter=3)
     options["logger"]["save_checkpoint_freq"] = 1

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import shutil
 
 import cv2
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import torch
 from skimage import data as photographs
 from skimage.metrics import peak_signal_noise_ratio
-from small_data import make_pairs, picture, train_options, write_yaml
+from small_data import make_pairs, picture, train_options
 from small_training import ALONE, compiled_blocks, parameters, train
 
 from hidiff import UserError, build_model
@@ -18,9 +17,8 @@ from hidiff.archs.restormer import DepthwiseConv2d
 from hidiff.data.image import to_float
 from hidiff.engine.optim import build_optimizer, clip_gradients, set_lr
 from hidiff.engine.trainer import Trainer
-from hidiff.options import load_options, parse_options
+from hidiff.options import parse_options
 from hidiff.restore.restoring import to_image
-from hidiff.weights.experiment import Experiment
 
 
 def test_training_writes_the_release_folders(trained):
@@ -54,19 +52,6 @@ def test_tensorboard_holds_losses_metrics_and_pictures(trained):
     assert "metrics/ValSet/psnr" in tags["scalars"]
     shown = events.Images("ValSet/scene-000")[0]
     assert (shown.height, shown.width) == (37, 3 * 43)
-
-
-def test_stage_two_starts_from_stage_one_and_keeps_its_encoder(trained):
-    folder, before, after = trained
-    models = folder / "experiments" / "tiny_S1" / "models"
-    for name in ("net_g", "net_le"):
-        saved = torch.load(models / f"{name}_latest.pth", weights_only=True)["params"]
-        for key, tensor in saved.items():
-            assert torch.equal(before[f"{name}.{key}"], tensor)
-            if name == "net_le":
-                assert torch.equal(after[f"{name}.{key}"], tensor)
-    for name in ("net_g", "net_le_dm", "net_d"):
-        assert any(not torch.equal(before[k], after[k]) for k in before if k.startswith(name))
 
 
 def test_resuming_ends_where_an_uninterrupted_run_ends(trained, data, monkeypatch):
@@ -149,37 +134,6 @@ def test_an_existing_experiment_is_not_overwritten(trained, data, monkeypatch):
     assert {p: p.stat().st_mtime_ns for p in (folder / "experiments").rglob("[!.]*")} == files
 
 
-def test_stage_two_without_stage_one_says_what_to_do(data, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_yaml(tmp_path / "T_S1.yml", train_options(data, 1))
-    path = write_yaml(tmp_path / "T_S2.yml", train_options(data, 2))
-    message = r"path\.stage1: experiments/tiny_S1/models/net_g_latest\.pth does not "
-    with pytest.raises(UserError, match=message + r"exist.*T_S1"):
-        Trainer(load_options(path), ALONE)
-    assert not Experiment("tiny_S2").folder.exists()
-
-
-@pytest.mark.parametrize("written", ["300000", "latest"])
-def test_the_releases_paths_mean_what_stage_one_writes(
-    trained, data, monkeypatch, tmp_path, written
-):
-    """Another folder, and without step 300000, which the release's own stage 1 never reaches."""
-    monkeypatch.chdir(tmp_path)
-    options = train_options(data, 2)
-    models = tmp_path / "experiments" / "train_x_S1" / "models"
-    models.mkdir(parents=True)
-    for name in ("g", "le"):
-        source = trained[0] / "experiments/tiny_S1/models" / f"net_{name}_latest.pth"
-        (models / f"net_{name}_{written}.pth").write_bytes(source.read_bytes())
-    options["path"] = {
-        f"pretrain_network_{n}": f"experiments/debug_train_x_S1/models/net_{n}_300000.pth"
-        for n in ("g", "le")
-    }
-    trainer = Trainer(parse_options(options), ALONE)
-    assert any(f"experiments/train_x_S1/models/net_g_{written}.pth is taken" in n
-               for n in trainer.notices)  # fmt: skip
-
-
 def test_resuming_with_options_that_change_the_result_is_refused(trained, data, monkeypatch):
     monkeypatch.chdir(trained[0])
     options = train_options(data, 1)
@@ -220,25 +174,6 @@ def test_every_option_of_speed_arrives(data, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         run.run()
     assert during == [torch.bfloat16]
-
-
-def test_a_second_try_of_stage_two_finds_stage_one(trained, data, monkeypatch):
-    monkeypatch.chdir(trained[0])
-    options = {**train_options(data, 2), "name": "tiny_S2_b"}
-    trainer = Trainer(parse_options(options), ALONE)
-    assert any("experiments/tiny_S1/models/net_g_latest.pth, saved after step 4" in notice
-               for notice in trainer.notices)  # fmt: skip
-    assert any("train.reference_world_size is not set" in notice for notice in trainer.notices)
-
-
-@pytest.mark.parametrize("stage1", ["tiny_S1", "experiments/tiny_S1", "experiments/tiny_S1/models"])
-def test_stage_1_is_named_by_one_option(trained, data, monkeypatch, stage1):
-    monkeypatch.chdir(trained[0])
-    options = {**train_options(data, 2), "name": "other", "path": {"stage1": stage1}}
-    origins = Trainer(parse_options(options), ALONE).state.started_from
-    files = {name: f"experiments/tiny_S1/models/{name}_latest.pth" for name in ("net_g", "net_le")}
-    assert {name: origin["file"] for name, origin in origins.items()} == files
-    shutil.rmtree("experiments/other")
 
 
 def test_a_photograph_is_learned_by_heart(tmp_path):

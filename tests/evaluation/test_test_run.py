@@ -59,18 +59,6 @@ def test_testing_writes_pictures_table_json_and_csv(tested, data):
         assert scores.mean()[metric] == pytest.approx(mean, rel=1e-12)
 
 
-@pytest.mark.parametrize("weights", ["tiny_S2", "experiments/tiny_S2"])
-def test_a_training_is_tested_by_its_name(trained, data, monkeypatch, weights):
-    """Before the files that the option file names."""
-    monkeypatch.chdir(trained[0])
-    options = {**test_options(data), "name": "by_name"}
-    options["path"] = {"pretrain_network_g": "nowhere.pth", "weights": weights}
-    assert run_test(parse_options(options), ALONE)
-    options["path"] = {"weights": "tiny_S1"}
-    with pytest.raises(UserError, match=r"^path\.weights: .*tiny_S1/models/net_le_dm_latest\.pth"):
-        run_test(parse_options(options), ALONE)
-
-
 def test_a_protocol_replaces_the_metrics(trained, data, monkeypatch):
     monkeypatch.chdir(trained[0])
     options = {**test_options(data), "name": "protocol"}

@@ -23,7 +23,7 @@ from hidiff.options import parse_options
 from hidiff.report.candidates import by_label, find_data, parse_models
 from hidiff.report.page import ends
 from hidiff.report.scatter import AROUND, LEFT, SIDE, scatter, ticks
-from hidiff.weights.load import find_model
+from hidiff.weights.find import find_model
 
 
 def main(arguments):

@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hidiff.weights.packed import pack
+from hidiff.weights.stored import StoredModel
 from small_data import picture, train_options, write_rgb
 
 from hidiff import UserError
@@ -18,9 +20,7 @@ from hidiff.models import build_model
 from hidiff.options import parse_options
 from hidiff.report.finetune_pairs import MAX_SHIFT, find_pairs, shift, split, usable
 from hidiff.utils.errors import Interrupted
-from hidiff.weights.load import find_model
-from hidiff.weights.packed import pack
-from hidiff.weights.stored import StoredModel
+from hidiff.weights.find import find_model
 
 
 def main(arguments):

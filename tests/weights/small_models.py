@@ -5,12 +5,11 @@ import functools
 from pathlib import Path
 
 import torch
-import yaml
 from baseline_options import BASELINES
 
-from hidiff.engine.checkpoint import save_networks
+from hidiff.models import build_model
 from hidiff.options import load_options
-from hidiff.weights.stored import blank_model
+from hidiff.weights.model_file import save_model
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WIDTHS = {
@@ -55,7 +54,9 @@ def presets():
 def random_model(sections, seed=0):
     """A model with random weights; to initialise them as for a training takes longer."""
     torch.manual_seed(seed)
-    model = blank_model(sections, "sections")
+    sections = {key: value for key, value in sections.items() if key != "train"}
+    with torch.device("meta"):
+        model = build_model(sections)
     with torch.no_grad():
         for network in model.networks().values():
             for parameter in network.to_empty(device="cpu").parameters():
@@ -64,13 +65,19 @@ def random_model(sections, seed=0):
     return model.eval().requires_grad_(False)
 
 
-def make_experiment(folder, sections, step=8, averaged=False):
+def make_experiment(folder, sections, step=8, averaged=False, total_iter=100, facts=None):
     """`folder` as a training leaves it that has saved after `step`; returns its model."""
     model = random_model(sections, seed=step)
-    average = random_model(sections, seed=step + 1).networks() if averaged else None
-    save_networks(model.networks(), folder / "models", step, 100, average)
-    copy = folder / "20260101_000000_train.yml"
-    copy.write_text(yaml.safe_dump(dict(sections), sort_keys=False))
+    save_model(
+        folder / "models" / f"{folder.name}_{step}.safetensors",
+        model,
+        options=sections,
+        name=folder.name,
+        step=step,
+        total_iter=total_iter,
+        average=random_model(sections, seed=step + 1) if averaged else None,
+        **(facts or {}),
+    )
     return model
 
 

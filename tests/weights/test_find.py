@@ -1,7 +1,7 @@
-"""Finding models: experiments, folders, packed files and the Hub."""
+"""Finding models: experiments, folders, model files and the Hub."""
 
 import inspect
-import logging
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -10,19 +10,16 @@ import pytest
 import torch
 import yaml
 from small_data import test_options, train_options
-from small_models import make_experiment, make_released, random_model, same, small
-from small_training import ALONE, train
+from small_models import make_experiment, make_released, random_model, same
 
 import hidiff
 from hidiff import UserError
-from hidiff.cli import main
+from hidiff.cli import call
 from hidiff.evaluation.rows import with_scores
-from hidiff.evaluation.test_run import run_test
-from hidiff.options import load_options, parse_options
-from hidiff.weights.load import find_model, load_model
-from hidiff.weights.packed import pack
+from hidiff.options import parse_options
+from hidiff.weights.export import pack, unpack
+from hidiff.weights.find import default_model, find_model, load_model
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 SECTIONS = {stage: parse_options(train_options(Path("data"), stage)).sections for stage in (1, 2)}
 
 
@@ -36,7 +33,7 @@ def restored(model, lq):
 
 
 def test_every_source_restores_the_same(trained, lq, tmp_path, monkeypatch):
-    """The training's own model, and its files wherever they are."""
+    """The training's own model, and its file wherever it is."""
     monkeypatch.chdir(trained[0])
     before = torch.get_rng_state()
     loaded = load_model("tiny_S2")
@@ -46,26 +43,23 @@ def test_every_source_restores_the_same(trained, lq, tmp_path, monkeypatch):
     assert all(torch.equal(value, trained[2][key]) for key, value in parameters.items())
     assert not loaded.model.training
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
-    assert loaded.options["network_g"] == SECTIONS[2]["network_g"]
-    assert (loaded.patch_size, loaded.normalization, loaded.notices) == (32, None, [])
+    assert loaded.options["network_g"] == json.loads(json.dumps(SECTIONS[2]["network_g"]))
+    assert (loaded.patch_size, loaded.notices, loaded.step) == (32, (), 4)
     assert "step 4" in loaded.description and "\n" not in loaded.description
     expected = restored(loaded.model, lq)
 
-    pack(find_model("tiny_S2"), tmp_path / "model.safetensors")
-    assert main(["unpack", str(tmp_path / "model.safetensors"), "-o", str(tmp_path / "out")]) == 0
+    pack(find_model("tiny_S2"), tmp_path / "model.safetensors", for_training=True)
+    unpack(find_model("tiny_S2"), tmp_path / "out")
     shutil.copytree("experiments/tiny_S2", tmp_path / "moved")
     monkeypatch.chdir(tmp_path)  # away from experiments/
-    (tmp_path / "with_option_file").mkdir()
-    for name in loaded.model.networks():
-        shutil.copy(f"moved/models/{name}_latest.pth", f"with_option_file/{name}.pth")
-    (tmp_path / "with_option_file" / "test.yml").write_text(yaml.safe_dump(test_options(Path())))
+    shutil.copytree("out", "with_option_file")
+    (tmp_path / "with_option_file" / "options.yml").write_text(yaml.safe_dump(test_options(Path())))
     for source in (
         *("moved", "moved/models", "moved@4", Path("moved"), tmp_path / "moved", "moved@best"),
-        *("model.safetensors", "out", "with_option_file"),
+        *("moved/models/tiny_S2_4.safetensors", "model.safetensors", "out", "with_option_file"),
     ):
         found = load_model(source)
         assert torch.equal(restored(found.model, lq), expected), source
-        assert found.options == loaded.options, source
         assert found.patch_size == (None if source == "with_option_file" else 32)
     assert not torch.equal(restored(load_model("moved@2").model, lq), expected)
 
@@ -78,7 +72,7 @@ def test_a_model_of_the_package_is_ready(trained, lq, monkeypatch):
 
 def test_steps_and_best_are_named_by_their_place(trained, monkeypatch):
     monkeypatch.chdir(trained[0])
-    with pytest.raises(UserError, match=r"tiny_S2: .*net_g_3\.pth.*2, 4"):
+    with pytest.raises(UserError, match=r"tiny_S2: .*step 3.*2, 4"):
         find_model("tiny_S2@3")
     with pytest.raises(UserError, match="tiny_S2@last"):
         find_model("tiny_S2@last")
@@ -106,43 +100,9 @@ def test_best_is_the_step_with_the_best_score(tmp_path):
 def test_stage_1_is_described_but_not_loaded(tmp_path, capsys):
     make_experiment(tmp_path, SECTIONS[1])
     assert set(find_model(tmp_path).model.networks()) == {"net_g", "net_le"}
-    assert main(["info", str(tmp_path)]) == 0
+    assert call("info", str(tmp_path)) == 0
     with pytest.raises(UserError, match="stage 1"):
         load_model(tmp_path)
-
-
-def test_what_stage_2_did_not_train_is_found_after_moving(data, tmp_path, monkeypatch):
-    """Split-Training keeps stage 1's Transformer, which only its training state has."""
-    monkeypatch.chdir(tmp_path)
-    train(train_options(data, 1, total_iter=1))
-    options = {**train_options(data, 2, total_iter=1), "name": "split_S2"}
-    options |= {"model_type": "HI_Diff_S2_Split", "path": {"stage1": "tiny_S1"}}
-    trainer = train({**options, "path": {**options["path"], "allow_incomplete_stage1": True}})
-    shutil.move("experiments/split_S2", "moved")
-    shutil.rmtree("moved/training_states")
-    with_stage1 = find_model("moved").model
-    assert "net_le" not in with_stage1.networks()
-    expected = trainer.model.net_g.state_dict()
-    assert all(torch.equal(v, expected[k]) for k, v in with_stage1.net_g.state_dict().items())
-    shutil.rmtree("experiments/tiny_S1")
-    with pytest.raises(UserError, match=r"path\.stage1"):
-        find_model("moved")
-    (tmp_path / "moved/training_states").mkdir()
-    state = {"networks": {"net_g": expected}, "best": {}}
-    torch.save(state, "moved/training_states/1.state")
-    assert same(find_model("moved").model, with_stage1)
-
-
-@pytest.mark.parametrize("name", ["GoPro", "RealBlur_J"])
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_released_files_need_no_option_file(tmp_path, lq, name, prefix):
-    sections = small(load_options(ROOT / f"options/test/{name}.yml").sections)
-    model = make_released(tmp_path / "released", sections, prefix)
-    loaded = load_model(tmp_path / "released")
-    assert torch.equal(restored(loaded.model, lq), restored(model, lq))
-    for network in ("network_g", "network_le_dm", "network_d", "diffusion_schedule"):
-        assert any(notice.startswith(network) for notice in loaded.notices)
-    assert "module" not in "".join(loaded.model.state_dict())
 
 
 def test_the_option_file_names_the_entry(tmp_path):
@@ -160,11 +120,10 @@ def test_the_option_file_names_the_entry(tmp_path):
         (folder / "test.yml").write_text(yaml.safe_dump(options))
         found = find_model(folder)
         assert same(found.model, expected)
-        assert found.origin["net_g"]["entry"] == entry
 
 
 def test_folders_with_too_little_or_too_much(tmp_path):
-    with pytest.raises(UserError, match=r"net_g\.pth"):
+    with pytest.raises(UserError, match="empty"):
         find_model(tmp_path)
     make_released(tmp_path / "a", SECTIONS[2])
     with pytest.raises(UserError, match="several option files.*one.yml, two.yml"):
@@ -177,39 +136,47 @@ def test_folders_with_too_little_or_too_much(tmp_path):
     (tmp_path / "a" / "one.yml").write_text(yaml.safe_dump(options))
     with pytest.raises(UserError, match=r"net_g: .*net_g\.pth.*shape"):
         find_model(tmp_path / "a")
-    (tmp_path / "a" / "one.yml").unlink()
-    with pytest.raises(UserError, match=r"net_g\.pth is one part"):
-        find_model(tmp_path / "a" / "net_g.pth")
-    (tmp_path / "a" / "net_d.pth").unlink()
-    with pytest.raises(UserError, match=r"a: .*net_d\.pth"):
-        find_model(tmp_path / "a")
     make_experiment(tmp_path / "e", SECTIONS[2])
     for name in ("x", "y"):
         pack(find_model(tmp_path / "e"), tmp_path / "p" / f"{name}.safetensors")
     with pytest.raises(UserError, match=r"x\.safetensors, y\.safetensors"):
         find_model(tmp_path / "p")
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q" / "photo.png").write_text("")
+    with pytest.raises(UserError, match=r"q holds no weights.*photo\.png"):
+        find_model(tmp_path / "q")
 
 
-def test_scores_of_the_same_weights_are_found(trained, data, monkeypatch):
+def test_what_is_no_model_is_said(trained, monkeypatch, tmp_path):
     monkeypatch.chdir(trained[0])
-    for name, weights in (("of_S2", "tiny_S2"), ("of_others", "experiments/tiny_S2/step2")):
-        options = {**test_options(data), "name": name, "path": {"weights": weights}}
-        if name == "of_others":
-            folder = Path(weights)
-            folder.mkdir(exist_ok=True)
-            for network in ("net_g", "net_le_dm", "net_d"):
-                source = f"experiments/tiny_S2/models/{network}_2.pth"
-                shutil.copy(source, folder / f"{network}.pth")
-        assert run_test(parse_options(options), ALONE)
-    validation, test = with_scores(find_model("tiny_S2")).scores
-    assert (validation["source"], validation["dataset"]) == ("validation", "ValSet")
-    assert (test["settings"]["name"], test["protocol"], test["images"]) == ("of_S2", "basicsr", 2)
-    assert set(test["restored"]) == {"psnr", "ssim"}
-    assert validation["local"] == test["local"] == "none"
-    # The validation has the same images, noise and weights.
-    assert validation["restored"]["psnr"] == pytest.approx(test["restored"]["psnr"], rel=1e-6)
-    (other,) = with_scores(find_model("tiny_S2@2")).scores
-    assert other["settings"]["name"] == "of_others"
+    (tmp_path / "mine.yml").write_text("name: tiny_S2\n")
+    (tmp_path / "notes.txt").write_text("")
+    for text, words in (
+        (tmp_path / "mine.yml", "option file.*tiny_S2"),
+        (tmp_path / "notes.txt", "no model"),
+        (tmp_path / "absent" / "folder", "absent/folder does not exist"),
+        ("experiments/tiny_S2/training_states/4.state", "training state"),
+        ("experiments/tiny_S2/models/tiny_S2_4.safetensors@2", "no steps"),
+        ("bundeld", "bundled"),
+    ):
+        with pytest.raises(UserError, match=words):
+            find_model(text)
+
+
+def test_without_a_name_downloads_come_before_the_bundled_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("HIDIFF_HOME", str(tmp_path))
+    name, words = default_model()
+    assert name == "bundled" and "hidiff download gopro" in words
+    for name in ("dmphn", "gopro"):
+        make_experiment(tmp_path / name, SECTIONS[2])
+        pack(
+            find_model(tmp_path / name),
+            tmp_path / "models" / f"{name}.safetensors",
+            for_training=True,
+        )
+    assert default_model()[0] == "gopro"
+    assert same(find_model("gopro").model, find_model(tmp_path / "gopro").model)
+    assert load_model("bundled").licence == "Apache-2.0"
 
 
 @pytest.fixture
@@ -239,7 +206,7 @@ def test_models_come_from_the_hub(hub, tmp_path, lq):
     folder, asked = hub
     make_experiment(tmp_path / "e", SECTIONS[2])
     pack(find_model(tmp_path / "e"), folder / "model.safetensors")
-    make_released(folder / "released", SECTIONS[2])
+    unpack(find_model(tmp_path / "e"), folder / "released")
     expected = restored(load_model(tmp_path / "e").model, lq)
     assert torch.equal(restored(hidiff.load("hf:owner/name"), lq), expected)
     assert torch.equal(restored(hidiff.load("hf:owner/name/model.safetensors@v1"), lq), expected)
@@ -265,7 +232,7 @@ def test_what_was_downloaded_before_is_found_without_a_network(tmp_path, monkeyp
     downloads, commit = tmp_path / "cache" / "models--owner--name", 5 * "0123abcd"
     make_experiment(tmp_path / "e", SECTIONS[2])
     expected = find_model(tmp_path / "e")
-    pack(expected, downloads / "snapshots" / commit / "model.safetensors")
+    pack(expected, downloads / "snapshots" / commit / "model.safetensors", for_training=True)
     (downloads / "refs").mkdir()
     (downloads / "refs" / "main").write_text(commit)
     for source in ("hf:owner/name", "hf:owner/name/model.safetensors", f"hf:owner/name@{commit}"):
@@ -278,10 +245,3 @@ def test_the_hub_needs_a_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match="pip install huggingface_hub"):
         load_model("hf:owner/name")
-
-
-def test_notices_are_logged(tmp_path, caplog, monkeypatch):
-    make_released(tmp_path / "released", SECTIONS[2])
-    monkeypatch.setattr(logging.getLogger("hidiff"), "propagate", True)
-    hidiff.load(tmp_path / "released")
-    assert "diffusion_schedule" in caplog.text
