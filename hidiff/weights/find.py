@@ -70,6 +70,7 @@ class FoundModel:
         place: where it was found.
         step, total_iter, patch_size, data, scores, licence, versions: see
             `hidiff.weights.model_file.About`.
+        sha256: of the model file; None where it is of published files.
         published: whether it is of somebody else's file, which says nothing about it.
         folder: of the experiment; None where it is none.
         notices: what the user must know.
@@ -86,6 +87,7 @@ class FoundModel:
     scores: Sequence[Mapping[str, Any]] = ()
     licence: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    sha256: str | None = None
     published: bool = False
     folder: Path | None = None
     notices: tuple[str, ...] = ()
@@ -201,6 +203,7 @@ def find_model(text: str | Path, *, training: bool = False) -> FoundModel:
         model_sections(sections),
         place=str(found.place),
         published=found.file is None,
+        sha256=None if found.file is None else found.file.sha256,
         notices=tuple(notices),
         **about,
     )

@@ -46,7 +46,7 @@ AVERAGE = "average."
 class Score(BaseModel):
     """Mean scores on one data set."""
 
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow")
 
     dataset: str
     protocol: str
@@ -65,7 +65,7 @@ class About(BaseModel):
     model was trained on. What is not known is None or empty.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     name: str
     options: dict[str, Any]

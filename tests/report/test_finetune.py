@@ -7,8 +7,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hidiff.weights.packed import pack
-from hidiff.weights.stored import StoredModel
 from small_data import picture, train_options, write_rgb
 
 from hidiff import UserError
@@ -20,7 +18,8 @@ from hidiff.models import build_model
 from hidiff.options import parse_options
 from hidiff.report.finetune_pairs import MAX_SHIFT, find_pairs, shift, split, usable
 from hidiff.utils.errors import Interrupted
-from hidiff.weights.find import find_model
+from hidiff.weights.export import pack
+from hidiff.weights.find import FoundModel, find_model
 
 
 def main(arguments):
@@ -52,7 +51,7 @@ def start(tmp_path_factory):
     sections = parse_options(train_options(Path("data"), 2)).sections
     model = build_model(sections)
     used = {k: v for k, v in sections.items() if k.startswith(("network_", "model_", "diff"))}
-    pack(StoredModel("start", "start", model, used, patch_size=32, licence="CC0"), path)
+    pack(FoundModel("start", "start", model, used, patch_size=32, licence="CC0"), path)
     return path
 
 

@@ -10,13 +10,12 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from hidiff.evaluation.files import write_scores
 from small_data import train_options
 from small_models import make_experiment, presets, random_model, same, small
 
 from hidiff import UserError
 from hidiff.cli import call
-from hidiff.evaluation.record import ImageScore, SetScores
+from hidiff.evaluation.record import ImageScore, Scores, write_scores
 from hidiff.options import load_options, parse_options
 from hidiff.weights.experiment import training_facts
 from hidiff.weights.export import pack, unpack
@@ -268,7 +267,12 @@ def test_the_commands(packed, tmp_path, capsys, monkeypatch):
     assert call("pack", "a.safetensors", "-o", "a.safetensors", "--overwrite") == 0
     assert find_model("a.safetensors").licence == "CC-BY-4.0"
     assert find_model("a.safetensors").data["description"] == "photographs of cats"
-    scores = SetScores("mine", "basicsr", "test", [ImageScore("0", restored={"psnr": 30.0})])
+    scores = Scores(
+        dataset="mine",
+        protocol="basicsr",
+        source="test",
+        images=[ImageScore(name="0", restored={"psnr": 30.0})],
+    )
     Path("scored").mkdir()
     write_scores(Path("scored"), [scores])
     assert call("pack", "mine", "-o", "c.safetensors", "--scores", "scored") == 0
