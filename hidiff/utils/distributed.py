@@ -32,8 +32,12 @@ LAUNCHERS: tuple[Launcher, ...] = ("none", "pytorch", "slurm")
 JOIN_LIMIT = 600.0
 """Seconds that the first process waits for the others at the start."""
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
-"""Signals that ask a run to stop: its state is saved first."""
+STOP_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP")
+    if hasattr(signal, name)
+)
+"""Signals that ask a run to stop: its state is saved first. Windows lacks some."""
 
 GRACE = 60.0
 """Seconds after a signal in which processes that train together must come to an agreement."""
@@ -348,14 +352,15 @@ class StopRequest:
 
     Args:
         grace: seconds after a signal until the process ends with `EXIT_INTERRUPTED`, whatever it
-            is in, unless `heeded` was set; None leaves it time without end. A process that waits
-            for another one cannot save, and Python's handlers do not even run in it.
+            is in, unless `acknowledged` was set; None leaves it time without end. A process that
+            waits for another one cannot save, and Python's handlers do not even run in it.
     """
 
     def __init__(self, grace: float | None = None) -> None:
         self.received: str | None = None
-        self.heeded = threading.Event()
+        self.acknowledged = threading.Event()
         """To be set where the signal has had its effect and what follows must not be cut off."""
+        self.heeded = self.acknowledged  # the former name, until its last caller has gone
         self._grace = grace
         self._alarm: socket.socket | None = None
         self._previous: dict[signal.Signals, Any] = {}
@@ -380,16 +385,16 @@ class StopRequest:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        self.heeded.set()
+        self.acknowledged.set()
         if self._alarm is not None:
             signal.set_wakeup_fd(-1)
             self._alarm.close()
 
     def _watch(self, watched: socket.socket) -> None:
-        """End the process where it does not heed a signal in time."""
+        """End the process where it does not acknowledge a signal in time."""
         with watched:
             while number := watched.recv(1):
-                if number[0] in STOP_SIGNALS and not self.heeded.wait(self._grace):
+                if number[0] in STOP_SIGNALS and not self.acknowledged.wait(self._grace):
                     with suppress(OSError):
                         os.write(2, b"\nnot stopped in time, another process does not answer; "
                                     b"resume with --auto_resume\n")  # fmt: skip

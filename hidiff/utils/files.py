@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import datetime
-import errno
-import fcntl
 import hashlib
 import os
 import re
 import socket
-import time
+import stat
 import uuid
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
-
-import torch
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hidiff.utils.errors import UserError, missing
-from hidiff.utils.workers import Group
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+    from hidiff.utils.distributed import Processes
 
 PATIENCE = 10.0
 """Seconds to wait for a program that is about to end, such as one whose torchrun was killed."""
 
-_held: dict[Path, TextIO] = {}
+LARGEST_FILE = 2 * 2**30
+"""Bytes of the largest image, video frame or table that is read."""
+
+LARGEST_TEXT = 64 * 2**20
+"""Bytes of the largest text file that is read."""
+
+_locks: dict[Path, BaseFileLock] = {}
+"""Those that this process holds."""
 
 
-def inside(folder: str | os.PathLike[str], name: str) -> Path:
+def safe_join(folder: str | os.PathLike[str], name: str) -> Path:
     """The place for `name` in a folder or in sub-folders that the name gives.
 
     For names that come from data, a database's keys for example.
@@ -91,18 +98,10 @@ def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Bi
 
 
 def replace_link(path: Path, target: str) -> None:
-    """Make or replace a symbolic link; see `replacing`.
-
-    Raises:
-        OSError: the file system has no links, or cannot be written.
-    """
+    """Make or replace a symbolic link; see `replacing`."""
     temporary = _temporary(path)
-    try:
-        temporary.symlink_to(target)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    temporary.symlink_to(target)
+    temporary.replace(path)
 
 
 def _temporary(path: Path) -> Path:
@@ -126,16 +125,47 @@ def partial_files(folder: Path, name: str = "*") -> list[Path]:
     return sorted(folder.glob(f".{name}.part"))
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """A file's content.
+def read_regular_file(path: str | os.PathLike[str], limit: int = LARGEST_FILE) -> bytes:
+    """A file's content, for files from elsewhere.
+
+    Pipes, sockets and devices, which may never end, are refused before they are read.
+
+    Args:
+        path: the file.
+        limit: bytes that it may have.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it is no regular file, is larger, or cannot be read.
     """
     try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        with _open_regular(path) as file:
+            large = os.fstat(file.fileno()).st_size > limit
+            data = b"" if large else file.read()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({reason})") from None
+    if large:
+        raise UserError(f"{path}: has more than {limit / 2**20:.4g} MiB, so it is not read")
+    return data
+
+
+def _open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: the name holds a NUL character, or there is something else than a file.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        # A pipe would otherwise wait for somebody who writes.
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    file = open(path, "rb", opener=opener)  # noqa: SIM115 (the caller closes it)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError("it is a pipe, device or socket, and no file")
+    return file
 
 
 def read_lines(path: str | os.PathLike[str], where: str) -> Iterator[tuple[int, str]]:
@@ -145,12 +175,14 @@ def read_lines(path: str | os.PathLike[str], where: str) -> Iterator[tuple[int, 
         where: what names the file (a YAML path or command-line option), for messages.
 
     Raises:
-        UserError: it cannot be read, or is no UTF-8 text.
+        UserError: it cannot be read, or is no UTF-8 text (with or without a byte order mark).
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: {path} is no readable text: {error}") from None
+        text = read_regular_file(path, LARGEST_TEXT).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: {path} is no UTF-8 text: {error}") from None
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     return ((n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip())
 
 
@@ -177,7 +209,7 @@ def timestamp() -> str:
     return datetime.datetime.now().strftime("%Y%m%d_%H%M%S")
 
 
-def set_aside(path: Path) -> Path:
+def archive(path: Path) -> Path:
     """Rename a file or folder so that nothing of it is lost; returns its new path."""
     archived = path.with_name(f"{path.name}_archived_{timestamp()}")
     number = 1
@@ -209,6 +241,8 @@ def load_torch_file(path: Path, where: str) -> tuple[Any, str]:
     if not path.is_file():
         problem = f"{path} is a folder; name a file in it" if path.is_dir() else missing(path)
         raise UserError(f"{where}: {problem}")
+    import torch  # here, so that programs that read no weights need not wait for it
+
     try:
         # One open file for all of it: another one may get its name meanwhile.
         with path.open("rb") as file:
@@ -248,66 +282,75 @@ def _check_sums(file: BinaryIO) -> None:
     with zipfile.ZipFile(file) as archive:
         damaged = archive.testzip()
     if damaged is not None:
-        raise ValueError(f"the check sum of {damaged} is another")
+        raise ValueError(f"checksum mismatch in {damaged}")
 
 
-def hold(folder: Path, processes: Group, patience: float | None = None) -> list[str]:
+def lock_folder(
+    folder: Path, processes: Processes | None = None, patience: float | None = None
+) -> list[str]:
     """Keep other programs out of a folder until this process ends, by whatever.
 
     The first process holds a lock of the operating system on `.{folder}.lock` beside the folder,
-    which may so be renamed. It is a lock of the process (POSIX), which loader processes do not
-    inherit, and which NFS knows.
+    which may so be renamed.
 
     Args:
         folder: need not exist.
-        processes: all wait for the first one's answer.
+        processes: all wait for the first one's answer; None for this process alone.
         patience: seconds to wait for another program; None: `PATIENCE`.
 
     Returns:
         A notice where the file system has no locks.
 
     Raises:
-        UserError: another program holds the folder.
+        UserError: another program holds the folder, or the lock file is a symbolic link or cannot
+            be made.
     """
+    patience = PATIENCE if patience is None else patience
+    if processes is None:
+        return _lock(folder, patience)
     notices = []
     with processes.main_first():
         if processes.is_main:
-            notices = _hold(folder, PATIENCE if patience is None else patience)
+            notices = _lock(folder, patience)
     return notices
 
 
-def _hold(folder: Path, patience: float) -> list[str]:
+def _lock(folder: Path, patience: float) -> list[str]:
+    import filelock
+
     path = folder.with_name(f".{folder.name}.lock").absolute()
-    if path in _held:
+    if path in _locks:
         return []
+    lock = filelock.FileLock(path, timeout=patience, poll_interval=0.2, fallback_to_soft=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise UserError(
+                f"{path} is no regular file, and locks follow no links; remove it and start again"
+            )
+        # Whether it can be made is one question, whether it can be locked another.
+        path.touch()
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error})") from None
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                file.close()
-                return [
-                    f"{folder}: this file system has no locks ({error.strerror}), so nothing "
-                    "notices a second program that writes there"
-                ]
-        if time.monotonic() > deadline:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
-            raise UserError(
-                f"{folder} is in use by {holder}; wait for its end, or end it (kill -TERM saves "
-                "first)"
-            )
-        time.sleep(0.2)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    _held[path] = file
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        holder = "another process"
+        with suppress(OSError, ValueError):
+            holder = path.read_text(encoding="utf-8").strip()[:200] or holder
+        raise UserError(
+            f"{folder} is in use by {holder}; wait for its end, or end it (kill -TERM saves first)"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        return [
+            f"{folder}: this file system has no locks ({getattr(error, 'strerror', error)}), so "
+            "nothing notices a second program that writes there"
+        ]
+    with suppress(OSError):  # Windows lets nobody write to what is locked
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+    _locks[path] = lock
     return []
+
+
+# The former names, until their last callers have gone.
+inside, set_aside, hold, read_bytes = safe_join, archive, lock_folder, read_regular_file

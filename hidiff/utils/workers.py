@@ -1,4 +1,4 @@
-"""Sharing work: the ranks of a distributed run, and the one ordered pool of workers."""
+"""The one ordered pool of workers, threads or processes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager
 from itertools import islice
-from typing import Any, Literal, Protocol, TypeVar
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from hidiff.utils.errors import UserError
 from hidiff.utils.memory import keep_freed_memory
+
+if TYPE_CHECKING:
+    import torch
+
+    from hidiff.utils.distributed import Processes as Group
+else:
+    Group = Any
 
 Key = TypeVar("Key")
 
@@ -30,33 +34,6 @@ AHEAD = 2
 """Keys in progress beyond one a worker: the one being worked on, and the next, already read."""
 
 
-class Group(Protocol):
-    """The ranks that share a piece of work; `hidiff.utils.distributed.Processes` is one."""
-
-    @property
-    def rank(self) -> int: ...
-    @property
-    def world_size(self) -> int: ...
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this rank writes what is written once."""
-
-    def gather(self, value: Any) -> list[Any]:
-        """The picklable values of all ranks, by rank."""
-
-    def require_same(self, what: str, found: str) -> None:
-        """Refuse to go on where `found` differs between ranks; `what` names it."""
-
-    def barrier(self) -> None:
-        """Wait until every rank is here."""
-
-    def main_first(self) -> AbstractContextManager[None]:
-        """Context whose body the main rank runs before the others."""
-
-
 def available_cores() -> int:
     """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -65,7 +42,7 @@ def available_cores() -> int:
 
 
 def thread_count(wanted: int | Literal["auto"], device: torch.device) -> int:
-    """The threads of `run_in_order` for `val.num_workers`.
+    """The threads of `ordered_pipeline` for `val.num_workers`.
 
     'auto' takes none beside a CPU, where restoring uses all cores already, and beside a GPU up to
     `GPU_THREADS` of the cores that torchrun's other processes on this machine leave.
@@ -76,22 +53,22 @@ def thread_count(wanted: int | Literal["auto"], device: torch.device) -> int:
     return 0 if device.type == "cpu" else min(GPU_THREADS, max(cores, 1))
 
 
-def _as_it_is(result: Any) -> Any:
+def _identity(result: Any) -> Any:
     return result
 
 
-def run_in_order(
+def ordered_pipeline(
     keys: Iterable[Key],
     *,
-    read: Callable[[Key], Any],
-    work: Callable[[Any], Any] = _as_it_is,
-    finish: Callable[[Any], Any] = _as_it_is,
+    load: Callable[[Key], Any],
+    compute: Callable[[Any], Any] = _identity,
+    save: Callable[[Any], Any] = _identity,
     workers: int,
     processes: bool = False,
 ) -> Generator[Any, None, None]:
-    """`finish(work(read(key)))` of every key, in order.
+    """`save(compute(load(key)))` of every key, in order.
 
-    `work` runs on the calling thread, in order. `read` and `finish` run in a pool of threads
+    `compute` runs on the calling thread, in order. `load` and `save` run in a pool of threads
     meanwhile, so they gain where they let go of Python's lock: decoding, encoding and array
     arithmetic do. An exception of any step ends the iteration.
 
@@ -100,7 +77,7 @@ def run_in_order(
 
     Args:
         keys: what to work on.
-        read, work, finish: the steps; without the last two `read(key)` is the result.
+        load, compute, save: the steps; without the last two `load(key)` is the result.
         workers: how many; with 0 (of processes, with 1) the caller does one step after the other.
             At most `workers + AHEAD` keys are in progress at a time.
         processes: processes in place of threads. They import the main module, so a program that
@@ -109,26 +86,26 @@ def run_in_order(
     Raises:
         UserError: a worker process was killed.
     """
-    if workers <= processes:
-        if processes:
-            keep_freed_memory(LARGEST_KEPT)
+    if processes and workers <= 1:
+        keep_freed_memory(LARGEST_KEPT)
+    if workers == 0 or (processes and workers == 1):
         for key in keys:
-            yield finish(work(read(key)))
+            yield save(compute(load(key)))
         return
     keys = iter(keys)
-    reading: deque[Future] = deque()
-    finishing: deque[Future] = deque()
+    loading: deque[Future] = deque()
+    saving: deque[Future] = deque()
     pool = _process_pool(workers) if processes else ThreadPoolExecutor(workers)
     try:
         while True:
-            room = workers + AHEAD - len(reading) - len(finishing)
-            reading.extend(pool.submit(read, key) for key in islice(keys, room))
-            if finishing and (finishing[0].done() or not reading):
-                yield finishing.popleft().result()
-            elif reading and finish is _as_it_is:
-                yield work(reading.popleft().result())
-            elif reading:
-                finishing.append(pool.submit(finish, work(reading.popleft().result())))
+            free = workers + AHEAD - len(loading) - len(saving)
+            loading.extend(pool.submit(load, key) for key in islice(keys, free))
+            if saving and (saving[0].done() or not loading):
+                yield saving.popleft().result()
+            elif loading and save is _identity:
+                yield compute(loading.popleft().result())
+            elif loading:
+                saving.append(pool.submit(save, compute(loading.popleft().result())))
             else:
                 return
     except BrokenProcessPool:
@@ -138,6 +115,21 @@ def run_in_order(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def run_in_order(
+    keys: Iterable[Key],
+    *,
+    read: Callable[[Key], Any],
+    work: Callable[[Any], Any] = _identity,
+    finish: Callable[[Any], Any] = _identity,
+    workers: int,
+    processes: bool = False,
+) -> Generator[Any, None, None]:
+    """`ordered_pipeline` under its former name, until the last callers have gone."""
+    return ordered_pipeline(
+        keys, load=read, compute=work, save=finish, workers=workers, processes=processes
+    )
 
 
 def _process_pool(workers: int) -> ProcessPoolExecutor:
