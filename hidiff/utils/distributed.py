@@ -11,10 +11,10 @@ import sys
 import threading
 import time
 import uuid
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, Literal
 
@@ -92,9 +92,9 @@ class Processes:
         """
         if self.world_size == 1:
             return model
-        # Of depthwise and 1×1 weights, whose channels-last strides are other numbers for the same
-        # order of bytes. The copy into the bucket, which it warns of, is made in any case.
-        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        for parameter in model.parameters():
+            if parameter.requires_grad and 1 in parameter.shape:
+                parameter.register_hook(partial(_with_strides, parameter.stride()))
         return DistributedDataParallel(
             model,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
@@ -199,6 +199,18 @@ class Processes:
         message = self.gather(message)[0]
         if message is not None:
             raise UserError(message)
+
+
+def _with_strides(strides: tuple[int, ...], grad: Tensor) -> Tensor:
+    """The same gradient with its parameter's strides, where both say the same order of bytes.
+
+    The stride along a side of length 1 may be any number: oneDNN gives depthwise weights
+    channels-last ones, and data-parallel training wants those of the parameter.
+    """
+    sides = zip(grad.shape, grad.stride(), strides, strict=True)
+    if all(size == 1 or ours == theirs for size, ours, theirs in sides):
+        return grad.as_strided(grad.shape, strides)
+    return grad
 
 
 def no_sync(wrapped: nn.Module, skip: bool) -> Any:
