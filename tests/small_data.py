@@ -55,6 +55,19 @@ def write_rgb(path: Path, image: np.ndarray) -> None:
     assert cv2.imwrite(str(path), image[..., ::-1])
 
 
+def make_lmdb(folder: Path, output: Path) -> None:
+    """A folder's images in an LMDB, in BasicSR's layout."""
+    import lmdb
+
+    lines = []
+    with lmdb.open(str(output), map_size=2**24) as database, database.begin(write=True) as write:
+        for path in sorted(folder.iterdir()):
+            write.put(path.stem.encode(), path.read_bytes())
+            height, width = cv2.imread(str(path)).shape[:2]
+            lines.append(f"{path.name} ({height},{width},3) 1\n")
+    (output / "meta_info.txt").write_text("".join(lines))
+
+
 def make_pairs(folder: Path, count: int, height: int = 40, width: int = 48) -> list[str]:
     """`count` pairs in folder/{input,target}: pictures and the same blurred; returns the names."""
     names = []

@@ -52,15 +52,18 @@ def find_sources(options: argparse.Namespace) -> tuple[list[DataSource], list[La
     Raises:
         UserError: there is nothing to check.
     """
-    from hidiff.data.pairs import refuse_one_place
-    from hidiff.data.store import open_store
+    from hidiff.data.pairs import find_pairs
     from hidiff.prepare.check import DataSource, dataset_folders, layout_sources
 
     if options.input is not None:
-        for flag in ("input", "target"):
-            if (root := getattr(options, flag)) is not None:
-                open_store(root, f"--{flag}")
-        refuse_one_place(options.input, options.target, "--input, --target")
+        sides = ("--input", "--target")
+        find_pairs(
+            blurry=options.input,
+            sharp=options.target,
+            where="--input, --target",
+            sides=sides,
+            complete=False,
+        )
         name = options.input if options.target is None else f"{options.input}, {options.target}"
         return [DataSource(name, options.input, options.target)], []
     if options.opt is not None:

@@ -4,7 +4,6 @@
     hidiff prepare hide     --source DOWNLOADS/HIDE_dataset
     hidiff prepare realblur --source DOWNLOADS/RealBlur
     hidiff prepare patches
-    hidiff prepare lmdb     --input datasets/GoPro/crop/train/input_crops --output X.lmdb
     hidiff prepare video    --input CLIPS/*.mp4 --output datasets/mine --frames 7-13
     hidiff prepare synthetic --input PHOTOGRAPHS --output datasets/synthetic --sheet parts.png
     hidiff prepare quickstart
@@ -13,8 +12,7 @@ gopro, hide and realblur make the layout of links to the download (or copies, wi
 that exists is overwritten: a file that differs stops the program before it has changed anything. A
 second run adds what is missing. patches cuts GoPro: 512×512 patches of the training frames (8 of a
 1280×720 frame, 16824 in all) and a centre crop of each test frame; existing ones are kept, so an
-interrupted run goes on. lmdb stores the files' bytes as they are in a database, for file systems
-that are slow with many small files; it needs the package lmdb. video makes pairs of high-rate
+interrupted run goes on. video makes pairs of high-rate
 video: the mean of consecutive frames is the blurry image, the frame in their middle the sharp one;
 a sequence is in one part only, train/ or test/. synthetic blurs sharp photographs as
 SyntheticBlurDataset does in training, and draws what each part of it does. quickstart makes a small
@@ -68,11 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     command.add_argument("--overlap", type=int, default=256, help="of neighbouring patches, pixels")
     command.add_argument("--val_size", type=int, default=256, help="side of a validation crop")
     command.add_argument("--jobs", type=int, help="worker processes (default: one a core)")
-    command = commands.add_parser("lmdb", help="a database of the images in a folder")
-    command.add_argument("--input", required=True, metavar="DIR", help="the folder of images")
-    command.add_argument(
-        "--output", required=True, metavar="X.lmdb", help="the LMDB to make; must not exist"
-    )
     command = commands.add_parser("video", help="pairs from high-rate video or folders of frames")
     command.add_argument(
         "--input",
@@ -204,11 +197,7 @@ def run(args: argparse.Namespace) -> int:
             test=args.test,
         )
         return 0 if prepare_video(tasks, args.jobs) else 1
-    if args.what == "lmdb":
-        from hidiff.data.lmdb_store import create_lmdb
-
-        print(f"{args.output}: {create_lmdb(args.input, args.output)} images")
-    elif args.what == "synthetic":
+    if args.what == "synthetic":
         _synthetic(args)
     elif args.what == "quickstart":
         made = make_quickstart(args.output, args.seed)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from hidiff.data.dataset import PairedImageIRDataset, PairSet
 from hidiff.data.loader import training_batches
 from hidiff.data.mixture import Mixture
-from hidiff.data.paired_dataset import PairedImageIRDataset
-from hidiff.data.pairs import SourceSet
+from hidiff.data.pairs import Pair, Pairs, find_pairs
 from hidiff.data.sampler import BatchPlan, CropRequest, PhaseBatchSampler
 from hidiff.data.synthetic_dataset import SyntheticBlurDataset
 from hidiff.data.transforms import Normalization
@@ -18,20 +18,22 @@ __all__ = [
     "CropRequest",
     "Mixture",
     "Normalization",
+    "Pair",
+    "PairSet",
     "PairedImageIRDataset",
+    "Pairs",
     "PhaseBatchSampler",
     "SyntheticBlurDataset",
     "build_dataset",
     "build_training_set",
+    "find_pairs",
     "normalization_of",
     "training_batches",
 ]
 
 
-def build_dataset(options: DatasetOptions) -> SourceSet:
+def build_dataset(options: DatasetOptions) -> PairSet:
     """The data set of a `datasets.*` section.
-
-    Its attribute `normalization` is None unless the section has `mean` or `std`.
 
     Raises:
         UserError: an unknown option, or data that is missing or unpaired.

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from hidiff.data.dataset import PairSet
 from hidiff.data.image import to_float
-from hidiff.data.pairs import PairSet
 from hidiff.data.sampler import CropRequest, PhaseBatchSampler, Shares
 from hidiff.utils.distributed import STOP_SIGNALS
 from hidiff.utils.errors import UserError
@@ -29,7 +29,7 @@ from hidiff.utils.errors import UserError
 SUBSTITUTES = 5
 """Pairs tried in place of one that cannot be used, before giving up."""
 
-LOOK = 1.0
+POLL_SECONDS = 1.0
 """Seconds between two looks at what a wait depends on: other processes, a request to stop."""
 
 
@@ -98,11 +98,11 @@ def _start_worker(parent: int | None, worker: int) -> None:
 def _end_with_parent(parent: int) -> None:
     """Torch looks for the parent only between batches, so not while one hangs."""
     while os.getppid() == parent:
-        time.sleep(LOOK)
+        time.sleep(POLL_SECONDS)
     os._exit(1)
 
 
-class _Silence(Exception):
+class NoBatchYet(Exception):
     """No batch came yet."""
 
 
@@ -115,7 +115,7 @@ def _iterating(loader: DataLoader) -> Iterator[Callable[[], Any]]:
 
     Raises:
         UserError: for failures that a person can mend.
-        _Silence: from `next`, no batch came within `LOOK` seconds. It can be called again.
+        NoBatchYet: from `next`, nothing came in `POLL_SECONDS`; it can be called again.
     """
     others = {*multiprocessing.active_children(), *threading.enumerate()}
     on_child = signal.getsignal(signal.SIGCHLD)
@@ -131,7 +131,7 @@ def _iterating(loader: DataLoader) -> Iterator[Callable[[], Any]]:
                 signal.signal(signal.SIGCHLD, on_child)
         helpers = [thread for thread in threading.enumerate() if thread not in others]
 
-        def following() -> Any:
+        def next_batch() -> Any:
             try:
                 return next(iterator, None)
             except RuntimeError as error:
@@ -139,9 +139,9 @@ def _iterating(loader: DataLoader) -> Iterator[Callable[[], Any]]:
                     raise
             if not all(thread.is_alive() for thread in helpers):
                 raise RuntimeError("Pin memory thread exited unexpectedly")
-            raise _Silence
+            raise NoBatchYet
 
-        yield following
+        yield next_batch
     except (RuntimeError, OSError, MemoryError) as error:
         mended = _user_error(error, {worker.exitcode for worker in workers})
         if mended is None:
@@ -206,14 +206,14 @@ def training_batches(
     before its end.
 
     Args:
-        dataset: items as `PairedImageIRDataset` gives for a `CropRequest`.
+        dataset: items as `PairSet` gives for a `CropRequest`.
         sampler: which crops make each batch.
         num_workers: loader processes; 0 loads in this process.
         prefetch: batches that each loader process keeps ready.
         pin_memory: for copies to a GPU that do not block.
         skip_bad: take the next pair of the same set where one cannot be used, and say so.
         timeout: seconds to wait for a batch of loader processes; None waits for ever.
-        while_waiting: called every `LOOK` seconds of such a wait; what it raises ends it.
+        while_waiting: called every `POLL_SECONDS` seconds of such a wait; what it raises ends it.
 
     Raises:
         UserError: an image cannot be used (with `skip_bad`: several in a row); the message names
@@ -238,14 +238,14 @@ def training_batches(
             _start_worker,
             None if multiprocessing.get_start_method() == "forkserver" else os.getpid(),
         ),
-        timeout=LOOK if num_workers else 0,
+        timeout=POLL_SECONDS if num_workers else 0,
     )
-    with _iterating(loader) as following:
+    with _iterating(loader) as next_batch:
         asked_at = time.monotonic()
         while True:
             try:
-                batch = following()
-            except _Silence:
+                batch = next_batch()
+            except NoBatchYet:
                 while_waiting()
                 if timeout is not None and time.monotonic() - asked_at > timeout:
                     names = ", ".join(dataset.pairs[request.index].name for request in asked[0])

@@ -6,15 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from torch.utils.data import Dataset
-
-from hidiff.data.pairs import PairSet
+from hidiff.data.dataset import PairSet
 from hidiff.data.sampler import CropRequest, Shares
-from hidiff.data.transforms import Normalization
 from hidiff.options import DatasetOptions
 
 
-class Mixture(Dataset):
+class Mixture(PairSet):
     """The pairs of several data sets, one set after the other.
 
     Items are those of the sets. Where there are several, `name` begins with the set's place among
@@ -22,12 +19,10 @@ class Mixture(Dataset):
 
     Args:
         sections: the options of each set.
-        sets: as `PairedImageIRDataset`, with sharp images.
+        sets: with sharp images.
 
     Attributes:
         shares: of the sets in the samples.
-        pairs, notices: of all sets.
-        normalization: of all sets; None unless `build_training_set` gives one.
     """
 
     def __init__(self, sections: Sequence[DatasetOptions], sets: Sequence[PairSet]) -> None:
@@ -35,16 +30,12 @@ class Mixture(Dataset):
         self.shares = Shares([section.weight for section in sections], [len(s) for s in sets])
         places = [section.where.removeprefix("datasets.") for section in sections]
         self._prefixes = [f"{place}/" for place in places] if len(places) > 1 else [""]
-        self.pairs = [
+        pairs = [
             dataclasses.replace(pair, name=prefix + pair.name)
             for prefix, part in zip(self._prefixes, sets, strict=True)
             for pair in part.pairs
         ]
-        self.notices = [notice for part in sets for notice in part.notices]
-        self.normalization: Normalization | None = None
-
-    def __len__(self) -> int:
-        return len(self.pairs)
+        super().__init__(pairs, [notice for part in sets for notice in part.notices])
 
     def __getitem__(self, item: int | CropRequest) -> dict[str, Any]:
         index = item.index if isinstance(item, CropRequest) else item
@@ -55,7 +46,7 @@ class Mixture(Dataset):
         return {**found, "name": self._prefixes[number] + found["name"]}
 
     def fingerprint(self) -> str:
-        """That of every set, see `PairedImageIRDataset.fingerprint`."""
+        """That of every set, see `PairSet.fingerprint`."""
         return "; ".join(part.fingerprint() for part in self.sets)
 
     def counted(self, samples: int) -> str:

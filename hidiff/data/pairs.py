@@ -1,191 +1,416 @@
-"""Matching blurry and sharp images by name."""
+"""Finding blurry and sharp images that belong together: the one way for all programs."""
 
 from __future__ import annotations
 
+import os
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
 
+from hidiff.data.decode import EXTENSIONS
 from hidiff.data.image import listing
-from hidiff.data.store import ImageStore
-from hidiff.data.transforms import Normalization
-from hidiff.utils.errors import UserError, counted_from
+from hidiff.data.store import SHAPE, find_images, is_lmdb
+from hidiff.utils.errors import UserError, counted_from, missing
 from hidiff.utils.files import is_file, read_lines
 
-SIDES = (("input", "target"), ("blur", "sharp"), ("blurry", "sharp"), ("lq", "gt"))
-"""Names of the folders of blurry and sharp images that stand beside each other."""
+SIDES = (
+    ("input", "target"),
+    ("blur", "sharp"),
+    ("blurry", "sharp"),
+    ("lq", "gt"),
+    ("input", "gt"),
+    ("blur", "gt"),
+)
+"""Names of the folders of blurry and sharp images that stand beside each other, in any case; both
+may begin with the same text, as REDS's train_blur and train_sharp do."""
+
+EQUAL_NAMES = "{}"
+"""The template of pairs whose two images have the same name."""
 
 
 @dataclass(frozen=True)
 class Pair:
     """One blurry image and, unless only restoring, its sharp counterpart.
 
-    `lq` and `gt` are keys of an `ImageStore`.
+    Args:
+        name: tells it apart from all others; results are files of this name.
+        lq, gt: where they lie: paths of files, or `X.lmdb/data.mdb/KEY` (see `hidiff.data.store`).
+        scene: the folders above it, below the data's root and without those of the sides,
+            `train/s01` for example; where there are none, the name without its number.
     """
 
     name: str
     lq: str
     gt: str | None
+    scene: str = ""
 
 
-class PairSet(Protocol):
-    """What a data set has; see `PairedImageIRDataset`."""
+@dataclass
+class Pairs:
+    """What `find_pairs` has found.
 
-    pairs: list[Pair]
-    notices: list[str]
-    normalization: Normalization | None
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, item: Any, /) -> dict[str, Any]: ...
-    def fingerprint(self) -> str: ...
-
-
-class SourceSet(PairSet, Protocol):
-    """A data set of one section of the options."""
-
-    has_gt: bool
-
-    def files(self, index: int) -> list[str]: ...
-
-
-def refuse_one_place(lq: str, gt: str | None, where: str) -> None:
-    """Refuse one folder or LMDB as both sides: every image would be its own sharp one.
-
-    Raises:
-        UserError: `lq` and `gt` are one place, if by different names.
+    Attributes:
+        pairs: in order.
+        notices: what a person should know of the folders and is no mistake.
+        no_blurry: by name, the sharp images without a blurry one.
+        no_sharp: the same the other way round.
     """
-    if gt is not None and Path(lq).resolve() == Path(gt).resolve():
+
+    pairs: list[Pair] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    no_blurry: list[str] = field(default_factory=list)
+    no_sharp: list[str] = field(default_factory=list)
+    template: str | None = None
+    """One that would pair the images that have no counterpart, if any does."""
+
+    def require_complete(self, where: str) -> None:
+        """Refuse images without a counterpart.
+
+        Raises:
+            UserError: there are some.
+        """
+        sides = (("sharp without blurry", self.no_blurry), ("blurry without sharp", self.no_sharp))
+        parts = [f"{len(names)} {side} ({listing(names)})" for side, names in sides if names]
+        if not parts:
+            return
+        if self.template is not None:
+            hint = (
+                f"their names differ by what all have in common: set filename_tmpl: "
+                f"'{self.template}'"
+            )
+        else:
+            hint = (
+                "complete the folders, remove these images, or list the pairs in a meta_info_file; "
+                "hidiff check lists them all"
+            )
+        by_case = {name.casefold() for name in self.no_blurry}
+        if not by_case.isdisjoint(name.casefold() for name in self.no_sharp):
+            parts.append("some differ only in upper and lower case, which counts")
         raise UserError(
-            f"{where}: blurry and sharp images are the same folder, {Path(gt).resolve()}, so every "
-            "image would be its own sharp one; name the folder of each, or leave the sharp one out "
-            "to restore without scores"
+            f"{where}: images are paired by name, and {len(self.no_blurry) + len(self.no_sharp)} "
+            f"have no counterpart: {'; '.join(parts)}; {hint}"
         )
 
 
-def counterparts(
-    lq: Iterable[str], gt: Iterable[str], filename_tmpl: str
-) -> tuple[list[tuple[str, str]], dict[str, str], list[str]]:
-    """Pairs (lq name, gt name) such that lq = filename_tmpl.format(gt), ordered by gt name.
+def find_pairs(
+    root: str | os.PathLike[str] | None = None,
+    *,
+    blurry: str | os.PathLike[str] | None = None,
+    sharp: str | os.PathLike[str] | None = None,
+    lists: str | os.PathLike[str] | None = None,
+    template: str | None = None,
+    where: str = "--data",
+    sides: tuple[str, str] | None = None,
+    complete: bool = True,
+) -> Pairs:
+    """The pairs of blurry and sharp images in a folder, in two, or in a list.
 
-    Returns:
-        The pairs; blurry names that are missing, each with its sharp one; blurry ones without.
-    """
-    lq = set(lq)
-    wanted = {filename_tmpl.format(name): name for name in gt}
-    pairs = sorted(((n, wanted[n]) for n in lq & wanted.keys()), key=lambda pair: pair[1])
-    no_blurry = {name: wanted[name] for name in sorted(wanted.keys() - lq)}
-    return pairs, no_blurry, sorted(lq - wanted.keys())
+    - `root` alone: in it and its sub-folders, folders of the names `SIDES` beside each other; or
+      images of both sides in one folder, told apart by a template.
+    - `blurry`, and `sharp` unless there is none: a folder or an LMDB for each side. A folder that
+      holds no image itself has a sub-folder for each scene.
+    - `lists`: a text file of pairs, see `_listed`.
 
-
-def match_names(
-    lq: Iterable[str], gt: Iterable[str], filename_tmpl: str, where: str
-) -> list[tuple[str, str]]:
-    """The pairs of `counterparts`.
+    Args:
+        template: the blurry image's name from the sharp one's, '{}_blur' for example; or both names
+            from what they have in common, '{}_blur|{}_sharp'. None: equal names, and within one
+            folder the words of `SIDES`.
+        where: what asks for the pairs (a YAML path or command-line option), for messages.
+        sides: the same for the blurry and the sharp folder.
+        complete: refuse images without a counterpart; else they are in the result.
 
     Raises:
-        UserError: any name lacks its counterpart.
+        UserError: something is missing, holds no image, or is not paired.
     """
-    pairs, no_blurry, no_sharp = counterparts(lq, gt, filename_tmpl)
-    if not (no_blurry or no_sharp):
-        return pairs
-    parts = [
-        f"{len(names)} {sides} ({listing(names)})"
-        for names, sides in (
-            (no_blurry, "sharp without blurry"),
-            (no_sharp, "blurry without sharp"),
+    if template is not None:
+        _check_template(template, where)
+    if blurry is None:
+        assert root is not None
+        blurry = sharp = root
+    sides = sides or (where, where)
+    lq, gt = str(blurry), None if sharp is None else str(sharp)
+    if lists is not None:
+        found = Pairs(_listed(Path(lists), lq, gt, template or EQUAL_NAMES, where))
+    elif gt is None:
+        images, notices = find_images(lq, sides[0])
+        pairs = [Pair(_flat(n), at, None, _scene(n)) for n, at in images.items()]
+        found = Pairs(pairs, notices)
+    elif _same_place(lq, gt):
+        found = _in_one_folder(lq, template, where)
+    else:
+        found = _in_two_folders(lq, gt, template or EQUAL_NAMES, sides)
+    if complete:
+        found.require_complete(where)
+    twice = [n for n, count in Counter(pair.name for pair in found.pairs).items() if count > 1]
+    if twice:
+        raise UserError(
+            f"{where}: {len(twice)} images are named twice ({listing(twice)}), and their results "
+            "would replace each other; '/' and '-' count as the same"
         )
-        if names
-    ]
-    if not {n.casefold() for n in no_blurry}.isdisjoint(n.casefold() for n in no_sharp):
-        parts.append("some differ only in upper and lower case, which counts")
+    return found
+
+
+def _same_place(lq: str, gt: str) -> bool:
+    try:
+        return Path(lq).resolve() == Path(gt).resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a name that no file has
+        return lq == gt
+
+
+def _flat(name: str) -> str:
+    return name.replace("/", "-")
+
+
+def _scene(name: str, above: Sequence[str] = ()) -> str:
+    """Of a name below the folder of its side, and the folders above that."""
+    *folders, last = name.split("/")
+    return "/".join([*above, *folders]) or re.sub(r"[-_. (]*\d+\)?$", "", last)
+
+
+# Two folders ------------------------------------------------------------------------------------
+
+
+def _in_two_folders(lq: str, gt: str, template: str, sides: tuple[str, str]) -> Pairs:
+    (blurry, notices), (sharp, more) = find_images(lq, sides[0]), find_images(gt, sides[1])
+    return _match(blurry, sharp, template, [*notices, *more])
+
+
+def _match(
+    blurry: Mapping[str, str],
+    sharp: Mapping[str, str],
+    template: str,
+    notices: Sequence[str] = (),
+    above: Sequence[str] = (),
+) -> Pairs:
+    """Match the images of two sides, given as locations by name.
+
+    Args:
+        above: folders above both, which go into names and scenes.
+    """
+    template = unicodedata.normalize("NFC", template)
+    lq_template, _, gt_template = template.partition("|")
+    found = Pairs(notices=list(notices))
+    used = set()
+    for name, location in sharp.items():
+        core = _core(name, gt_template or EQUAL_NAMES)
+        *folders, last = (core or name).split("/")
+        wanted = "/".join([*folders, lq_template.format(last)])
+        if core is None or wanted not in blurry:
+            found.no_blurry.append(name)
+            continue
+        used.add(wanted)
+        full = _flat("/".join([*above, wanted]))
+        found.pairs.append(Pair(full, blurry[wanted], location, _scene(core, above)))
+    found.no_sharp = [name for name in blurry if name not in used]
+    if found.no_blurry and found.no_sharp:
+        found.template = _guess_template(blurry, sharp)
+    return found
+
+
+def _core(name: str, template: str) -> str | None:
+    """What stands for the braces of a template in a name; None where it does not fit."""
+    before, _, after = template.partition("{}")
+    *folders, last = name.split("/")
+    if len(last) < len(before) + len(after):
+        return None
+    if not (last.startswith(before) and last.endswith(after)):
+        return None
+    return "/".join([*folders, last[len(before) : len(last) - len(after)]])
+
+
+def _check_template(template: str, where: str) -> None:
+    parts = template.split("|")
+    braces = ["".join(c for c in part if c in "{}") for part in parts]
+    if len(parts) > 2 or any(
+        b != "{}" or "{}" not in p for b, p in zip(braces, parts, strict=True)
+    ):
+        raise UserError(
+            f"{where}.filename_tmpl: '{template}' must contain {{}} once, for the sharp image's "
+            "name; or be two such names, blurry|sharp"
+        )
+
+
+def _guess_template(blurry: Iterable[str], sharp: Iterable[str]) -> str | None:
+    """The template by which all images of two sides would be paired, if there is one."""
+    lq, gt = ([name.rsplit("/", 1)[-1] for name in names] for names in (blurry, sharp))
+    (lq_before, lq_after), (gt_before, gt_after) = _affixes(lq), _affixes(gt)
+    if lq_before == gt_before:
+        lq_before = gt_before = ""
+    if lq_after == gt_after:
+        lq_after = gt_after = ""
+    lq_template, gt_template = f"{lq_before}{{}}{lq_after}", f"{gt_before}{{}}{gt_after}"
+    lq_cores = sorted(str(_core(name, lq_template)) for name in lq)
+    gt_cores = sorted(str(_core(name, gt_template)) for name in gt)
+    if lq_cores != gt_cores or lq_template == gt_template:
+        return None
+    return lq_template if gt_template == EQUAL_NAMES else f"{lq_template}|{gt_template}"
+
+
+def _affixes(names: Sequence[str]) -> tuple[str, str]:
+    """What all names begin and end with; digits at its edge belong to what tells them apart."""
+    before = re.sub(r"\d+$", "", _common_start(names))
+    after = _common_start([name[len(before) :][::-1] for name in names])[::-1]
+    return before, re.sub(r"^\d+", "", after)
+
+
+def _common_start(names: Sequence[str]) -> str:
+    first, last = min(names), max(names)
+    pairs = enumerate(zip(first, last, strict=False))
+    return first[: next((i for i, (a, b) in pairs if a != b), min(len(first), len(last)))]
+
+
+# One folder -------------------------------------------------------------------------------------
+
+
+def _in_one_folder(root: str, template: str | None, where: str) -> Pairs:
+    """Pairs in folders beside each other below a root, or of two kinds of names in one folder."""
+    if not os.path.isdir(root):  # noqa: PTH112 (that of `Path` raises for impossible names)
+        raise UserError(f"{where}: the folder {missing(root)}")
+    found = Pairs()
+    if not is_lmdb(root):
+        for place, folders, _ in os.walk(root):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for lq, gt in _sides(folders):
+                folders[:] = [name for name in folders if name not in (lq, gt)]
+                above = Path(place).relative_to(root).parts
+                (blurry, said), (sharp, more) = (
+                    find_images(str(Path(place, side)), where) for side in (lq, gt)
+                )
+                part = _match(blurry, sharp, template or EQUAL_NAMES, [*said, *more], above)
+                below = "/".join(above)
+                found.pairs += part.pairs
+                found.notices += part.notices
+                found.no_blurry += [f"{below}/{gt}/{n}".lstrip("/") for n in part.no_blurry]
+                found.no_sharp += [f"{below}/{lq}/{n}".lstrip("/") for n in part.no_sharp]
+                found.template = found.template or part.template
+        if found.pairs or found.no_blurry or found.no_sharp:
+            return found
+    return _by_template(root, template, where)
+
+
+def _sides(folders: Iterable[str]) -> list[tuple[str, str]]:
+    """Of folders beside each other, those of blurry images, each with that of its sharp ones."""
+    by_case = {name.lower(): name for name in folders}
+    found: dict[str, str] = {}
+    for lq, gt in SIDES:
+        for name in by_case:
+            partner = name.removesuffix(lq) + gt
+            taken = by_case[name] in found or by_case.get(partner) in found.values()
+            separate = name == lq or name.removesuffix(lq)[-1:] in ("_", "-", " ")
+            if name.endswith(lq) and separate and partner in by_case and not taken:
+                found[by_case[name]] = by_case[partner]
+    return list(found.items())
+
+
+def _by_template(root: str, template: str | None, where: str) -> Pairs:
+    images, notices = find_images(root, where)
+    templates = [template] if template else _word_templates(images)
+    for candidate in templates:
+        lq_template, _, gt_template = candidate.partition("|")
+        blurry = {n: at for n, at in images.items() if _core(n, lq_template) is not None}
+        sharp = {n: at for n, at in images.items() if n not in blurry or not lq_template[2:]}
+        if gt_template:
+            sharp = {n: at for n, at in images.items() if _core(n, gt_template) is not None}
+            blurry = {n: at for n, at in blurry.items() if n not in sharp}
+        if not blurry or not sharp:
+            continue
+        left = len(images) - len(blurry) - len(sharp)
+        said = f"{where}: blurry and sharp images of {root} are told apart by '{candidate}'"
+        said += f"; {left} other images are not used" if left else ""
+        return _match(blurry, sharp, candidate, [*notices, said])
+    known = ", ".join(" and ".join(sides) for sides in SIDES)
     raise UserError(
-        f"{where}: images are paired by name, and {len(no_blurry) + len(no_sharp)} have no "
-        f"counterpart: {'; '.join(parts)}. Complete the folders or remove these images; "
-        "hidiff check (-opt FILE, or --input DIR --target DIR) lists them all"
+        f"{where}: {root} has no pairs: neither two folders of blurry and sharp images beside each "
+        f"other ({known}), nor names such as 07_blur and 07_sharp. Name the folder of each side, "
+        "the names with filename_tmpl: '{}_blur|{}_sharp', or list the pairs in a meta_info_file"
     )
 
 
-def match_stores(
-    lq: ImageStore, gt: ImageStore | None, filename_tmpl: str, where: str
-) -> list[Pair]:
-    """Pairs of the images of two stores; only blurry ones when `gt` is None.
-
-    Raises:
-        UserError: an image has no counterpart.
-    """
-    if gt is None:
-        return [Pair(name, key, None) for name, key in lq.names.items()]
-    return [
-        Pair(lq_name, lq.names[lq_name], gt.names[gt_name])
-        for lq_name, gt_name in match_names(lq.names, gt.names, filename_tmpl, where)
-    ]
+def _word_templates(names: Iterable[str]) -> list[str]:
+    """Templates of the words of `SIDES`, at the end or the beginning of names, that fit some."""
+    lasts = [name.rsplit("/", 1)[-1] for name in names]
+    forms = [f"{{}}{s}{{word}}" for s in ("_", "-", ".")] + [f"{{word}}{s}{{}}" for s in ("_", "-")]
+    templates = []
+    for lq, gt in SIDES:
+        for form in forms:
+            lq_template, gt_template = (form.replace("{word}", word) for word in (lq, gt))
+            fits = [any(_core(n, t) is not None for n in lasts) for t in (lq_template, gt_template)]
+            if all(fits):
+                templates.append(f"{lq_template}|{gt_template}")
+    return templates
 
 
-def _one_file(lq: str, gt: str) -> bool:
-    return lq == gt or Path(lq).samefile(gt)
+# Lists ------------------------------------------------------------------------------------------
 
 
-def pairs_from_list(
-    meta_info_file: str,
-    dataroot_lq: str,
-    dataroot_gt: str | None,
-    filename_tmpl: str,
-    where: str,
-) -> list[Pair]:
+def _listed(path: Path, lq_root: str, gt_root: str | None, template: str, where: str) -> list[Pair]:
     """Pairs named by a text file, one a line, relative to the two data roots.
 
     A line is `name.png` (optionally followed by a shape such as `(720,1280,3)`), the same name on
-    both sides up to `filename_tmpl`; or `sharp/path.png blurry/path.png` as in RealBlur's lists.
+    both sides up to the template; or `sharp/path.png blurry/path.png` as in RealBlur's lists.
     With a tab between the two paths there may be spaces in them.
-
-    Raises:
-        UserError: the list is missing or empty, names a file that does not exist, or one file as
-            both images of a pair.
     """
-    path = Path(meta_info_file)
+    where = f"{where}.meta_info_file"
     if not is_file(path):
-        raise UserError(f"{where}.meta_info_file: there is no file {path}{counted_from(path)}")
-    pairs = []
-    missing = []
-    for number, line in read_lines(path, f"{where}.meta_info_file"):
-        fields = line.split("\t") if "\t" in line else line.split("(")[0].split()
-        if not fields:
-            continue
-        if len(fields) > 2:
+        raise UserError(f"{where}: there is no file {path}{counted_from(path)}")
+    pairs, absent = [], []
+    for number, line in read_lines(path, where):
+        gt_name, lq_name = _fields(line, lq_root, gt_root or lq_root, template)
+        if gt_name is None:
             raise UserError(
-                f"{where}.meta_info_file: {path}, line {number}: expected 'name' or "
-                f"'sharp blurry', got '{line}'; put a tab between names with spaces"
+                f"{where}: {path}, line {number}: expected 'name' or 'sharp blurry', got "
+                f"'{line}'; put a tab between names with spaces"
             )
-        gt_rel = Path(fields[0])
-        if len(fields) == 2:
-            lq_rel = Path(fields[1])
-        else:
-            lq_rel = gt_rel.with_name(filename_tmpl.format(gt_rel.stem) + gt_rel.suffix)
-        lq = Path(dataroot_lq) / lq_rel
-        gt = None if dataroot_gt is None else Path(dataroot_gt) / gt_rel
-        missing += [str(p) for p in (lq, gt) if p is not None and not is_file(p)]
+        lq = _existing(Path(lq_root, lq_name))
+        gt = None if gt_root is None else _existing(Path(gt_root, gt_name))
+        absent += [str(place) for place in (lq, gt) if place is not None and not is_file(place)]
         # Only what tells images apart goes into the name: RealBlur repeats file names per scene.
-        name = lq_rel.with_suffix("").as_posix().replace("/", "-")
-        pairs.append(Pair(name, str(lq), None if gt is None else str(gt)))
-    if missing:
+        name = Path(lq_name).with_suffix("").as_posix()
+        pairs.append(Pair(_flat(name), str(lq), None if gt is None else str(gt), _scene(name)))
+    if absent:
         raise UserError(
-            f"{where}.meta_info_file: {path} names {len(missing)} files that do not exist "
-            f"({listing(missing, 3)}){counted_from(missing[0])}; check dataroot_gt and dataroot_lq"
+            f"{where}: {path} names {len(absent)} files that do not exist ({listing(absent, 3)})"
+            f"{counted_from(absent[0])}; check dataroot_gt and dataroot_lq"
         )
-    same = [pair.name for pair in pairs if pair.gt is not None and _one_file(pair.lq, pair.gt)]
+    if not pairs:
+        raise UserError(f"{where}: {path} names no image")
+    same = [p.name for p in pairs if p.gt is not None and Path(p.lq).samefile(p.gt)]
     if same:
         raise UserError(
             f"{where}: of {len(same)} pairs of {path} both images are one file "
             f"({listing(same, 3)}); check dataroot_gt, dataroot_lq and the list"
         )
-    if not pairs:
-        raise UserError(f"{where}.meta_info_file: {path} names no image")
-    twice = [name for name, count in Counter(pair.name for pair in pairs).items() if count > 1]
-    if twice:
-        raise UserError(
-            f"{where}.meta_info_file: {path} names {len(twice)} images twice ({listing(twice)}), "
-            "and their results would replace each other; '/' and '-' count as the same"
-        )
     return pairs
+
+
+def _fields(line: str, lq_root: str, gt_root: str, template: str) -> tuple[str | None, str]:
+    """Sharp and blurry path of a line; (None, '') where it is not understood."""
+    if "\t" in line:
+        fields = [part.strip() for part in line.split("\t") if part.strip()]
+        fields = [SHAPE.sub("", f" {part}").strip() for part in fields]
+        if len(fields) == 2 and not fields[1].startswith("("):
+            return fields[0], fields[1]
+        line = fields[0]
+    text = SHAPE.sub("", line).strip()
+    words = text.split(" ")
+    for cut in range(1, len(words)):
+        gt, lq = " ".join(words[:cut]).strip(), " ".join(words[cut:]).strip()
+        if len(words) == 2 and Path(gt).suffix.lower() in EXTENSIONS:
+            return gt, lq
+        if is_file(_existing(Path(gt_root, gt))) and is_file(_existing(Path(lq_root, lq))):
+            return gt, lq
+    if len(words) > 1 and not is_file(_existing(Path(gt_root, text))):
+        return None, ""
+    lq_template, _, gt_template = template.partition("|")
+    path = Path(text)
+    core = _core(path.stem, gt_template or EQUAL_NAMES)
+    return text, str(path.with_name(lq_template.format(core or path.stem) + path.suffix))
+
+
+def _existing(path: Path) -> Path:
+    """The path in the one of Unicode's two forms in which there is such a file."""
+    forms = (Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD"))
+    return path if is_file(path) else next((form for form in forms if is_file(form)), path)

@@ -1,65 +1,193 @@
-"""Where the images of one side of a data set lie: files or an LMDB, read in one way."""
+"""Where encoded images lie: files, or an LMDB in the layout that BasicSR writes.
+
+An image is named by one string, its location: the path of its file, or `X.lmdb/data.mdb/KEY`. An
+LMDB is a folder with `data.mdb` and perhaps `meta_info.txt`, whose lines read
+`name.png (H,W,3) 1`; its keys are the names without ending, `000/00000000` for example.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import re
+import threading
+import unicodedata
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from hidiff.data.image import Header, list_images, passed_over, read_header
-from hidiff.data.lmdb_store import LmdbImages
+from hidiff.data.decode import EXTENSIONS
+from hidiff.data.image import listing, passed_over
+from hidiff.utils.errors import UserError, counted_from, missing
 from hidiff.utils.files import is_file, read_bytes
 
+_DATABASE = f"{os.sep}data.mdb{os.sep}"
+SHAPE = re.compile(r"\s+\(\d+(?:,\s*\d+)*\)(?:\s+\d+)?\s*$")
+"""What may follow a name in a list of images: `(H,W,3) 1`."""
 
-class ImageFiles:
-    """Image files by path.
-
-    Attributes:
-        names: the key of each image (its path) by name, in order.
-        notices: what a person should know of the place and is no mistake.
-    """
-
-    def __init__(self, names: Mapping[str, str] | None = None) -> None:
-        self.names = names or {}
-        self.notices: list[str] = []
-
-    @classmethod
-    def in_folder(cls, folder: str, where: str) -> ImageFiles:
-        """The images directly inside a folder; for the errors see `list_images`."""
-        files = cls({name: str(path) for name, path in list_images(folder, where).items()})
-        notice = passed_over(folder, where)
-        files.notices = [] if notice is None else [notice]
-        return files
-
-    def read(self, key: str) -> bytes:
-        """The file's bytes, for `hidiff.data.image.decode_image`."""
-        return read_bytes(key)
-
-    def header(self, key: str) -> Header:
-        """See `hidiff.data.image.read_header`; no more of the file is read."""
-        return read_header(Path(key), key)
-
-    def location(self, key: str) -> str:
-        """What tells the image apart from all others, for messages and caches."""
-        return key
-
-    def file(self, key: str) -> Path:
-        """The file that it is read from."""
-        return Path(key)
+_environments: dict[str, tuple[int, Any]] = {}
+_lock = threading.Lock()
 
 
-ImageStore = ImageFiles | LmdbImages
-"""Encoded images by key; an LMDB has the same attributes and methods."""
-
-
-def open_store(root: str, where: str, kind: str | None = None) -> ImageStore:
-    """The images of a folder or LMDB.
-
-    Args:
-        kind: 'disk' or 'lmdb'; None looks.
+def read_location(location: str) -> bytes:
+    """The encoded image at a location, for `hidiff.data.image.decode`.
 
     Raises:
-        UserError: there is no such folder or LMDB, or no image in it.
+        UserError: it is not there or cannot be read.
     """
-    if kind is None:
-        kind = "lmdb" if root.endswith(".lmdb") or is_file(Path(root, "data.mdb")) else "disk"
-    return LmdbImages(root, where) if kind == "lmdb" else ImageFiles.in_folder(root, where)
+    folder, inside, key = location.partition(_DATABASE)
+    return _read_key(folder, key) if inside else read_bytes(location)
+
+
+def file_of(location: str) -> str:
+    """The file that holds the image at a location."""
+    folder, inside, _ = location.partition(_DATABASE)
+    return f"{folder}{_DATABASE}".rstrip(os.sep) if inside else location
+
+
+def is_lmdb(root: str | os.PathLike[str]) -> bool:
+    """Whether a folder is an LMDB, by its name or content."""
+    return str(root).endswith(".lmdb") or is_file(Path(root, "data.mdb"))
+
+
+def find_images(root: str, where: str) -> tuple[dict[str, str], list[str]]:
+    """The images of a folder or an LMDB.
+
+    Where a folder holds no image itself, those in its sub-folders are taken: a folder a scene.
+
+    Args:
+        where: what asks for it (a YAML path or command-line option), for messages.
+
+    Returns:
+        Locations by name (path below the root without ending, in Unicode's form NFC), in order; and
+        notices about what is passed over.
+
+    Raises:
+        UserError: there is no such folder, no image in it, or two share a name but for ending and
+            upper or lower case.
+    """
+    if is_lmdb(root):
+        return _lmdb_images(root, where), []
+    files, notices = _image_files(root, where)
+    names: dict[str, str] = {}
+    by_case: dict[str, str] = {}
+    for file in files:
+        name = unicodedata.normalize("NFC", file.relative_to(root).with_suffix("").as_posix())
+        other = by_case.setdefault(name.casefold(), str(file))
+        if other != str(file):
+            raise UserError(
+                f"{where}: {other} and {file} share a name, but for ending and upper or lower "
+                "case; pairs are matched by it, so remove or rename one"
+            )
+        names[name] = str(file)
+    return names, notices
+
+
+def _image_files(root: str, where: str) -> tuple[list[Path], list[str]]:
+    if not os.path.isdir(root):  # noqa: PTH112 (that of `Path` raises for impossible names)
+        if is_file(root):
+            raise UserError(f"{where}: {root} is a file; name the folder that it lies in")
+        raise UserError(
+            f"{where}: the folder {missing(root)}; datasets/README.md shows the layout, "
+            "hidiff prepare makes it"
+        )
+    notices: list[str] = []
+
+    def unreadable(error: OSError) -> None:
+        notices.append(
+            f"{where}: {error.filename} cannot be read ({error.strerror}) and is left out"
+        )
+
+    files: list[Path] = []
+    for place, folders, names in os.walk(root, onerror=unreadable):
+        linked = [name for name in folders if Path(place, name).is_symlink()]
+        notices += [f"{where}: {Path(place, name)} is a link and not followed" for name in linked]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += [
+            Path(place, name)
+            for name in sorted(names)
+            if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
+        ]
+        if files and Path(place) == Path(root):
+            others = passed_over(root, where)
+            return files, [] if others is None else [others]
+    if not files:
+        raise UserError(
+            f"{where}: {root} holds no image ({', '.join(EXTENSIONS)})"
+            f"{': ' + listing(notices) if notices else ''}; datasets/README.md shows the layout, "
+            "hidiff prepare makes it"
+        )
+    return files, notices
+
+
+def _lmdb() -> ModuleType:
+    try:
+        import lmdb
+    except ImportError:
+        raise UserError(
+            "reading an LMDB needs a package that is not installed: pip install lmdb"
+        ) from None
+    return lmdb
+
+
+def _lmdb_images(root: str, where: str) -> dict[str, str]:
+    folder = str(Path(root).resolve())
+    if not is_file(Path(folder, "data.mdb")):
+        raise UserError(f"{where}: {root} is no LMDB (it has no data.mdb){counted_from(root)}")
+    meta_info = Path(folder, "meta_info.txt")
+    try:
+        if is_file(meta_info):
+            lines = read_bytes(meta_info).decode("utf-8-sig").splitlines()
+            # The name may hold dots and spaces.
+            names = [SHAPE.sub("", line) for line in lines if line.strip()]
+            keys = [os.path.splitext(name)[0] for name in names]  # noqa: PTH122 (no path: `a//b`)
+        else:
+            with _begin(folder) as transaction:
+                cursor = transaction.cursor().iternext(keys=True, values=False)
+                keys = [bytes(key).decode() for key in cursor]
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}: {root} has the image name {bytes(error.object)[:80]!r}, which is no UTF-8 "
+            "text; make the LMDB again"
+        ) from None
+    if not keys:
+        raise UserError(f"{where}: {root} holds no image")
+    return {unicodedata.normalize("NFC", key): f"{folder}{_DATABASE}{key}" for key in keys}
+
+
+def _read_key(folder: str, key: str) -> bytes:
+    with _begin(folder) as transaction:
+        try:
+            data = transaction.get(key.encode())
+        except _lmdb().BadValsizeError:  # an empty key, or a longer one than LMDB can hold
+            data = None
+    if data is None:
+        raise UserError(
+            f"{folder} has no image '{key}'; its meta_info.txt does not belong to its data.mdb: "
+            "make the LMDB again"
+        )
+    return data
+
+
+def _begin(folder: str) -> Any:
+    """A transaction of the database, which every process opens once, at its first reading.
+
+    LMDB refuses a second opening within a process, and a forked process must not use what its
+    parent opened.
+    """
+    lmdb = _lmdb()
+    with _lock:
+        pid, environment = _environments.get(folder, (None, None))
+        if pid != os.getpid():
+            if environment is not None:
+                environment.close()
+            try:
+                environment = lmdb.open(
+                    folder, readonly=True, lock=False, readahead=False, meminit=False
+                )
+            except lmdb.Error as error:
+                raise UserError(
+                    f"{folder} cannot be opened ({error}); make the LMDB again"
+                ) from None
+            _environments[folder] = (os.getpid(), environment)
+        assert environment is not None
+        return environment.begin()

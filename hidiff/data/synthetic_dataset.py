@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
-from torch.utils.data import Dataset
 
-from hidiff.data.frame_cache import FrameCache, file_identity
-from hidiff.data.image import decode_image, listing, to_float, to_uint8
+from hidiff.data.cache import ImageCache
+from hidiff.data.dataset import PairSet, to_tensor
+from hidiff.data.decode import read_header
+from hidiff.data.image import listing, to_uint8
 from hidiff.data.pairs import Pair
 from hidiff.data.sampler import CropRequest
-from hidiff.data.store import ImageStore, open_store
+from hidiff.data.store import file_of, find_images, read_location
 from hidiff.data.transforms import SYMMETRIES, draw_offset
 from hidiff.registry import DATASETS
 from hidiff.synthesis.exposure import Window
@@ -78,10 +78,10 @@ def _require_range(value: Any, where: str) -> None:
 
 
 @DATASETS.register()
-class SyntheticBlurDataset(Dataset):
+class SyntheticBlurDataset(PairSet):
     """Sharp photographs, and blurry versions of them that are made when they are read.
 
-    Items are those of `PairedImageIRDataset`. Indexed by a number it gives the whole photograph,
+    Items are those of `PairSet`. Indexed by a number it gives the whole photograph,
     always with the same blur, that of `seed` and the photograph's name. Indexed by a `CropRequest`
     it gives a patch and a blur that depend on the photograph, the request and the options alone.
 
@@ -96,20 +96,13 @@ class SyntheticBlurDataset(Dataset):
             becomes smaller than the patch.
         min_size: photographs with a shorter side below this many pixels are left out.
         seed: of the blur of whole photographs.
-        cache: folder for the decoded photographs, see `FrameCache`; None decodes when needed, and
+        cache: folder for the decoded photographs, see `ImageCache`; None decodes when needed, and
             each process keeps those it read last.
-
-    Attributes:
-        pairs: what it holds, in order; `lq` and `gt` are the same photograph.
-        has_gt: True.
-        notices: what a person should know, such as photographs that are left out.
 
     Raises:
         UserError: a folder is missing or has no usable photograph, or an option makes no sense; on
             reading also: a photograph is damaged, or smaller than the patch.
     """
-
-    has_gt = True
 
     def __init__(
         self,
@@ -134,105 +127,32 @@ class SyntheticBlurDataset(Dataset):
         roots = [dataroot_gt] if isinstance(dataroot_gt, str) else list(dataroot_gt)
         if not roots:
             raise UserError(f"{where}.dataroot_gt: the list is empty; name a folder of photographs")
-        self.stores: list[ImageStore] = [
-            open_store(expanded(root), f"{where}.dataroot_gt") for root in roots
-        ]
-        self.notices = [notice for store in self.stores for notice in store.notices]
-        self.pairs: list[Pair] = []
-        self._store_of: list[int] = []
-        self._find(min_size, where)
-        self.cache = None if cache is None else self._cache(cache, f"{where}.cache")
+        pairs, notices = _usable(roots, min_size, where)
+        super().__init__(
+            pairs, notices, cache=None if cache is None else ImageCache(cache, f"{where}.cache")
+        )
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
 
-    def _find(self, min_size: int, where: str) -> None:
-        """Fill `pairs` with the photographs that can be used, and name the others."""
-        unreadable, small = [], []
-        for number, store in enumerate(self.stores):
-            for name, key in store.names.items():
-                try:
-                    header = store.header(key)
-                except UserError:
-                    unreadable.append(store.location(key))
-                    continue
-                if min(header.width, header.height) < min_size:
-                    small.append(f"{store.location(key)} ({header.width}×{header.height})")
-                    continue
-                # Folders may have equal names.
-                unique = name if len(self.stores) == 1 else f"{number + 1}_{name}"
-                self.pairs.append(Pair(unique, key, key))
-                self._store_of.append(number)
-        if unreadable:
-            self.notices.append(
-                f"{where}.dataroot_gt: {len(unreadable)} files are damaged or no images and left "
-                f"out ({listing(unreadable)})"
-            )
-        if small:
-            self.notices.append(
-                f"{where}.dataroot_gt: {len(small)} photographs with a side below {min_size} "
-                f"pixels (min_size) are left out ({listing(small)})"
-            )
-        if not self.pairs:
-            raise UserError(
-                f"{where}.dataroot_gt: no photograph can be used: {len(unreadable)} are damaged "
-                f"and {len(small)} have a side below {min_size} pixels "
-                f"({listing(unreadable + small)}); name other folders or lower {where}.min_size"
-            )
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
     def fingerprint(self) -> str:
-        """The number of the photographs and a SHA-256 of their names, the same on every machine."""
-        names = [pair.name for pair in self.pairs]
-        digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
-        return f"{len(names)} photographs, SHA-256 of their names {digest}"
-
-    def files(self, index: int) -> list[str]:
-        """The file that a pair is made of."""
-        return [str(self.stores[self._store_of[index]].file(self.pairs[index].lq))]
-
-    def _location(self, index: int) -> str:
-        return self.stores[self._store_of[index]].location(self.pairs[index].lq)
-
-    def _cache(self, folder: str, where: str) -> FrameCache:
-        places = {self._location(index): index for index in range(len(self))}
-        files = dict.fromkeys(file for index in range(len(self)) for file in self.files(index))
-        parts = [place for place in places if place not in files]  # of an LMDB
-        return FrameCache(
-            folder,
-            list(places),
-            identity=[*map(file_identity, files), *parts],
-            decode=lambda place: self._decode(places[place]),
-            where=where,
-        )
-
-    def _decode(self, index: int) -> np.ndarray:
-        store = self.stores[self._store_of[index]]
-        return to_uint8(decode_image(store.read(self.pairs[index].lq), self._location(index)))
+        """That of `PairSet`, of photographs."""
+        return super().fingerprint().replace("pairs", "photographs")
 
     def _photograph(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8; not to be written to."""
         if self.cache is not None:
-            image = self.cache.read(self._location(index))
-            # What could not be decoded for the cache tells here what is wrong with it.
-            return self._decode(index) if image is None else image
+            return to_uint8(self.read(self.pairs[index].lq))
         if index in self._kept:
             self._kept.move_to_end(index)
             return self._kept[index]
-        image = self._decode(index)
+        image = to_uint8(self.read(self.pairs[index].lq))
         self._kept[index] = image
         while len(self._kept) > 1 and sum(i.nbytes for i in self._kept.values()) > KEPT_BYTES:
             self._kept.popitem(last=False)
         return image
 
-    def __getitem__(self, item: int | CropRequest) -> dict[str, Any]:
-        if isinstance(item, CropRequest):
-            return self._patch(item)
-        tensors = {
-            side: torch.from_numpy(np.ascontiguousarray(to_float(image).transpose(2, 0, 1)))
-            for side, image in zip(("lq", "gt"), self.whole(item), strict=True)
-        }
-        return {**tensors, "name": self.pairs[item].name}
+    def whole_pair(self, index: int) -> dict[str, Any]:
+        lq, gt = self.whole(index)
+        return {"lq": to_tensor(lq), "gt": to_tensor(gt)}
 
     def whole(self, index: int, number: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """The blurry and the sharp version of a whole photograph, (H, W, 3) uint8 RGB.
@@ -246,13 +166,13 @@ class SyntheticBlurDataset(Dataset):
         height, width = (max(round(side * scale), 1) for side in photograph.shape[:2])
         return self._make(photograph, (height, width), Window(0, 0, width, height), seed)
 
-    def _patch(self, request: CropRequest) -> dict[str, Any]:
+    def patch(self, request: CropRequest) -> dict[str, Any]:
         photograph = self._photograph(request.index)
         shorter = min(photograph.shape[:2])
         if shorter < request.crop_size:
             height, width = photograph.shape[:2]
             raise UserError(
-                f"{self._location(request.index)} is {width}×{height} pixels, smaller than the "
+                f"{self.pairs[request.index].lq} is {width}×{height} pixels, smaller than the "
                 f"patches of {request.crop_size} (datasets.train.gt_size); lower gt_size and "
                 f"gt_sizes, or leave such photographs out with min_size: {request.crop_size}"
             )
@@ -269,7 +189,6 @@ class SyntheticBlurDataset(Dataset):
             "lq": torch.from_numpy(lq),
             "gt": torch.from_numpy(gt),
             "symmetry": symmetry,
-            "name": self.pairs[request.index].name,
         }
 
     def _make(
@@ -295,3 +214,42 @@ def _part(photograph: np.ndarray, window: Window, size: tuple[int, int]) -> np.n
     rows = span(window.top, window.height, photograph.shape[0], size[0])
     columns = span(window.left, window.width, photograph.shape[1], size[1])
     return photograph[rows, columns]
+
+
+def _usable(roots: Sequence[str], min_size: int, where: str) -> tuple[list[Pair], list[str]]:
+    """The photographs in some folders that can be used, and notices about the others."""
+    where_root = f"{where}.dataroot_gt"
+    pairs, notices, unreadable, small = [], [], [], []
+    for number, root in enumerate(roots, start=1):
+        images, said = find_images(expanded(root), where_root)
+        notices += said
+        for name, place in images.items():
+            try:
+                source = Path(place) if place == file_of(place) else read_location(place)
+                header = read_header(source, place)
+            except UserError:
+                unreadable.append(place)
+                continue
+            if min(header.width, header.height) < min_size:
+                small.append(f"{place} ({header.width}×{header.height})")
+                continue
+            # Folders may have equal names.
+            unique = name if len(roots) == 1 else f"{number}_{name}"
+            pairs.append(Pair(unique.replace("/", "-"), place, place))
+    if unreadable:
+        notices.append(
+            f"{where_root}: {len(unreadable)} files are damaged or no images and left out "
+            f"({listing(unreadable)})"
+        )
+    if small:
+        notices.append(
+            f"{where_root}: {len(small)} photographs with a side below {min_size} pixels "
+            f"(min_size) are left out ({listing(small)})"
+        )
+    if not pairs:
+        raise UserError(
+            f"{where_root}: no photograph can be used: {len(unreadable)} are damaged and "
+            f"{len(small)} have a side below {min_size} pixels ({listing(unreadable + small)}); "
+            f"name other folders or lower {where}.min_size"
+        )
+    return pairs, notices

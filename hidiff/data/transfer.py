@@ -84,22 +84,26 @@ class DeviceBatches(Iterator[dict[str, Any]]):
         self._dtype = dtype
         self._normalization = normalization
         self._ahead: dict[str, Any] | Exception | None = None
+        self._loaded: Mapping[str, Any] | None = None
 
     def prefetch(self) -> None:
         """Have the next batch brought to the device while that still computes.
 
-        What goes wrong is raised when the batch is asked for.
+        What goes wrong is raised when the batch is asked for. Where memory ran out while a batch
+        was copied, the next call copies the same one.
         """
         if self._ahead is not None:
             return
-        started = time.perf_counter()
         try:
-            batch = next(self._batches)
-            # A GPU that still computes has not waited.
-            if self._device.type != "cuda" or torch.cuda.current_stream(self._device).query():
-                self.waited += time.perf_counter() - started
-            lq, gt = to_device(batch, self._device, self._dtype, self._normalization)
-            self._ahead = {**batch, "lq": lq, "gt": gt}
+            if self._loaded is None:
+                started = time.perf_counter()
+                self._loaded = next(self._batches)
+                # A GPU that still computes has not waited.
+                if self._device.type != "cuda" or torch.cuda.current_stream(self._device).query():
+                    self.waited += time.perf_counter() - started
+            lq, gt = to_device(self._loaded, self._device, self._dtype, self._normalization)
+            self._ahead = {**self._loaded, "lq": lq, "gt": gt}
+            self._loaded = None
         except Exception as error:
             self._ahead = error
 

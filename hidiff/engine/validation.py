@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hidiff.data.pairs import PairSet
+from hidiff.data.dataset import PairSet
 from hidiff.engine.logger import MetricsWriter, get_logger, warn_of_loss
 from hidiff.evaluation.evaluator import Triptych, build_metrics, evaluate
 from hidiff.evaluation.record import mean_metrics

@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from hidiff.data.dataset import PairSet
 from hidiff.data.image import to_uint8, write_image
-from hidiff.data.paired_dataset import PairedImageIRDataset
-from hidiff.data.pairs import PairSet
 from hidiff.evaluation.record import ImageScore
 from hidiff.metrics import evaluate_pair
 from hidiff.metrics.published import published_protocol
@@ -97,7 +96,7 @@ def _read(dataset: PairSet, seed: int, index: int) -> _Job:
             if getattr(dataset, "has_gt", True):
                 item = dataset[index]
             else:
-                photo = read_photo(*cast(PairedImageIRDataset, dataset).blurry_file(index))
+                photo = read_photo(*dataset.blurry_file(index))
                 item = photo_item(photo.pixels, score.name)
             score.cropped = "cropped" in item
             pictures = {

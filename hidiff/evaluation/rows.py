@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from hidiff.data.frame_cache import file_identity
+from hidiff.data.cache import file_identity
 from hidiff.evaluation.record import SCORES_FILE as JSON
 from hidiff.evaluation.record import ImageScore, library_versions, read_json, read_scores
 from hidiff.models import DeblurModel

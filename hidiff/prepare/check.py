@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from hidiff.data.image import decode_image
-from hidiff.data.pairs import Pair, counterparts, pairs_from_list, refuse_one_place
-from hidiff.data.store import ImageFiles, ImageStore, open_store
+from hidiff.data.decode import decode, read_header
+from hidiff.data.pairs import Pair, find_pairs
+from hidiff.data.store import file_of, read_location
 from hidiff.options import load_datasets
 from hidiff.prepare.noise import NOISY, noise_level
 from hidiff.utils.errors import UserError, expanded
@@ -78,7 +78,7 @@ class DataSource:
     Args:
         name: for the report.
         lq, gt: folders or LMDBs; `gt` None when there is no sharp side.
-        filename_tmpl: a blurry image's name from its sharp one's; see `match_names`.
+        filename_tmpl: a blurry image's name from its sharp one's; see `find_pairs`.
         meta_info_file: a list of the pairs, for data that is not all of its folders.
         patch_size: training patches of this size (pixels) will be cut from it, if known.
         photographs: they are sharp, in `lq`, and blurry ones will be made of them.
@@ -87,7 +87,7 @@ class DataSource:
     name: str
     lq: str
     gt: str | None
-    filename_tmpl: str = "{}"
+    filename_tmpl: str | None = None
     meta_info_file: str | None = None
     patch_size: int | None = None
     photographs: bool = False
@@ -172,7 +172,7 @@ def dataset_folders(option_file: str | Path) -> list[DataSource]:
                 name=options.label,
                 lq=str(section["dataroot_lq"]),
                 gt=str(section["dataroot_gt"]) if section.get("dataroot_gt") else None,
-                filename_tmpl=str(section.get("filename_tmpl", "{}")),
+                filename_tmpl=section.get("filename_tmpl"),
                 meta_info_file=str(meta) if (meta := section.get("meta_info_file")) else None,
                 patch_size=main.gt_size,
             )
@@ -180,33 +180,27 @@ def dataset_folders(option_file: str | Path) -> list[DataSource]:
     return sources
 
 
-def _find_pairs(source: DataSource, report: Report) -> tuple[list[Pair], dict[str, ImageStore]]:
+def _find_pairs(source: DataSource, report: Report) -> list[Pair]:
     """The pairs of a data set; images without counterpart go into the report, each by name."""
-    if source.meta_info_file is not None:
-        pairs = pairs_from_list(
-            source.meta_info_file, source.lq, source.gt, source.filename_tmpl, source.name
-        )
-        return pairs, {"blurry": ImageFiles(), "sharp": ImageFiles()}
-    stores = {"blurry": open_store(source.lq, "blurry images")}
-    refuse_one_place(source.lq, source.gt, source.name)
-    if source.gt is not None:
-        stores["sharp"] = open_store(source.gt, "sharp images")
-    report.notes += [notice for store in stores.values() for notice in store.notices]
-    lq = stores["blurry"].names
-    if source.gt is None:
-        return [Pair(name, key, None) for name, key in lq.items()], stores
-    gt = stores["sharp"].names
-    matched, no_blurry, no_sharp = counterparts(lq, gt, source.filename_tmpl)
+    found = find_pairs(
+        blurry=source.lq,
+        sharp=source.gt,
+        lists=source.meta_info_file,
+        template=source.filename_tmpl,
+        where=source.name,
+        complete=False,
+    )
+    report.notes += found.notices
+    hint = f" (set filename_tmpl: '{found.template}')" if found.template is not None else ""
     report.problems += [
-        *(f"{sharp}: sharp, but {source.lq} has no {name}" for name, sharp in no_blurry.items()),
-        *(f"{name}: blurry, but {source.gt} has no sharp image for it" for name in no_sharp),
+        *(f"{name}: sharp, but no blurry image is of its name{hint}" for name in found.no_blurry),
+        *(f"{name}: blurry, but no sharp image is of its name{hint}" for name in found.no_sharp),
     ]
-    return [Pair(name, lq[name], gt[sharp]) for name, sharp in matched], stores
+    return found.pairs
 
 
 def _check_pair(
     pair: Pair,
-    stores: dict[str, ImageStore],
     patch_size: int | None,
     *,
     fast: bool,
@@ -214,13 +208,17 @@ def _check_pair(
 ) -> tuple[list[str], set[str], list[str]]:
     """Problems of one pair, the conversions that reading it will make, and notes."""
     problems, conversions, notes, sizes, pixels = [], set(), [], [], []
+    turns = []
     for side, key in (("blurry", pair.lq), ("sharp", pair.gt)):
         if key is None:
             continue
         try:
-            header, image = stores[side].header(key), None
-            if not fast:
-                image = decode_image(stores[side].read(key), stores[side].location(key))
+            if fast:
+                source = Path(key) if key == file_of(key) else read_location(key)
+                header, image = read_header(source, key), None
+            else:
+                data = read_location(key)
+                header, image = read_header(data, key), decode(data, key, thorough=True).pixels
         except UserError as error:
             problems.append(f"{pair.name} ({side}): {error}")
             continue
@@ -237,6 +235,7 @@ def _check_pair(
                 "learn to make such noise: take it out, or make it smaller (the option scale)"
             )
         sizes.append((width, height))
+        turns.append(header.turn)
         pixels.append(image)
         for kind, is_so in (
             ("grey", header.grey),
@@ -246,6 +245,12 @@ def _check_pair(
             if is_so:
                 conversions.add(f"{side} images {kind}")
     if len(sizes) == 2:
+        if turns[0] != turns[1]:
+            problems.append(
+                f"{pair.name}: the images are turned differently by their orientation tags "
+                f"(blurry {turns[0]}, sharp {turns[1]}, 1 is upright); save both upright, or check "
+                "by eye that they fit when turned"
+            )
         if sizes[0] != sizes[1]:
             blurry, sharp = (f"{width}×{height}" for width, height in sizes)
             problems.append(f"{pair.name}: blurry is {blurry}, sharp {sharp} (width×height)")
@@ -284,7 +289,7 @@ def check_dataset(
     """
     report = Report(source.name)
     try:
-        pairs, stores = _find_pairs(source, report)
+        pairs = _find_pairs(source, report)
     except UserError as error:
         report.problems.append(str(error))
         return report
@@ -296,7 +301,6 @@ def check_dataset(
     def check(pair: Pair) -> tuple[list[str], set[str], list[str]]:
         return _check_pair(
             pair,
-            stores,
             patch_size or source.patch_size,
             fast=fast,
             photographs=source.photographs,

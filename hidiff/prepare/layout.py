@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from tqdm import tqdm
 
 from hidiff.data.image import list_images, listing
-from hidiff.data.pairs import match_names
+from hidiff.data.pairs import find_pairs
 from hidiff.prepare.check import LAYOUT, against_benchmark
 from hidiff.utils.errors import UserError
 from hidiff.utils.files import read_lines, replacing
@@ -119,11 +119,13 @@ def gopro_placements(source: Path, root: Path) -> list[Placement]:
                     f"--source: {sequence} has no folder blur; the benchmark uses that one and "
                     "never blur_gamma: complete the download"
                 )
-            lq = list_images(sequence / "blur", "--source")
-            gt = list_images(sequence / "sharp", "--source")
-            for frame, _ in match_names(lq, gt, "{}", f"--source: {sequence}"):
-                name = f"{sequence.name}-{frame}"
-                placements += place_pair(name, lq[frame], gt[frame], folders)
+            found = find_pairs(
+                blurry=sequence / "blur", sharp=sequence / "sharp", where=f"--source: {sequence}"
+            )
+            for pair in found.pairs:
+                assert pair.gt is not None
+                name = f"{sequence.name}-{pair.name}"
+                placements += place_pair(name, Path(pair.lq), Path(pair.gt), folders)
     return placements
 
 
@@ -154,9 +156,13 @@ def hide_placements(source: Path, root: Path) -> list[Placement]:
             )
         lq |= images
     gt = list_images(source / "GT", "--source")
-    names = match_names(lq, gt.keys() & lq.keys(), "{}", f"--source: {source}")
+    if without := sorted(lq.keys() - gt.keys()):
+        raise UserError(
+            f"--source: {source / 'GT'} lacks the sharp images of {len(without)} test images "
+            f"({listing(without)}); complete the download"
+        )
     folders = [root / "test" / "HIDE"]
-    return [p for name, _ in names for p in place_pair(name, lq[name], gt[name], folders)]
+    return [p for name in sorted(lq) for p in place_pair(name, lq[name], gt[name], folders)]
 
 
 # RealBlur ---------------------------------------------------------------------------------------

@@ -10,15 +10,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from hidiff.data.image import (
-    list_images,
-    listing,
-    read_header,
-    read_image,
-    to_uint8,
-    write_image,
-)
-from hidiff.data.pairs import match_names
+from hidiff.data.decode import read_header
+from hidiff.data.image import list_images, listing, read_image, to_uint8, write_image
+from hidiff.data.pairs import find_pairs
 from hidiff.utils.errors import UserError, print_problems
 from hidiff.utils.workers import run_in_order
 
@@ -184,12 +178,12 @@ def crop_tasks(source: Path, target: Path, size: int, overlap: int | None) -> li
     Raises:
         UserError: a folder is missing or empty, or an image has no counterpart.
     """
-    lq = list_images(source / "input", "blurry images")
-    gt = list_images(source / "target", "sharp images")
+    found = find_pairs(blurry=source / "input", sharp=source / "target", where=str(source))
     folders = (target / "input_crops", target / "target_crops")
     return [
-        CropTask(name, (lq[name], gt[name]), folders, size, overlap)
-        for name, _ in match_names(lq, gt, "{}", str(source))
+        CropTask(pair.name, (Path(pair.lq), Path(pair.gt)), folders, size, overlap)
+        for pair in found.pairs
+        if pair.gt is not None
     ]
 
 

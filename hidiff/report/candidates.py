@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hidiff.data.image import EXTENSIONS, list_images
+from hidiff.data.decode import EXTENSIONS
+from hidiff.data.image import list_images
 from hidiff.data.pairs import SIDES
 from hidiff.models import DeblurModel, build_model
 from hidiff.options import (

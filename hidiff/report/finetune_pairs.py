@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from hidiff.data.image import EXTENSIONS, listing, read_image, to_float
-from hidiff.data.pairs import SIDES, match_stores
-from hidiff.data.store import open_store
+from hidiff.data.image import listing, read_image, to_float
+from hidiff.data.pairs import find_pairs as pairs_of
 from hidiff.metrics.realblur import find_homography
-from hidiff.utils.errors import UserError, missing, suggestion
+from hidiff.utils.errors import UserError, suggestion
 from hidiff.utils.workers import available_cores, run_in_order
 
 MAX_SHIFT = 2.0
@@ -43,49 +40,17 @@ class FoundPair:
 
 
 def find_pairs(data: Path) -> list[FoundPair]:
-    """All pairs in a folder and its sub-folders, in order; see `SIDES`.
-
-    Scenes are sub-folders, above the two folders or in both of them.
+    """All pairs in a folder and its sub-folders, in order; see `hidiff.data.pairs.find_pairs`.
 
     Raises:
         UserError: there are none, or an image has no counterpart.
     """
-    if not data.is_dir():
-        raise UserError(f"--data: {missing(data)}")
     pairs = []
-    for place, inner, _ in os.walk(data):
-        inner.sort()
-        for sides in SIDES:
-            if set(sides) <= set(inner):
-                inner[:] = [name for name in inner if name not in sides]
-                pairs += _pairs_beside(data, *(Path(place, side) for side in sides))
-    if not pairs:
-        known = ", ".join(" and ".join(sides) for sides in SIDES)
-        raise UserError(
-            f"--data: {data} has no pairs; they lie in two folders beside each other ({known}), "
-            "which hold images of the same names"
-        )
-    return pairs
-
-
-def _pairs_beside(data: Path, blurry: Path, sharp: Path) -> list[FoundPair]:
-    """Of the folders of the two sides, which may have a sub-folder for each scene."""
-    inner = {
-        file.parent.relative_to(side)
-        for side in (blurry, sharp)
-        for file in side.rglob("*")
-        if file.suffix.lower() in EXTENSIONS and not file.parent.name.startswith(".")
-    }
-    above = blurry.parent.relative_to(data).parts
-    test = above[:1] == ("test",)
-    pairs = []
-    for part in sorted(inner):
-        lq, gt = (open_store(str(side / part), "--data") for side in (blurry, sharp))
-        folders = (*above[above[:1] in (("test",), ("train",)) :], *part.parts)
-        for pair in match_stores(lq, gt, "{}", "--data"):
-            assert pair.gt is not None
-            scene = "/".join(folders) or re.sub(r"[-_. (]*\d+\)?$", "", pair.name) or data.name
-            pairs.append(FoundPair(scene, Path(pair.lq), Path(pair.gt), test))
+    for pair in pairs_of(data).pairs:
+        assert pair.gt is not None
+        first, _, rest = pair.scene.partition("/")
+        scene = (rest if first in ("train", "test") else pair.scene) or data.name
+        pairs.append(FoundPair(scene, Path(pair.lq), Path(pair.gt), first == "test"))
     return pairs
 
 

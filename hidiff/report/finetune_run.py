@@ -139,7 +139,7 @@ def plan(asked: Asked, name: str) -> Options:
 
 
 def _line(pair: FoundPair, data: Path) -> str:
-    """Of the list of pairs, see `hidiff.data.pairs.pairs_from_list`."""
+    """Of the list of pairs, see `hidiff.data.pairs.find_pairs`."""
     return "\t".join(side.relative_to(data).as_posix() for side in (pair.gt, pair.lq))
 
 

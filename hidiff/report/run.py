@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from hidiff.benchmark.timing import Timing, alternate
 from hidiff.data import build_dataset, normalization_of
+from hidiff.data.dataset import PairSet
 from hidiff.data.image import listing, read_image, to_uint8
-from hidiff.data.pairs import SourceSet
 from hidiff.evaluation.record import ImageScore, Scores, library_versions, read_scores, write_scores
 from hidiff.evaluation.rows import add_row, done_before, prepare
 from hidiff.evaluation.test_run import run_test
@@ -78,7 +78,7 @@ class Comparison:
     asked: Asked
     outcomes: Mapping[str, Outcome]
     left_out: Mapping[str, str]
-    dataset: SourceSet
+    dataset: PairSet
     names: list[str]
     device: str
     timed: tuple[int, int] | None = None
@@ -183,7 +183,7 @@ def compare(asked: Asked, processes: Group) -> Comparison:
 
 
 def _scores(
-    asked: Asked, label: str, candidate: Candidate, dataset: SourceSet, processes: Group
+    asked: Asked, label: str, candidate: Candidate, dataset: PairSet, processes: Group
 ) -> Scores:
     """The scores of a candidate on all images, of this call or an earlier one."""
     folder = RESULTS / asked.test_name(label)
@@ -194,7 +194,7 @@ def _scores(
 
 
 def _score_pictures(
-    asked: Asked, folder: Path, candidate: Candidate, dataset: SourceSet, processes: Group
+    asked: Asked, folder: Path, candidate: Candidate, dataset: PairSet, processes: Group
 ) -> Scores:
     """Score a folder of pictures, image by image, as run_test does with a model."""
     place = str(next(iter(candidate.pictures.values())).parent)
@@ -244,7 +244,7 @@ def _score_pictures(
 def _time(
     asked: Asked,
     candidates: Mapping[str, Candidate],
-    dataset: SourceSet,
+    dataset: PairSet,
     names: list[str],
     processes: Group,
 ) -> tuple[dict[str, Timing], tuple[int, int] | None]:

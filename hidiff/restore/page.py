@@ -21,8 +21,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from hidiff.data.image import read_header, to_uint8
-from hidiff.restore.photo import orientation, read_photo
+from hidiff.data.decode import read_header
+from hidiff.data.image import to_uint8
+from hidiff.restore.photo import read_photo
 from hidiff.utils.errors import UserError
 from hidiff.utils.files import read_bytes, write_bytes
 
@@ -199,9 +200,10 @@ def _kind(path: Path) -> str | None:
             kind = SHOWN.get(image.format or "")
             if kind is None or image.mode == "CMYK":
                 return None
+            header = read_header(path, str(path))
             # Of other formats some browsers read the orientation and some do not.
-            turned = kind != "image/jpeg" and "exif" in image.info and orientation(image) != 1
-            return None if turned or read_header(path, str(path)).bits16 else kind
+            turned = kind != "image/jpeg" and header.turn != 1
+            return None if turned or header.bits16 else kind
     except OSError:
         return None  # Reading it says what is wrong.
 

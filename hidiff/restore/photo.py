@@ -8,32 +8,29 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError, features
+from PIL import Image, PngImagePlugin
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from hidiff.data.image import (
-    EXTENSIONS,
-    check_size,
-    checked,
-    read_header,
-    to_uint8,
+from hidiff.data.decode import (
+    PHOTO_EXTENSIONS,
+    RAW_EXIF,
+    Decoded,
+    decode_opened,
+    exif_block,
+    open_image,
+    png_chunks,
 )
-from hidiff.restore.restoring import to_image
-from hidiff.restore.tags import (
+from hidiff.data.image import to_uint8
+from hidiff.data.tags import (
     BYTE,
     LAYOUT,
     LONG,
-    ORIENTATION,
     RATIONAL,
     SHORT,
     UNDEFINED,
@@ -42,26 +39,14 @@ from hidiff.restore.tags import (
     upright,
     write_tags,
 )
-from hidiff.utils.errors import UserError, is_out_of_memory
+from hidiff.restore.restoring import to_image
+from hidiff.utils.errors import UserError
 from hidiff.utils.files import write_bytes
-
-with suppress(ImportError):
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
 
 # Of blocks that are damaged; `Photo.notices` says what it costs.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
-Image.init()
-_MORE = [".avif"] if features.check("avif") else []
-_MORE += [".heic", ".heif"] if "HEIF" in Image.OPEN else []
-ENDINGS = (*EXTENSIONS, *_MORE)
-"""File name endings (lower case) of the photographs that can be read here."""
-
-_READ: list[str] = [
-    f for f in ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "AVIF", "HEIF") if f in Image.OPEN
-]
+ENDINGS = PHOTO_EXTENSIONS
 
 FORMATS = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF",
@@ -75,8 +60,8 @@ _LIMITS = {"JPEG": 65500, "WEBP": 16383}
 _SEGMENT = 65000
 """Bytes of EXIF, XMP or a comment that a JPEG file can hold."""
 
-_XMP, _RAW_EXIF = "XML:com.adobe.xmp", "Raw profile type exif"
-"""Among the texts of a PNG file: XMP, and EXIF as ImageMagick wrote it."""
+_XMP = "XML:com.adobe.xmp"
+"""Among the texts of a PNG file."""
 
 _COLOUR = (b"gAMA", b"cHRM", b"sRGB", b"cICP")
 """Chunks of a PNG file that say what its numbers mean, beside or in place of a profile."""
@@ -122,86 +107,38 @@ class Photo:
 
 
 def read_photo(data: bytes, where: str) -> Photo:
-    """Decode the content of a photograph's file.
+    """Decode the content of a photograph's file, and look for damage in it.
 
     Args:
         data: the file's bytes.
         where: the path (or database key) to name in an error.
 
     Raises:
-        UserError: the content is no image, damaged, has too many pixels, or is of a kind that
-            cannot be kept: animated, with pages, of floating point or more than 16 bits.
+        UserError: see `hidiff.data.image.decode`.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=_READ) as image:
-            check_size(*image.size, where)
-            # Beside the photograph a camera's JPEG file may hold previews, depth and gain maps.
-            several = getattr(image, "n_frames", 1)
-            if several > 1 and image.format != "MPO":
-                raise UserError(
-                    f"{where}: {several} pictures in one file (an animation, or pages), and "
-                    "one is wanted; save them as files of their own"
-                )
-            photo = _decode(image, checked(data, where), where)
-    except UserError:
-        raise
-    except Exception as error:
-        # Whatever the decoder stumbles over, the file is the reason.
-        if is_out_of_memory(error):
-            raise
-        reason = "" if isinstance(error, UnidentifiedImageError) else f"; {error}"
-        raise UserError(
-            f"{where}: not an image, a damaged one, or of a kind that is not read ({len(data)} "
-            f"bytes{reason}); copy or download it again, or convert it to PNG"
-        ) from None
-    if several > 1:
-        more = "the further pictures in the file (previews, depth, stereo) are left out"
-        photo = replace(photo, notices=(*photo.notices, more))
-    return photo
+    with open_image(data, where) as image:
+        decoded = decode_opened(image, data, where, thorough=True)
+        image.load()  # PNG files may have texts and EXIF after the pixels.
+        return _with_metadata(image, data, decoded)
 
 
-def _decode(image: Image.Image, data: bytes, where: str) -> Photo:
-    notices: list[str] = []
-    png, tiff, mode = image.format == "PNG", image.format == "TIFF", image.mode
-    deep = (png or tiff) and read_header(data, where).bits16
-    premultiplied = isinstance(image, TiffImageFile) and image.tag_v2.get(_EXTRA_SAMPLES) == (1,)
-    if mode in ("I", "F", "LAB", "HSV") or (deep and (mode == "CMYK" or premultiplied)):
-        raise UserError(
-            f"{where}: {'16-bit ' * deep}{'premultiplied ' * premultiplied}pixels of the kind "
-            f"{mode} are not read; convert the image to RGB of 8 or 16 bits"
-        )
-    grey = mode in ("1", "L", "LA") or mode.startswith("I;16") or (png and data[25] in (0, 4))
-    image.load()  # PNG files may have texts and EXIF after the pixels, and TIFF files turn here.
-    info, icc, alpha = image.info, image.info.get("icc_profile"), None
-    if deep:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        if pixels is None or pixels.dtype != np.uint16:
-            raise ValueError("its 16-bit pixels are not understood")
-        pixels = np.atleast_3d(pixels)
-        if pixels.shape[2] > 1:
-            pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
-    elif mode == "CMYK":
-        pixels, icc, notices = _from_cmyk(image, icc)
-    elif mode[-1] in "Aa" or "transparency" in info:
-        pixels = np.asarray(image.convert("RGBA"))
-    else:
-        pixels = np.asarray(image if mode == "RGBX" else image.convert("RGB"))
-    pixels = _turned(pixels, turn := orientation(image))
-    if pixels.shape[2] == 4:
-        pixels, alpha = pixels[..., :3], pixels[..., 3]
-    exif, text = info.get("exif"), dict(image.text) if isinstance(image, PngImageFile) else {}
+def _with_metadata(image: Image.Image, data: bytes, decoded: Decoded) -> Photo:
+    notices = list(decoded.notices)
+    png, info = isinstance(image, PngImageFile), image.info
+    text = dict(image.text) if isinstance(image, PngImageFile) else {}
     try:
-        if tiff:
+        if image.format == "TIFF":
             order, tags = read_tags(data)
             tags = {tag: value for tag, value in tags.items() if tag not in LAYOUT}
             exif = write_tags(order, tags) if tags else None
-        elif _RAW_EXIF in text:
-            exif = bytes.fromhex("".join(text.pop(_RAW_EXIF).split("\n")[3:]))
+        else:
+            exif = exif_block(image, data)
         if exif is not None:
-            exif = upright(exif.removeprefix(b"Exif\0\0"), swap=turn > 4)
-    except (ValueError, struct.error):
+            exif = upright(exif, swap=decoded.turn > 4)
+    except (ValueError, struct.error) as error:
         exif = None
-        notices.append("its EXIF block is damaged and left out")
+        notices.append(f"its EXIF block is damaged and left out ({error})")
+    text.pop(RAW_EXIF, None)
     xmp = info.get("xmp")
     if isinstance(xmp, bytes):
         xmp = re.sub(rb'(tiff:Orientation(?:="|>))[2-8]', rb"\g<1>1", xmp)
@@ -209,64 +146,18 @@ def _decode(image: Image.Image, data: bytes, where: str) -> Photo:
     if isinstance(comment := info.get("comment"), bytes):
         text["Comment"] = comment.decode(errors="surrogateescape")
     return Photo(
-        np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3))),
-        alpha,
-        grey,
-        icc,
+        decoded.pixels,
+        decoded.alpha,
+        decoded.grey,
+        decoded.icc,
         exif,
         xmp,
         next((c for name, c in getattr(image, "applist", ()) if name == "APP13"), None),
         text,
         dpi if (dpi := info.get("dpi")) and 0 < min(dpi) <= max(dpi) < 2**16 else None,
-        tuple((k, v) for k, v in _png_chunks(data) if k in _COLOUR) if png else (),
+        tuple((k, v) for k, v in png_chunks(data) if k in _COLOUR) if png else (),
         tuple(notices),
     )
-
-
-def orientation(image: Image.Image) -> int:
-    """1 to 8, as EXIF counts; 1 where there is none, or the pixels were turned when decoded."""
-    with suppress(Exception):  # of a damaged block, without which the photograph is one still
-        found: Any = image.getexif().get(ORIENTATION)
-        return found if found in range(1, 9) else 1
-    return 1
-
-
-def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """(H, W, C) as stored → as it is looked at."""
-    if orientation > 4:
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return pixels
-
-
-def _from_cmyk(image: Image.Image, icc: bytes | None) -> tuple[np.ndarray, bytes | None, list[str]]:
-    """Pixels (H, W, 3) in sRGB, its profile, and notices."""
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-    try:
-        if icc is None:
-            raise ImageCms.PyCMSError("there is none")
-        converted = ImageCms.profileToProfile(
-            *(image, ImageCms.ImageCmsProfile(io.BytesIO(icc)), srgb),
-            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
-            outputMode="RGB",
-        )
-    except (ImageCms.PyCMSError, OSError) as error:
-        notice = f"CMYK was converted without a colour profile ({error}); colours may be off"
-        return np.asarray(image.convert("RGB")), None, [notice]
-    return np.asarray(converted), srgb.tobytes(), []
-
-
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Name and content of each chunk."""
-    at = 8
-    while at + 8 <= len(data):
-        length, name = struct.unpack_from(">I4s", data, at)
-        yield name, data[at + 8 : at + 8 + length]
-        at += 12 + length
 
 
 def to_pixels(restored: Tensor, photo: Photo) -> np.ndarray:
@@ -404,7 +295,7 @@ def _png(photo: Photo, pixels: np.ndarray) -> bytes:
     own = {b"IHDR": header, b"IDAT": zlib.compress(filtered.data, _EFFORT)}
     file = io.BytesIO(_PNG_MARK)
     file.seek(0, io.SEEK_END)
-    for name, content in _png_chunks(
+    for name, content in png_chunks(
         _encoded("PNG", np.zeros_like(pixels[:1, :1], np.uint8), **options)
     ):
         PngImagePlugin.putchunk(file, name, own.get(name, content))

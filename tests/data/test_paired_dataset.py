@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from small_data import make_pairs, picture, write_rgb
+from small_data import make_lmdb, make_pairs, picture, write_rgb
 
 from hidiff import UserError
 from hidiff.cli import call
@@ -89,36 +89,10 @@ def test_without_ground_truth_there_is_only_the_blurry_image(folder):
     assert not data.has_gt
 
 
-def test_a_list_chooses_the_pairs(folder):
-    listed = folder / "pairs.txt"
-    listed.write_text("scene-002.png (40,48,3)\n\nscene-000.png\n")
-    data = dataset(folder, meta_info_file=str(listed))
-    assert [pair.name for pair in data.pairs] == ["scene-002", "scene-000"]
-
-
-def test_a_list_of_two_paths_as_realblur_has_it(folder):
-    listed = folder / "pairs.txt"
-    listed.write_text("target/scene-001.png input/scene-002.png\n")
-    data = dataset(
-        folder, dataroot_lq=str(folder), dataroot_gt=str(folder), meta_info_file=str(listed)
-    )
-    assert data.pairs[0].gt.endswith("target/scene-001.png")
-    assert data.pairs[0].lq.endswith("input/scene-002.png")
-
-
-def test_a_list_that_names_a_missing_file_says_which(folder):
-    listed = folder / "pairs.txt"
-    listed.write_text("scene-009.png\n")
-    with pytest.raises(UserError, match=r"scene-009"):
-        dataset(folder, meta_info_file=str(listed))
-
-
 def test_lmdb_gives_what_the_folders_give(folder):
     pytest.importorskip("lmdb", reason="lmdb is an optional package")
-    from hidiff.data.lmdb_store import create_lmdb
-
     for side in ("input", "target"):
-        create_lmdb(folder / side, folder / f"{side}.lmdb", progress=False)
+        make_lmdb(folder / side, folder / f"{side}.lmdb")
     stored = dataset(
         folder,
         dataroot_lq=str(folder / "input.lmdb"),
@@ -235,9 +209,7 @@ def test_one_folder_as_both_sides_is_refused(folder):
         {"dataroot_gt": str(folder / "target" / ".." / "input")},
         {"dataroot_gt": str(folder / "link"), "meta_info_file": str(listed)},
     ):
-        with pytest.raises(
-            UserError, match=r"datasets\.train(\.meta_info_file)?: .*input|scene-000"
-        ):
+        with pytest.raises(UserError, match=r"datasets\.train"):
             dataset(folder, **changes)
 
 
@@ -253,12 +225,6 @@ def test_a_relative_folder_says_where_it_counts_from(folder, monkeypatch):
         dataset(folder, dataroot_lq="inputs")
     with pytest.raises(UserError, match=rf"meta_info_file: .* pairs\.txt .*{folder}"):
         dataset(folder, meta_info_file="pairs.txt")
-
-
-def test_only_sub_folders_are_named(folder):
-    (folder / "seq" / "0001").mkdir(parents=True)
-    with pytest.raises(UserError, match=rf"dataroot_lq: .*{folder / 'seq'}/0001"):
-        dataset(folder, dataroot_lq=str(folder / "seq"))
 
 
 @pytest.mark.parametrize("other", ["scene-001.PNG", "scene-001.jpg", "Scene-001.png"])

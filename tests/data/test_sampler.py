@@ -11,6 +11,7 @@ from hidiff import UserError
 from hidiff.data import BatchPlan, PhaseBatchSampler
 from hidiff.data.sampler import Shares
 from hidiff.options import Phase
+from hidiff.utils.random import rng
 
 RELEASED = tuple(
     Phase(*values)
@@ -79,12 +80,12 @@ def test_enlarging_shows_every_pair_that_many_times_an_epoch():
     assert Counter(r.index for r in requests[:10]) == dict.fromkeys(range(5), 2)
 
 
-def test_the_order_of_one_set_is_that_of_earlier_versions():
-    rng = [np.random.default_rng((5, 0, epoch)) for epoch in range(3)]
-    expected = [int(i) % 7 for r in rng for i in r.permutation(14)]
+def test_the_order_is_that_of_shuffled_epochs():
+    streams = [rng(5, "order", 0, epoch) for epoch in range(3)]
+    expected = [int(i) % 7 for r in streams for i in r.permutation(14)]
     requests = [r for b in sampler(total_iter=12, enlarge_ratio=2) for r in b]
     assert [r.index for r in requests] == expected[: len(requests)]
-    assert [r.seed for r in requests] == [(5, 1, p) for p in range(len(requests))]
+    assert [r.seed for r in requests] == [(5, "patch", p) for p in range(len(requests))]
 
 
 MIXED = Shares([2, 0.5, 1], [4, 3, 5])

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from small_data import picture, write_rgb
+from small_data import make_lmdb, picture, write_rgb
 
 from hidiff import UserError
 from hidiff.data import (
@@ -16,7 +16,6 @@ from hidiff.data import (
     SyntheticBlurDataset,
     training_batches,
 )
-from hidiff.data.lmdb_store import create_lmdb
 from hidiff.options import Phase
 
 PARTS = ("shake", "object", "defocus", "saturation", "noise", "processing", "jpeg")
@@ -177,7 +176,7 @@ def test_several_folders_keep_their_names_apart(photographs):
 
 def test_an_lmdb_gives_the_same_patches(photographs, tmp_path):
     pytest.importorskip("lmdb")
-    create_lmdb(str(photographs), str(tmp_path / "photographs.lmdb"))
+    make_lmdb(photographs, tmp_path / "photographs.lmdb")
     data = dataset(tmp_path / "photographs.lmdb")
     assert all(same(data[request(n, n)], dataset(photographs)[request(n, n)]) for n in range(3))
     assert same(data[2], dataset(photographs)[2])

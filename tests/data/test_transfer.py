@@ -13,6 +13,7 @@ from hidiff.data.transfer import DeviceBatches, apply_symmetries, to_device
 from hidiff.data.transforms import Normalization
 from hidiff.options import Phase
 from hidiff.utils.errors import UserError
+from hidiff.utils.random import rng
 
 CPU = torch.device("cpu")
 DEVICES = [CPU, *([torch.device("cuda")] if torch.cuda.is_available() else [])]
@@ -38,15 +39,15 @@ def batches(data, *, patch_size, crop_size, batch_size, steps, num_workers=0):
 def reference(path, request):
     """What the release computes, from the file on: crop, patch, symmetry, division by 255."""
     image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)[..., ::-1]
-    rng = np.random.default_rng(request.seed)
+    draws = rng(*request.seed, "crop")
     offsets = []
     for length in image.shape[:2]:
-        crop = rng.integers(length - request.crop_size + 1)
-        offsets.append((crop, rng.integers(request.crop_size - request.patch_size + 1)))
+        crop = draws.integers(length - request.crop_size + 1)
+        offsets.append((crop, draws.integers(request.crop_size - request.patch_size + 1)))
     (crop_top, top), (crop_left, left) = offsets
     crop = image[crop_top:, crop_left:][: request.crop_size, : request.crop_size]
     patch = crop[top:, left:][: request.patch_size, : request.patch_size]
-    index = rng.integers(8)
+    index = draws.integers(8)
     patch = np.rot90(patch, index // 2)
     if index % 2:
         patch = np.flipud(patch)

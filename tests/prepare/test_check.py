@@ -4,10 +4,11 @@ import cv2
 import numpy as np
 import pytest
 import small_programs
+from small_data import make_lmdb
 
 from hidiff.cli import call
-from hidiff.data.image import read_header, write_image
-from hidiff.data.lmdb_store import create_lmdb
+from hidiff.data.decode import read_header
+from hidiff.data.image import write_image
 from hidiff.prepare.check import LAYOUT, DataSource, check_dataset, dataset_folders
 from hidiff.utils.errors import UserError
 
@@ -163,7 +164,7 @@ def test_list_of_pairs(source, tmp_path):
 def test_lmdb(source, tmp_path):
     pytest.importorskip("lmdb")
     for side in ("in", "gt"):
-        create_lmdb(tmp_path / side, tmp_path / f"{side}.lmdb", progress=False)
+        make_lmdb(tmp_path / side, tmp_path / f"{side}.lmdb")
     stores = DataSource("set", str(tmp_path / "in.lmdb"), str(tmp_path / "gt.lmdb"))
     report = check(stores, jobs=3)
     assert (report.pairs, report.problems) == (3, [])
@@ -303,7 +304,6 @@ def test_exit_codes_of_the_program(root, source, tmp_path):
         ["--input", "nowhere"],
         ["--input", "x" * 300],
         ["--input", "in/0.png"],
-        ["--input", "."],
         ["--target", "nowhere", "--input", "in"],
         ["--input", "in", "--target", "./in"],
     ],

@@ -17,9 +17,9 @@ from small_data import picture
 
 from hidiff import UserError
 from hidiff.data.image import read_image, to_float
+from hidiff.data.tags import read_tags, write_tags
 from hidiff.restore import photo as module
 from hidiff.restore.photo import read_photo, to_pixels, write_photo
-from hidiff.restore.tags import read_tags, write_tags
 
 RGB = picture(5, 14, 9)
 XMP = b"<x:xmpmeta><rdf:Description tiff:Orientation='1' dc:title='Kr\xc3\xa4he'/></x:xmpmeta>"

@@ -17,6 +17,10 @@ Tags = dict[int, "tuple[int, bytes] | Tags"]
 """By number: kind and bytes of a value, or the directory that the tag points to."""
 
 ORIENTATION = 0x0112
+EXIF_MARK = b"Exif\0\0"
+MOST = 2**20
+"""Bytes of metadata that are carried from one file to another."""
+
 SHORT, LONG, RATIONAL, BYTE, UNDEFINED = 3, 4, 5, 1, 7
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
 """Bytes of a value, by its kind."""
@@ -55,17 +59,60 @@ def _fields(block: bytes, order: str, at: int) -> Iterator[tuple[int, int]]:
         yield struct.unpack_from(f"{order}H", block, position)[0], position
 
 
+def check_directories(block: bytes) -> None:
+    """Look over the directories of a TIFF file before anything in them is read.
+
+    Raises:
+        ValueError, struct.error: one is damaged, or its values lie over each other, so that a small
+            file would become gigabytes.
+    """
+    order = _order(block)
+    waiting = [struct.unpack_from(f"{order}I", block, 4)[0]]
+    known = {EXIF, GPS, INTEROPERABILITY}
+    seen = set()
+    total = 0
+    while waiting:
+        at = waiting.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        for tag, position in _fields(block, order, at):
+            kind, count, first = struct.unpack_from(f"{order}HII", block, position + 2)
+            total += SIZES.get(kind, 1) * count
+            if tag in known and first < len(block):
+                waiting.append(first)
+    if total > len(block):
+        raise ValueError(f"its tags name {total} bytes in a file of {len(block)}")
+
+
+def valid_turn(found: Any) -> int:
+    """An orientation as EXIF counts, 1 to 8; 1 (upright) for anything else."""
+    return found if found in range(1, 9) else 1
+
+
+def orientation_of(block: bytes) -> int:
+    """The orientation in an EXIF block, 1 to 8; 0 where there is none, or the block is damaged."""
+    with suppress(ValueError, struct.error):
+        order = _order(block)
+        for tag, position in _fields(block, order, struct.unpack_from(f"{order}I", block, 4)[0]):
+            if tag == ORIENTATION:
+                return valid_turn(struct.unpack_from(f"{order}H", block, position + 8)[0])
+    return 0
+
+
 def read_tags(block: bytes) -> tuple[str, Tags]:
     """Byte order and tags of an EXIF block, or of the first image of a TIFF file.
 
     A thumbnail, directories that EXIF does not know, and what is damaged are left out.
 
     Raises:
-        ValueError, struct.error: the first directory is damaged.
+        ValueError, struct.error: the first directory is damaged, or holds more than `MOST`.
     """
     order = _order(block)
+    total = 0
 
     def read(at: int, inner: Mapping) -> Tags:
+        nonlocal total
         tags: Tags = {}
         for tag, position in _fields(block, order, at):
             kind, count, first = struct.unpack_from(f"{order}HII", block, position + 2)
@@ -75,6 +122,9 @@ def read_tags(block: bytes) -> tuple[str, Tags]:
             elif kind in SIZES:
                 size = SIZES[kind] * count
                 start = position + 8 if size <= 4 else first
+                total += 0 if tag in LAYOUT else size
+                if total > MOST:
+                    raise ValueError(f"more than {MOST} bytes of it")
                 value = bytes(block[start : start + size])
                 if len(value) == size:
                     tags[tag] = kind, value
