@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hidiff.data.paired_dataset import PairedImageIRDataset
 from small_data import make_pairs, picture, test_options, train_options, write_rgb
 from tqdm import TMonitor
 
 from hidiff import UserError, build_model
 from hidiff.data import build_dataset
+from hidiff.data.dataset import PairedImageIRDataset
 from hidiff.data.image import read_image, to_float, to_uint8
 from hidiff.engine.validation import Validator
 from hidiff.evaluation.evaluator import build_metrics, evaluate

@@ -12,7 +12,7 @@ from small_data import picture, train_options, write_rgb
 from hidiff import UserError
 from hidiff.cli import call
 from hidiff.data.image import read_image
-from hidiff.data.pairs import pairs_from_list
+from hidiff.data.pairs import find_pairs
 from hidiff.engine.trainer import Trainer
 from hidiff.models import build_model
 from hidiff.options import parse_options
