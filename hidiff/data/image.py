@@ -11,7 +11,7 @@ import numpy as np
 
 from hidiff.data.decode import EXTENSIONS, decode
 from hidiff.utils.errors import UserError, missing
-from hidiff.utils.files import read_bytes, write_bytes
+from hidiff.utils.files import read_regular_file, write_bytes
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -20,7 +20,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         UserError: the file cannot be read or decoded.
     """
-    return decode(read_bytes(path), str(path)).pixels
+    return decode(read_regular_file(path), str(path)).pixels
 
 
 def to_float(image: np.ndarray) -> np.ndarray:

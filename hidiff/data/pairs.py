@@ -27,6 +27,9 @@ SIDES = (
 """Names of the folders of blurry and sharp images that stand beside each other, in any case; both
 may begin with the same text, as REDS's train_blur and train_sharp do."""
 
+PARTS = ("train", "test", "val", "valid", "validation")
+"""Names of folders (in any case) that are parts of a data set and no scenes."""
+
 EQUAL_NAMES = "{}"
 """The template of pairs whose two images have the same name."""
 
@@ -38,14 +41,16 @@ class Pair:
     Args:
         name: tells it apart from all others; results are files of this name.
         lq, gt: where they lie: paths of files, or `X.lmdb/data.mdb/KEY` (see `hidiff.data.store`).
-        scene: the folders above it, below the data's root and without those of the sides,
-            `train/s01` for example; where there are none, the name without its number.
+        scene: the folders above it, below the data's root and without those of the sides and of
+            the part; where there are none, the name without its number.
+        part: the folder of `PARTS` that it lies in, in small letters; '' where there is none.
     """
 
     name: str
     lq: str
     gt: str | None
     scene: str = ""
+    part: str = ""
 
 
 @dataclass
@@ -136,7 +141,7 @@ def find_pairs(
         found = Pairs(_listed(Path(lists), lq, gt, template or EQUAL_NAMES, where))
     elif gt is None:
         images, notices = find_images(lq, sides[0])
-        pairs = [Pair(_flat(n), at, None, _scene(n)) for n, at in images.items()]
+        pairs = [Pair(_flat(n), at, None, *_scene(n)) for n, at in images.items()]
         found = Pairs(pairs, notices)
     elif _same_place(lq, gt):
         found = _in_one_folder(lq, template, where)
@@ -164,10 +169,13 @@ def _flat(name: str) -> str:
     return name.replace("/", "-")
 
 
-def _scene(name: str, above: Sequence[str] = ()) -> str:
-    """Of a name below the folder of its side, and the folders above that."""
-    *folders, last = name.split("/")
-    return "/".join([*above, *folders]) or re.sub(r"[-_. (]*\d+\)?$", "", last)
+def _scene(name: str, above: Sequence[str] = ()) -> tuple[str, str]:
+    """Scene and part of a name below the folder of its side, and the folders above that."""
+    *folders, last = [*above, *name.split("/")]
+    part = ""
+    if folders and folders[0].lower() in PARTS:
+        part = folders.pop(0).lower()
+    return "/".join(folders) or re.sub(r"[-_. (]*\d+\)?$", "", last), part
 
 
 # Two folders ------------------------------------------------------------------------------------
@@ -203,7 +211,7 @@ def _match(
             continue
         used.add(wanted)
         full = _flat("/".join([*above, wanted]))
-        found.pairs.append(Pair(full, blurry[wanted], location, _scene(core, above)))
+        found.pairs.append(Pair(full, blurry[wanted], location, *_scene(core, above)))
     found.no_sharp = [name for name in blurry if name not in used]
     if found.no_blurry and found.no_sharp:
         found.template = _guess_template(blurry, sharp)
@@ -369,7 +377,7 @@ def _listed(path: Path, lq_root: str, gt_root: str | None, template: str, where:
         absent += [str(place) for place in (lq, gt) if place is not None and not is_file(place)]
         # Only what tells images apart goes into the name: RealBlur repeats file names per scene.
         name = Path(lq_name).with_suffix("").as_posix()
-        pairs.append(Pair(_flat(name), str(lq), None if gt is None else str(gt), _scene(name)))
+        pairs.append(Pair(_flat(name), str(lq), None if gt is None else str(gt), *_scene(name)))
     if absent:
         raise UserError(
             f"{where}: {path} names {len(absent)} files that do not exist ({listing(absent, 3)})"

@@ -18,7 +18,7 @@ from typing import Any
 from hidiff.data.decode import EXTENSIONS
 from hidiff.data.image import listing, passed_over
 from hidiff.utils.errors import UserError, counted_from, missing
-from hidiff.utils.files import is_file, read_bytes
+from hidiff.utils.files import is_file, read_regular_file
 
 _DATABASE = f"{os.sep}data.mdb{os.sep}"
 SHAPE = re.compile(r"\s+\(\d+(?:,\s*\d+)*\)(?:\s+\d+)?\s*$")
@@ -35,7 +35,7 @@ def read_location(location: str) -> bytes:
         UserError: it is not there or cannot be read.
     """
     folder, inside, key = location.partition(_DATABASE)
-    return _read_key(folder, key) if inside else read_bytes(location)
+    return _read_key(folder, key) if inside else read_regular_file(location)
 
 
 def file_of(location: str) -> str:
@@ -136,7 +136,7 @@ def _lmdb_images(root: str, where: str) -> dict[str, str]:
     meta_info = Path(folder, "meta_info.txt")
     try:
         if is_file(meta_info):
-            lines = read_bytes(meta_info).decode("utf-8-sig").splitlines()
+            lines = read_regular_file(meta_info).decode("utf-8-sig").splitlines()
             # The name may hold dots and spaces.
             names = [SHAPE.sub("", line) for line in lines if line.strip()]
             keys = [os.path.splitext(name)[0] for name in names]  # noqa: PTH122 (no path: `a//b`)

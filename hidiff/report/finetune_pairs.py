@@ -48,9 +48,9 @@ def find_pairs(data: Path) -> list[FoundPair]:
     pairs = []
     for pair in pairs_of(data).pairs:
         assert pair.gt is not None
-        first, _, rest = pair.scene.partition("/")
-        scene = (rest if first in ("train", "test") else pair.scene) or data.name
-        pairs.append(FoundPair(scene, Path(pair.lq), Path(pair.gt), first == "test"))
+        scene = pair.scene or data.name
+        held_out = pair.part not in ("", "train")
+        pairs.append(FoundPair(scene, Path(pair.lq), Path(pair.gt), held_out))
     return pairs
 
 

@@ -25,7 +25,7 @@ from hidiff.data.decode import read_header
 from hidiff.data.image import to_uint8
 from hidiff.restore.photo import read_photo
 from hidiff.utils.errors import UserError
-from hidiff.utils.files import read_bytes, write_bytes
+from hidiff.utils.files import read_regular_file, write_bytes
 
 MARK = '<meta name="generator" content="hidiff comparison">'
 """Stands in every page, by which an earlier one is known."""
@@ -184,7 +184,7 @@ def _picture(path: Path, page: Path, embed: bool) -> tuple[str, tuple[int, int]]
         header = read_header(path, str(path))
         content, size = None, (header.width, header.height)
     if embed:
-        return data_url(content or read_bytes(path), kind or "image/png"), size
+        return data_url(content or read_regular_file(path), kind or "image/png"), size
     if content is not None:
         # Named by its content, so that nothing but the same picture is ever replaced.
         digest = hashlib.sha256(content).hexdigest()[:16]
@@ -210,7 +210,7 @@ def _kind(path: Path) -> str | None:
 
 def _converted(path: Path) -> tuple[bytes, tuple[int, int]]:
     """A picture as PNG of 8 bits in its own colour space, with its width and height."""
-    photo = read_photo(read_bytes(path), str(path))
+    photo = read_photo(read_regular_file(path), str(path))
     pixels = photo.pixels[..., 0] if photo.grey else photo.pixels
     if photo.alpha is not None:
         pixels = np.dstack([pixels, photo.alpha])
@@ -220,7 +220,7 @@ def _converted(path: Path) -> tuple[bytes, tuple[int, int]]:
 
 
 def _thumbnail(path: Path) -> str:
-    image = to_uint8(read_photo(read_bytes(path), str(path)).pixels)
+    image = to_uint8(read_photo(read_regular_file(path), str(path)).pixels)
     height, width = image.shape[:2]
     scale = min(1.0, THUMBNAIL[0] / height, THUMBNAIL[1] / width)
     size = max(round(width * scale), 1), max(round(height * scale), 1)

@@ -29,7 +29,7 @@ from hidiff.restore.photo import (
 )
 from hidiff.restore.restoring import photo_item
 from hidiff.utils.errors import UserError, memory_errors, missing
-from hidiff.utils.files import read_bytes
+from hidiff.utils.files import read_regular_file
 from hidiff.utils.workers import run_in_order
 
 LOG = logging.getLogger("hidiff")
@@ -273,7 +273,7 @@ def _read(job: Job, *, overwrite: bool) -> None:
     if job.target.exists() and not overwrite:
         job.state = "skipped"
         return
-    job.photo = read_photo(read_bytes(job.source), str(job.source))
+    job.photo = read_photo(read_regular_file(job.source), str(job.source))
     job.remarks += job.photo.notices
     require_room(job.target, job.photo)
 

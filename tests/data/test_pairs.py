@@ -45,7 +45,8 @@ def test_scenes_above_and_below_the_sides(tmp_path):
     assert [pair[:2] for pair in found(root)] == [("s1-0", "s1"), ("s2-0", "s2")]
     sides = ("test/input", "test/GT")
     root = make(tmp_path / "below", *(f"{side}/s{n}/0.png" for n in (1, 2) for side in sides))
-    expected = [("test-s1-0", "test/s1"), ("test-s2-0", "test/s2")]
+    expected = [("test-s1-0", "s1"), ("test-s2-0", "s2")]
+    assert {pair.part for pair in find_pairs(root).pairs} == {"test"}
     assert [pair[:2] for pair in found(root)] == expected
     two = {"blurry": root / "test/input", "sharp": root / "test/GT"}
     assert [pair[:2] for pair in found(root, **two)] == [("s1-0", "s1"), ("s2-0", "s2")]

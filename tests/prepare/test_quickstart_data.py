@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from hidiff.data.image import read_image
-from hidiff.data.pairs import match_stores
-from hidiff.data.store import ImageFiles
+from hidiff.data.pairs import find_pairs
 from hidiff.prepare import quickstart
 from hidiff.prepare.quickstart import make_quickstart
 from hidiff.utils.errors import UserError
@@ -41,8 +40,7 @@ def test_the_whole_data_set(tmp_path, monkeypatch):
     assert make_quickstart(output)
     sources, errors, sizes = {}, [], set()
     for split in ("train", "test"):
-        folders = (str(output / split / side) for side in ("input", "target"))
-        pairs = match_stores(*(ImageFiles.in_folder(f, split) for f in folders), "{}", split)
+        pairs = find_pairs(output / split).pairs
         sources[split] = {pair.name.rsplit("-", 1)[0].split("_")[0] for pair in pairs}
         for pair in pairs:
             blurry, sharp = read_image(pair.lq), read_image(pair.gt)

@@ -11,8 +11,8 @@ from small_data import picture, train_options, write_rgb
 
 from hidiff import UserError
 from hidiff.cli import call
+from hidiff.data import pairs as data_pairs
 from hidiff.data.image import read_image
-from hidiff.data.pairs import find_pairs
 from hidiff.engine.trainer import Trainer
 from hidiff.models import build_model
 from hidiff.options import parse_options
@@ -213,6 +213,6 @@ def test_mistakes_are_named_before_anything_is_written(here, start):
 
 def test_names_with_spaces_stand_in_a_list(here):
     Path("list.txt").write_text("target/a (0).png\tinput/a (0).png\n")
-    (pair,) = pairs_from_list("list.txt", "my pairs", "my pairs", "{}", "datasets.train")
+    (pair,) = data_pairs.find_pairs(lists="list.txt", blurry="my pairs", sharp="my pairs").pairs
     assert Path(pair.lq) == Path("my pairs/input/a (0).png")
     assert Path(pair.gt) == Path("my pairs/target/a (0).png")
