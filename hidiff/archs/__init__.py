@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hidiff.archs.baselines import DiffIRS1, DiffIRS2, ImageNetwork
+from hidiff.archs.baselines import DiffIRS1, DiffIRS2
+from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.denoiser import Denoiser, SimpleDenoiser
 from hidiff.archs.latent_encoder import LatentEncoderGELU, LatentEncoderLReLU
 from hidiff.archs.transformer import Transformer

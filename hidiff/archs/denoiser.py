@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Annotated, Any
+
 import torch
+from annotated_types import Ge
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from hidiff.archs.mixer import Mixer
+from hidiff.archs.shapes import Shapes
 from hidiff.registry import ARCHS
-from hidiff.utils.errors import UserError, require_positive
 
 
 @ARCHS.register("denoising")
@@ -28,24 +33,16 @@ class Denoiser(nn.Module):
     def __init__(
         self,
         *,
-        in_channel: int = 6,
-        out_channel: int = 3,
-        inner_channel: int = 32,
-        block_num: int = 3,
+        in_channel: PositiveInt = 6,
+        out_channel: PositiveInt = 3,
+        inner_channel: PositiveInt = 32,
+        block_num: Annotated[int, Ge(2)] = 3,
         layerscale_value: float = 1e-3,
-        group: int = 4,
+        group: PositiveInt = 4,
         patch_expansion: float = 0.5,
         channel_expansion: float = 4.0,
     ) -> None:
         super().__init__()
-        if block_num < 2:
-            raise UserError(f"block_num {block_num} counts the first and last layer: at least 2")
-        require_positive(
-            in_channel=in_channel,
-            out_channel=out_channel,
-            inner_channel=inner_channel,
-            group=group,
-        )
         self.prior_dim = in_channel
         self.out_channel = out_channel
         self.group = group
@@ -63,6 +60,21 @@ class Denoiser(nn.Module):
             )
         )
         self.final_layer = nn.Sequential(nn.Linear(inner_channel, out_channel), nn.GELU())
+
+    @staticmethod
+    def infer_options(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+        """See `ImageNetwork.infer_options`; without mixers no shape shows `group`."""
+        shapes = Shapes(state_dict)
+        shapes["time_mlp"]
+        inner, inputs = shapes.matrix("first_layer.0.weight")
+        mixers = shapes.count(r"blocks\.(\d+)\.")
+        options: dict[str, Any] = {
+            "in_channel": inputs // 3,
+            "out_channel": shapes["final_layer.0.weight"][0],
+            "inner_channel": inner,
+            "block_num": mixers + 2,
+        }
+        return options | (Mixer.infer_options(shapes, "blocks.0.0", 2.0) if mixers else {})
 
     def forward(self, x: Tensor, c: Tensor, time: Tensor | float) -> Tensor:
         """Predict the noise in z_t.
@@ -101,10 +113,14 @@ class SimpleDenoiser(nn.Module):
             whatever T is.
     """
 
-    def __init__(self, *, n_feats: int = 64, n_denoise_res: int = 5, timesteps: int = 5) -> None:
+    def __init__(
+        self,
+        *,
+        n_feats: PositiveInt = 64,
+        n_denoise_res: NonNegativeInt = 5,
+        timesteps: PositiveInt = 5,
+    ) -> None:
         super().__init__()
-        require_positive(n_feats=n_feats, timesteps=timesteps)
-        require_positive(0, n_denoise_res=n_denoise_res)
         width = 4 * n_feats
         self.prior_dim = self.out_channel = width
         self.group = None  # Each token by itself, so any number of them.
@@ -114,6 +130,15 @@ class SimpleDenoiser(nn.Module):
             nn.LeakyReLU(0.1),
             *(_LinearLReLU(width) for _ in range(n_denoise_res)),
         )
+
+    @staticmethod
+    def infer_options(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+        """See `ImageNetwork.infer_options`; no shape shows `timesteps`."""
+        shapes = Shapes(state_dict)
+        return {
+            "n_feats": shapes["resmlp.0.weight"][0] // 4,
+            "n_denoise_res": shapes.count(r"resmlp\.(\d+)\.resmlp\."),
+        }
 
     def forward(self, x: Tensor, c: Tensor, time: Tensor | float) -> Tensor:
         """Predict z_0.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
+from hidiff.archs.shapes import Shapes, expansion, square_side
 from hidiff.utils.errors import UserError
 
 
@@ -39,6 +42,23 @@ class Mixer(nn.Module):
         )
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
+
+    @staticmethod
+    def infer_options(shapes: Shapes, place: str, channel_expansion: float) -> dict[str, Any]:
+        """`group` and the two expansions of the mixer of that name.
+
+        Args:
+            shapes: of the weights of the network that it is in.
+            place: the mixer's name there.
+            channel_expansion: the usual one.
+        """
+        token_hidden, tokens = shapes.matrix(f"{place}.patch_mixer.0.weight")
+        channel_hidden, width = shapes.matrix(f"{place}.channel_mixer.0.weight")
+        return {
+            "group": square_side(tokens),
+            "patch_expansion": expansion([(tokens, token_hidden)], 0.5),
+            "channel_expansion": expansion([(width, channel_hidden)], channel_expansion),
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, tokens, width) → (B, tokens, width)."""

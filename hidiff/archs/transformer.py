@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from typing import Literal, cast
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, cast
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.restormer import (
     Conv2d,
     LayerNorm,
@@ -18,6 +19,7 @@ from hidiff.archs.restormer import (
     at_least_float32,
 )
 from hidiff.archs.ushape import UShape
+from hidiff.archs.shapes import Shapes, expansion, square_side
 from hidiff.registry import ARCHS
 from hidiff.utils.errors import UserError, require_positive
 
@@ -158,7 +160,7 @@ def _prior_downsample(tokens_in: int, tokens_out: int, prior_dim: int) -> nn.Seq
 
 
 @ARCHS.register("Transformer")
-class Transformer(UShape[BasicLayer]):
+class Transformer(UShape[BasicLayer], ImageNetwork):
     """Prior-guided Restormer (weights file `net_g`).
 
     With `prior` None it computes plain Restormer: HIM and the modulation are skipped.
@@ -189,8 +191,7 @@ class Transformer(UShape[BasicLayer]):
             has no parameters for a prior and takes none.
     """
 
-    side_multiple = 8
-    """Of H and W: the image is halved three times."""
+    pad_multiple = (8, 8)  # The image is halved three times.
 
     def __init__(
         self,
@@ -223,6 +224,8 @@ class Transformer(UShape[BasicLayer]):
                 "image is added to the output (without dual_pixel_task)"
             )
         prior_dim = 4 * embed_dim
+        self.title = f"Transformer, width {dim}, guidance {guidance}"
+        self.in_channels = inp_channels
         self.ffn_expansion_factor = ffn_expansion_factor
         self.group = group
         self.prior_dim = prior_dim
@@ -264,6 +267,44 @@ class Transformer(UShape[BasicLayer]):
             self.skip_conv = Conv2d(dim, 2 * dim, kernel_size=1, bias=bias)
         self.output = Conv2d(2 * dim, out_channels, kernel_size=3, padding=1, bias=bias)
 
+    @staticmethod
+    def infer_options(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+        """See `ImageNetwork.infer_options`; with 'single_scale' no shape shows `group`.
+
+        Levels without blocks get the usual number of heads.
+        """
+        shapes = Shapes(state_dict)
+        dim, channels = shapes.matrix("patch_embed.proj.weight")
+        levels = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
+        heads = [1, 2, 4, 8]
+        for index, level in [(0, "refinement"), *enumerate(levels)]:
+            temperature = f"{level}.blocks.0.attn.temperature"
+            if temperature in shapes:
+                heads[index] = shapes[temperature][0]
+        hidden = [shapes.matrix(name) for name in shapes.ending("ffn.project_out.weight")]
+        options = {
+            "inp_channels": channels,
+            "out_channels": shapes["output.weight"][0],
+            "dim": dim,
+            "num_blocks": [shapes.count(rf"{level}\.blocks\.(\d+)\.") for level in levels],
+            "num_refinement_blocks": shapes.count(r"refinement\.blocks\.(\d+)\."),
+            "heads": heads,
+            "ffn_expansion_factor": expansion(hidden, 2.66),
+            "bias": "output.bias" in shapes,
+            "dual_pixel_task": "skip_conv.weight" in shapes,
+            "guidance": "none",
+        }
+        if shapes.ending("norm1.body.weight") and not shapes.ending("norm1.body.bias"):
+            options["LayerNorm_type"] = "BiasFree"
+        if "down_1.1.weight" in shapes:
+            prior, tokens = shapes["down_1.3.weight"][0], shapes.matrix("down_1.1.weight")[1]
+            options["guidance"] = "multi_scale"
+            options["embed_dim"], options["group"] = prior // 4, square_side(tokens)
+        elif "encoder_level1.him.kv.weight" in shapes:
+            prior = shapes.matrix("encoder_level1.him.kv.weight")[1]
+            options["guidance"], options["embed_dim"] = "single_scale", prior // 4
+        return options
+
     def recompute_levels(self, levels: Collection[int]) -> None:
         """Keep no activations of these levels' blocks; the backward pass computes them again.
 
@@ -283,7 +324,13 @@ class Transformer(UShape[BasicLayer]):
             (self.latent,),
         )
 
-    def forward(self, inp_img: Tensor, prior: Tensor | None = None) -> Tensor:
+    def outputs(self, image: Tensor) -> tuple[Tensor]:
+        """The restored image, without a prior."""
+        return (self(image),)
+
+    def forward(  # type: ignore[override]  # with a prior, and one image
+        self, inp_img: Tensor, prior: Tensor | None = None
+    ) -> Tensor:
         """Restore.
 
         Args:

@@ -24,25 +24,22 @@ from hidiff.utils.errors import UserError
 Transform = Callable[[Tensor, Tensor | None], Tensor]
 """From images (B, 3, H, W) and prior (B, N, C') to images, as the Transformer does."""
 
-SIDE_MULTIPLE = Transformer.side_multiple
-"""Of the images that the Transformer takes."""
-
 IMAGE_LOSSES = ("l_pix", "l_percep", "l_edge", "l_freq")
 """Those between restored and sharp images."""
 
 
-def pad_to_multiple(image: Tensor, multiple: int = SIDE_MULTIPLE) -> Tensor:
-    """Pad (B, C, H, W) at the right and bottom by reflection to sides that are multiples.
+def pad_to_multiple(image: Tensor, multiple: tuple[int, int]) -> Tensor:
+    """Pad (B, C, H, W) at the right and bottom by reflection to H and W that are multiples.
 
     Raises:
         UserError: a side is too short to reflect (the padding must be smaller than the side).
     """
     height, width = image.shape[-2:]
-    bottom, right = -height % multiple, -width % multiple
+    bottom, right = -height % multiple[0], -width % multiple[1]
     if bottom >= height or right >= width:
         raise UserError(
             f"an image of {height}×{width} pixels is too small to restore; the sides must have at "
-            f"least {multiple // 2 + 1} pixels"
+            f"least {max(multiple) // 2 + 1} pixels"
         )
     return F.pad(image, (0, right, 0, bottom), mode="reflect") if bottom or right else image
 
@@ -181,7 +178,7 @@ class DeblurModel(nn.Module):
 
         Args:
             lq, gt: blurry and sharp images (B, 3, H, W), RGB in [0, 1], H and W multiples of
-                `net_g.side_multiple`.
+                `net_g.pad_multiple`.
             generator: CPU generator of all that the model draws; torch's global one by default.
 
         A stage takes what `draw` returns as further arguments, in place of drawing it.
@@ -228,7 +225,7 @@ class DeblurModel(nn.Module):
         generator: torch.Generator | None = None,
         transform: Transform | None = None,
     ) -> Tensor:
-        """Restore images whose sides are multiples of `net_g.side_multiple`; stages define it.
+        """Restore images whose sides are multiples of `net_g.pad_multiple`; stages define it.
 
         Args:
             lq, gt, noise, generator: see `restore`.
@@ -249,7 +246,7 @@ class DeblurModel(nn.Module):
     ) -> Tensor:
         """Restore blurry images of any size.
 
-        Sides that are no multiples of `net_g.side_multiple` are padded at the right and bottom by
+        Sides that are no multiples of `net_g.pad_multiple` are padded at the right and bottom by
         reflection, and the result is cropped. The attribute `strip_rows` says whether the
         Transformer computes strip by strip, which gives the same but for rounding.
 
@@ -272,7 +269,7 @@ class DeblurModel(nn.Module):
         gt = gt if self.restores_from_gt else None
         _check_images(lq=lq, gt=gt)
         height, width = lq.shape[-2:]
-        multiple = self.net_g.side_multiple
+        multiple = self.net_g.pad_multiple
         lq = pad_to_multiple(lq, multiple)
         gt = None if gt is None else pad_to_multiple(gt, multiple)
         transform = self._transform(lq, progress, local)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hidiff.archs import DiffIRS2, ImageNetwork, Transformer
+from hidiff.archs import DiffIRS2, ImageNetwork
 from hidiff.archs.windows import Windows
 from hidiff.models.base import DeblurModel, Transform
 from hidiff.registry import MODELS
@@ -20,7 +20,7 @@ class Regression(DeblurModel):
     How an image is restored is the network's own property, see `hidiff.archs.baselines`.
     """
 
-    trains = (ImageNetwork, Transformer)
+    trains = (ImageNetwork,)
 
     def __init__(
         self,
@@ -52,15 +52,14 @@ class Regression(DeblurModel):
 
     def draw(self, count: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """See `DeblurModel.draw`: what the network itself draws in training."""
-        return self.net_g.draw(count, generator) if isinstance(self.net_g, ImageNetwork) else {}
+        return self.net_g.draw(count, generator)
 
     def _outputs(self, image: Tensor, **draws: Tensor) -> tuple[Tensor, ...]:
         """All that the network makes of an image, RGB about [0, 1]."""
-        if not isinstance(self.net_g, ImageNetwork):
-            return (self.net_g(image),)
+        self.net_g.check_size(*image.shape[-2:])
         shift = self.net_g.shift
         draws = {name: values.to(image.device) for name, values in draws.items()}
-        return tuple(out + shift for out in self.net_g(image - shift, **draws))
+        return tuple(out + shift for out in self.net_g.outputs(image - shift, **draws))
 
     def predict(
         self,
@@ -71,8 +70,8 @@ class Regression(DeblurModel):
         transform: Transform | None = None,
     ) -> Tensor:
         """(B, 3, H, W) → (B, 3, H, W)."""
-        if not isinstance(self.net_g, ImageNetwork):
-            return (transform or self.net_g)(lq, None)
+        if transform is not None:
+            return transform(lq, None)
         if self.net_g.crop is None:
             return self._outputs(lq)[self.net_g.final_output]
         total, count = torch.zeros_like(lq), torch.zeros_like(lq)

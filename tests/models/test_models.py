@@ -24,10 +24,10 @@ def test_networks_are_the_attributes_of_that_name():
 
 def test_padding_reflects_at_the_right_and_bottom():
     image = torch.arange(2 * 9.0).reshape(1, 1, 2, 9)
-    padded = pad_to_multiple(image, 3)
+    padded = pad_to_multiple(image, (3, 3))
     assert padded.shape == (1, 1, 3, 9)
     assert torch.equal(padded[0, 0, 2], image[0, 0, 0])
-    assert pad_to_multiple(torch.rand(1, 3, 16, 8)).shape == (1, 3, 16, 8)
+    assert pad_to_multiple(torch.rand(1, 3, 16, 8), (8, 8)).shape == (1, 3, 16, 8)
 
 
 @pytest.mark.parametrize("size", [(37, 43), (16, 24), (5, 100)])
@@ -36,7 +36,7 @@ def test_restoring_any_size_is_restoring_the_padded_image(size):
     lq, noise = torch.rand(2, 3, *size), torch.randn(2, 16, 32)
     restored = model.restore(lq, noise=noise)
     assert restored.shape == lq.shape
-    whole = model.restore(pad_to_multiple(lq), noise=noise)
+    whole = model.restore(pad_to_multiple(lq, (8, 8)), noise=noise)
     assert torch.equal(restored, whole[..., : size[0], : size[1]])
 
 

@@ -17,7 +17,7 @@ SIZE = (37, 43)  # no multiples of anything
 class Places(ImageNetwork):
     """Adds to an image its largest row and column, as seen by the network."""
 
-    side_multiple = 4
+    pad_multiple = (4, 4)
     crop = 16
 
     def outputs(self, image):
@@ -32,7 +32,7 @@ def test_restoring_is_the_padded_image_of_the_networks_result(name):
     gt = torch.rand_like(lq)
     noise = model.draw_noise(1, torch.Generator().manual_seed(0))
     restored = model.restore(lq, gt, generator=torch.Generator().manual_seed(0))
-    pad = [-side % network.side_multiple for side in SIZE]
+    pad = [-side % m for side, m in zip(SIZE, network.pad_multiple, strict=True)]
     padded, padded_gt = (F.pad(x, (0, pad[1], 0, pad[0]), mode="reflect") for x in (lq, gt))
     with torch.no_grad():
         if model.restores_from_gt:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hidiff.archs.baselines.base import ImageNetwork
+from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.baselines.layers import conv3x3
 from hidiff.archs.denoiser import SimpleDenoiser
 from hidiff.archs.restormer import Conv2d, TransformerBlock
@@ -225,7 +225,7 @@ class DiffIRS1(nn.Module):
             see `hidiff.archs.Transformer`.
     """
 
-    side_multiple = 8
+    pad_multiple = (8, 8)
 
     def __init__(
         self,
@@ -243,6 +243,7 @@ class DiffIRS1(nn.Module):
         LayerNorm_type: str = "WithBias",
     ) -> None:
         super().__init__()
+        self.title = f"DiffIR, stage 1, width {dim}"
         self.G = GuidedRestormer(
             inp_channels=inp_channels,
             out_channels=out_channels,
@@ -282,7 +283,7 @@ class DiffIRS2(ImageNetwork):
         timesteps: T.
     """
 
-    side_multiple = 8
+    pad_multiple = (8, 8)
 
     def __init__(
         self,
@@ -304,6 +305,7 @@ class DiffIRS2(ImageNetwork):
         timesteps: int = 4,
     ) -> None:
         super().__init__()
+        self.title = f"DiffIR, stage 2, width {dim}"
         self.prior_dim = 4 * n_feats
         require_positive(timesteps=timesteps)
         for name, beta in (("linear_start", linear_start), ("linear_end", linear_end)):

@@ -7,14 +7,18 @@ upper and lower half of each quadrant. All parts of a level lie on the batch axi
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from hidiff.archs.baselines.base import ImageNetwork
+from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.baselines.layers import conv3x3, upsampling4x4
+from hidiff.archs.shapes import Shapes
 from hidiff.registry import ARCHS
-from hidiff.utils.errors import UserError, require_positive
+from hidiff.utils.errors import UserError
 
 ROWS, COLUMNS = -2, -1
 SPLITS = (ROWS, COLUMNS, ROWS)
@@ -89,16 +93,20 @@ class DMPHN(ImageNetwork):
     final_output = -1
     shift = 0.5
 
-    def __init__(self, *, stack: int = 4, levels: int = 3, width: int = 32) -> None:
+    def __init__(
+        self, *, stack: PositiveInt = 4, levels: Literal[3, 4] = 3, width: PositiveInt = 32
+    ) -> None:
         super().__init__()
-        require_positive(stack=stack, width=width)
-        if levels not in (3, 4) or (levels == 4 and stack > 1):
-            raise UserError(f"levels {levels} must be 3, or 4 where stack is 1 (it is {stack})")
+        if levels == 4 and stack > 1:
+            raise UserError(f"levels 4 must be 3 where stack is more than 1 (it is {stack})")
+        self.title = "DMPHN(1-2-4)" if levels == 3 else "DMPHN(1-2-4-8)"
+        if stack > 1:
+            self.title = f"Stack({stack})-{self.title}"
         self.stack = stack
         self.levels = levels
-        # The encoder quarters the parts. They have half the image's sides, or with 4 levels a
-        # quarter of its height; a width then has to be a multiple of 8 only.
-        self.side_multiple = 2**levels
+        # The encoder quarters the parts, which have half of the image's sides, or with 4 levels a
+        # quarter of its height and half of its width.
+        self.pad_multiple = (2**levels, 8)
         for index in range(stack):
             for level in range(1, levels + 1):
                 self.add_module(self._name("encoder", index, level), Encoder(width))
@@ -108,6 +116,18 @@ class DMPHN(ImageNetwork):
     def _name(self, part: str, stack: int, level: int) -> str:
         """Published name of an encoder or decoder; stacks count from 0, levels from 1."""
         return f"{part}_lv{level}" if self.stack == 1 else f"{part}_s{stack + 1}_lv{level}"
+
+    @staticmethod
+    def infer_options(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+        """See `ImageNetwork.infer_options`."""
+        shapes = Shapes(state_dict)
+        stack = shapes.count(r"encoder_s(\d+)_lv1\.")
+        first = "encoder_s1_lv1" if stack else "encoder_lv1"
+        return {
+            "stack": max(stack, 1),
+            "levels": shapes.count(r"encoder(?:_s1)?_lv(\d+)\."),
+            "width": shapes[f"{first}.layer1.weight"][0],
+        }
 
     def outputs(self, image: Tensor) -> tuple[Tensor, ...]:
         """What each stack restores, all of the size of the image."""

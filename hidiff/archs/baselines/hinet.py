@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from hidiff.archs.baselines.base import ImageNetwork
+from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.baselines.layers import SupervisedAttention, conv3x3
+from hidiff.archs.shapes import Shapes
 from hidiff.registry import ARCHS
-from hidiff.utils.errors import UserError, require_positive
+from hidiff.utils.errors import UserError
 
 
 class ConvBlock(nn.Module):
@@ -109,22 +113,23 @@ class HINet(ImageNetwork):
     def __init__(
         self,
         *,
-        in_chn: int = 3,
-        wf: int = 64,
-        depth: int = 5,
+        in_chn: PositiveInt = 3,
+        wf: PositiveInt = 64,
+        depth: Annotated[int, Ge(2)] = 5,
         relu_slope: float = 0.2,
         hin_position_left: int = 0,
         hin_position_right: int = 4,
     ) -> None:
         super().__init__()
-        require_positive(in_chn=in_chn, wf=wf)
-        require_positive(2, depth=depth)
         if wf % 2 and hin_position_left <= 0 <= hin_position_right:
             raise UserError(f"wf {wf} must be a multiple of 2: half the channels are normalised")
-        self.side_multiple = 2 ** (depth - 1)
+        self.title = f"HINet, width {wf}"
+        self.in_channels = in_chn
+        multiple = 2 ** (depth - 1)
+        self.pad_multiple = (multiple, multiple)
         if hin_position_left <= depth - 1 <= hin_position_right:
             # The lowest level is normalised, for which one pixel is too few.
-            self.least_side = 2 * self.side_multiple
+            self.min_size = 2 * multiple
         widths = [wf << level for level in range(depth)]
         for stage in (1, 2):
             down_path = nn.ModuleList(
@@ -149,6 +154,21 @@ class HINet(ImageNetwork):
         self.sam12 = SupervisedAttention(wf, in_chn, kernel_size=3, bias=True)
         self.cat12 = nn.Conv2d(2 * wf, wf, 1)
         self.last = conv3x3(wf, in_chn)
+
+    @staticmethod
+    def infer_options(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+        """See `ImageNetwork.infer_options`; no shape shows `relu_slope`."""
+        shapes = Shapes(state_dict)
+        width, channels = shapes.matrix("conv_01.weight")
+        depth = shapes.count(r"down_path_1\.(\d+)\.")
+        normed = [i for i in range(depth) if f"down_path_1.{i}.norm.weight" in shapes]
+        return {
+            "in_chn": channels,
+            "wf": width,
+            "depth": depth,
+            "hin_position_left": min(normed, default=depth),
+            "hin_position_right": max(normed, default=depth),
+        }
 
     def outputs(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The restored images of both stages, of the size of the image."""

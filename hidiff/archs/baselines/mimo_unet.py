@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Annotated, Any
+
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
-from hidiff.archs.baselines.base import ImageNetwork
+from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.baselines.layers import conv3x3, upsampling4x4
+from hidiff.archs.shapes import Shapes
 from hidiff.registry import ARCHS
-from hidiff.utils.errors import require_positive
 
 DROPPED = 0.1
 """Share of the skip connections' channels that training drops."""
@@ -114,13 +119,13 @@ class MIMOUNetPlus(ImageNetwork):
         width: channels at full resolution, at least 2; 32 as published.
     """
 
-    side_multiple = 4
+    pad_multiple = (4, 4)
     final_output = 2
 
-    def __init__(self, *, num_res: int = 20, width: int = 32) -> None:
+    def __init__(self, *, num_res: NonNegativeInt = 20, width: Annotated[int, Ge(2)] = 32) -> None:
         super().__init__()
-        require_positive(0, num_res=num_res)
-        require_positive(2, width=width)
+        names = {8: "MIMO-UNet", 20: "MIMO-UNet+"}
+        self.title = names.get(num_res, f"MIMO-UNet, {num_res} residual units a level")
         self.width = width
         w1, w2, w4 = width, 2 * width, 4 * width
         # The attributes' names are the published ones.
@@ -143,6 +148,15 @@ class MIMOUNetPlus(ImageNetwork):
         self.SCM1 = ShallowFeatures(w4)
         self.FAM2 = FeatureAttention(w2)
         self.SCM2 = ShallowFeatures(w2)
+
+    @staticmethod
+    def infer_options(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+        """See `ImageNetwork.infer_options`; MIMO-UNet is the same network with `num_res` 8."""
+        shapes = Shapes(state_dict)
+        return {
+            "num_res": shapes.count(r"Encoder\.0\.layers\.(\d+)\."),
+            "width": shapes["feat_extract.0.main.0.weight"][0],
+        }
 
     def draw(self, count: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The channels of the two skip connections that training keeps, (count, 3·width)."""

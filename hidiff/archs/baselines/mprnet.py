@@ -5,16 +5,19 @@ Attributes that look odd carry the published parameter names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from einops import rearrange
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from hidiff.archs.baselines.base import ImageNetwork
+from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.baselines.layers import SupervisedAttention
+from hidiff.archs.shapes import Shapes
 from hidiff.registry import ARCHS
-from hidiff.utils.errors import UserError, require_positive
+from hidiff.utils.errors import UserError
 
 Levels = Sequence[Tensor]
 """Feature maps from full to a quarter of the resolution: (B, n_feat + level · s, H/2^l, W/2^l)."""
@@ -253,32 +256,30 @@ class MPRNet(ImageNetwork):
             each of stage 3's groups never do.
     """
 
-    side_multiple = 8
-    final_output = 0
+    pad_multiple = (8, 8)
 
     def __init__(
         self,
         *,
-        in_c: int = 3,
-        out_c: int = 3,
-        n_feat: int = 96,
-        scale_unetfeats: int = 48,
-        scale_orsnetfeats: int = 32,
-        num_cab: int = 8,
-        kernel_size: int = 3,
-        reduction: int = 4,
+        in_c: PositiveInt = 3,
+        out_c: PositiveInt = 3,
+        n_feat: PositiveInt = 96,
+        scale_unetfeats: NonNegativeInt = 48,
+        scale_orsnetfeats: NonNegativeInt = 32,
+        num_cab: NonNegativeInt = 8,
+        kernel_size: PositiveInt = 3,
+        reduction: PositiveInt = 4,
         bias: bool = False,
     ) -> None:
         super().__init__()
-        require_positive(in_c=in_c, reduction=reduction, kernel_size=kernel_size)
-        require_positive(
-            0, scale_unetfeats=scale_unetfeats, scale_orsnetfeats=scale_orsnetfeats, num_cab=num_cab
-        )
-        require_positive(reduction, n_feat=n_feat)
+        if n_feat < reduction:
+            raise UserError(f"n_feat {n_feat} must be at least reduction {reduction}")
         if in_c != out_c:
             raise UserError(f"out_c {out_c} must equal in_c {in_c}: the blurry image is added")
         if kernel_size % 2 == 0:
             raise UserError(f"kernel_size {kernel_size} must be odd")
+        self.title = f"MPRNet, {n_feat} channels"
+        self.in_channels = in_c
         act = nn.PReLU()
 
         def cab(channels: int) -> _CAB:
@@ -303,6 +304,28 @@ class MPRNet(ImageNetwork):
         self.concat12 = _Conv(2 * n_feat, n_feat, kernel_size, bias=bias)
         self.concat23 = _Conv(2 * n_feat, wide, kernel_size, bias=bias)
         self.tail = _Conv(wide, out_c, kernel_size, bias=bias)
+
+    @staticmethod
+    def infer_options(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+        """See `ImageNetwork.infer_options`."""
+        shapes = Shapes(state_dict)
+        n_feat, channels = shapes.matrix("shallow_feat1.0.weight")
+        wide = shapes["concat23.weight"][0]
+        growth = shapes["stage1_encoder.down12.down.1.weight"][0] - n_feat
+        narrow = [shapes.matrix(name) for name in shapes.ending("CA.conv_du.0.weight")]
+        fitting = (r for r in (4, *range(1, n_feat + 1)) if all(w // r == n for n, w in narrow))
+        return {
+            "in_c": channels,
+            "out_c": shapes["tail.weight"][0],
+            "n_feat": n_feat,
+            "scale_unetfeats": growth,
+            "scale_orsnetfeats": wide - n_feat,
+            # Each group ends with a convolution, whose name counts on.
+            "num_cab": shapes.count(r"stage3_orsnet\.orb1\.body\.(\d+)\.") - 1,
+            "kernel_size": shapes["tail.weight"][-1],
+            "reduction": next(fitting, 0),
+            "bias": "tail.bias" in shapes,
+        }
 
     def outputs(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The images of stages 3 (the result), 2 and 1, each of the size of the image."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from hidiff.archs.baselines.base import ImageNetwork
+from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.baselines.layers import conv3x3
 from hidiff.archs.restormer import at_least_float32
+from hidiff.archs.shapes import Shapes
 from hidiff.registry import ARCHS
-from hidiff.utils.errors import UserError, require_positive
+from hidiff.utils.errors import UserError
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -72,18 +75,15 @@ class NAFNet(ImageNetwork):
     def __init__(
         self,
         *,
-        img_channel: int = 3,
-        width: int = 32,
-        middle_blk_num: int = 1,
-        enc_blk_nums: Sequence[int] = (1, 1, 1, 28),
-        dec_blk_nums: Sequence[int] = (1, 1, 1, 1),
+        img_channel: PositiveInt = 3,
+        width: PositiveInt = 32,
+        middle_blk_num: NonNegativeInt = 1,
+        enc_blk_nums: Sequence[NonNegativeInt] = (1, 1, 1, 28),
+        dec_blk_nums: Sequence[NonNegativeInt] = (1, 1, 1, 1),
     ) -> None:
         super().__init__()
-        require_positive(img_channel=img_channel, width=width)
-        for name, numbers in (("enc_blk_nums", enc_blk_nums), ("dec_blk_nums", dec_blk_nums)):
-            if min(numbers, default=0) < 0:
-                raise UserError(f"{name} {list(numbers)} must not be negative")
-        require_positive(0, middle_blk_num=middle_blk_num)
+        self.title = f"NAFNet, width {width}"
+        self.in_channels = img_channel
         if len(enc_blk_nums) != len(dec_blk_nums):
             raise UserError(
                 f"dec_blk_nums has {len(dec_blk_nums)} levels and enc_blk_nums "
@@ -104,6 +104,24 @@ class NAFNet(ImageNetwork):
             for c in widths[:0:-1]
         )
         self.downs = nn.ModuleList(nn.Conv2d(c, 2 * c, 2, stride=2) for c in widths[:-1])
+
+    @staticmethod
+    def infer_options(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+        """See `ImageNetwork.infer_options`."""
+        shapes = Shapes(state_dict)
+        width, channels = shapes.matrix("intro.weight")
+
+        def blocks(part: str) -> list[int]:
+            levels = range(shapes.count(r"downs\.(\d+)\."))
+            return [shapes.count(rf"{part}\.{level}\.(\d+)\.") for level in levels]
+
+        return {
+            "img_channel": channels,
+            "width": width,
+            "middle_blk_num": shapes.count(r"middle_blks\.(\d+)\."),
+            "enc_blk_nums": blocks("encoders"),
+            "dec_blk_nums": blocks("decoders"),
+        }
 
     def outputs(self, image: Tensor) -> tuple[Tensor]:
         """The restored image, of the size of the image."""
@@ -167,11 +185,11 @@ class NAFNetLocal(NAFNet):
     def __init__(
         self,
         *,
-        img_channel: int = 3,
-        width: int = 32,
-        middle_blk_num: int = 1,
-        enc_blk_nums: Sequence[int] = (1, 1, 1, 28),
-        dec_blk_nums: Sequence[int] = (1, 1, 1, 1),
+        img_channel: PositiveInt = 3,
+        width: PositiveInt = 32,
+        middle_blk_num: NonNegativeInt = 1,
+        enc_blk_nums: Sequence[NonNegativeInt] = (1, 1, 1, 28),
+        dec_blk_nums: Sequence[NonNegativeInt] = (1, 1, 1, 1),
         train_size: tuple[int, int, int, int] = (1, 3, 256, 256),
     ) -> None:
         super().__init__(

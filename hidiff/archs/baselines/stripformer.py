@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from hidiff.archs.baselines.base import ImageNetwork
+from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.baselines.layers import conv3x3, upsampling4x4
+from hidiff.archs.shapes import Shapes
 from hidiff.registry import ARCHS
-from hidiff.utils.errors import UserError, require_positive
+from hidiff.utils.errors import UserError
 
 LEAKY_SLOPE = 0.2
 
@@ -215,19 +220,24 @@ class Stripformer(ImageNetwork):
         width: channels at full resolution, a multiple of 2; 64 as published. A head has width / 2.
     """
 
-    side_multiple = 4
+    pad_multiple = (4, 4)
     shift = 0.5
 
-    def __init__(self, *, width: int = 64) -> None:
+    def __init__(self, *, width: PositiveInt = 64) -> None:
         super().__init__()
-        require_positive(width=width)
         if width % 2:
             raise UserError(f"width {width} must be a multiple of 2: rows and columns halve it")
+        self.title = f"Stripformer, width {width}"
         self.encoder = Encoder(width)
         self.blocks = [f"Trans_block_{i}" for i in range(1, 13)]
         for name, block in zip(self.blocks, strip_blocks(12, 5 * width, heads=5), strict=True):
             self.add_module(name, block)
         self.decoder = Decoder(width)
+
+    @staticmethod
+    def infer_options(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+        """See `ImageNetwork.infer_options`."""
+        return {"width": Shapes(state_dict)["encoder.en_layer1_1.0.weight"][0]}
 
     def outputs(self, image: Tensor) -> tuple[Tensor]:
         """The restored image, of the size of the image."""
