@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from hidiff.archs.baselines import DiffIRS1, DiffIRS2
-from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.denoiser import Denoiser, SimpleDenoiser
+from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.latent_encoder import LatentEncoderGELU, LatentEncoderLReLU
 from hidiff.archs.transformer import Transformer
 from hidiff.registry import ARCHS

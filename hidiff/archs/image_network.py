@@ -52,14 +52,14 @@ class ImageNetwork(nn.Module):
         """
         raise AssertionError("a network defines `infer_options`")
 
-    def outputs(self, image: Tensor, **drawn: Tensor) -> tuple[Tensor, ...]:
+    def outputs(self, image: Tensor) -> tuple[Tensor, ...]:
         """Image (B, C, H, W) → images (B, C, h, w), not clamped, in the network's own order.
 
-        A smaller output is the restored image at a smaller scale: its size says which.
+        A smaller output is the restored image at a smaller scale: its size says which. A network
+        that draws in training has keyword arguments for what `draw` returns, with defaults.
 
         Args:
             image: RGB in [0, 1], less `shift`, of a size that `check_size` allows.
-            drawn: what `draw` returns, in training.
         """
         raise AssertionError("a network defines `outputs`")
 

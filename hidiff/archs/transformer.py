@@ -18,8 +18,8 @@ from hidiff.archs.restormer import (
     TransformerBlock,
     at_least_float32,
 )
-from hidiff.archs.ushape import UShape
 from hidiff.archs.shapes import Shapes, expansion, square_side
+from hidiff.archs.ushape import UShape
 from hidiff.registry import ARCHS
 from hidiff.utils.errors import UserError, require_positive
 

@@ -90,8 +90,8 @@ def measure_restoring(
             model.strip_rows = "whole"
         calls[variant.name] = _restoring_call(variant, model, image)
     timings = alternate(calls, repeats=repeats, device=device)
-    multiple = model.net_g.side_multiple
-    height, width = (side + -side % multiple for side in size)
+    multiples = model.net_g.pad_multiple
+    height, width = (n + -n % m for n, m in zip(size, multiples, strict=True))
     measured = {}
     for variant in variants:
         work = restoring(variant.options.sections, height, width)

@@ -113,8 +113,8 @@ def model_complexity(options: Mapping[str, Any], size: tuple[int, int] = PAPER_S
         )
     with torch.device("meta"):
         model = build_model(options, training=False).eval()
-        multiple = model.net_g.side_multiple
-        height, width = (side + -side % multiple for side in size)
+        multiples = model.net_g.pad_multiple
+        height, width = (n + -n % m for n, m in zip(size, multiples, strict=True))
         image = torch.empty(1, 3, height, width)
         of_network = network_inputs(model, image)
         prior = of_network[-1]

@@ -1,5 +1,7 @@
 """Options of networks as the names and shapes of their weights show them."""
 
+import json
+
 import pytest
 import torch
 
@@ -32,7 +34,7 @@ SIZES = [
     {"type": "MIMOUNetPlus", "num_res": 8, "width": 16},
     {"type": "MPRNet"},
     {"type": "MPRNet", "n_feat": 40, "scale_unetfeats": 20, "scale_orsnetfeats": 16},
-    {"type": "MPRNet", "kernel_size": 5, "reduction": 16, "bias": True, "num_cab": 0, "in_c": 1}
+    {"type": "MPRNet", "kernel_size": 5, "reduction": 8, "bias": True, "num_cab": 0, "in_c": 1}
     | {"out_c": 1},
     {"type": "NAFNet"},
     {"type": "NAFNet", "width": 64, "middle_blk_num": 12, "enc_blk_nums": [2, 2, 4, 8]}
@@ -53,15 +55,16 @@ def test_every_size_is_recognised(section):
         again = build_network(found).state_dict()
     assert {k: v.shape for k, v in again.items()} == {k: v.shape for k, v in weights.items()}
     wanted = ARCHS.resolved(section, "")
-    assert found == {key: wanted[key] for key in found}
+    assert json.dumps(found) == json.dumps({key: wanted[key] for key in found})
 
 
 def test_weights_belong_to_one_kind_of_network():
     with torch.device("meta"):
-        states = {kind: build_network({"type": kind}).state_dict() for kind in ARCHS}
+        kinds = [kind for kind in ARCHS if not kind.startswith("DiffIR")]
+        states = {kind: build_network({"type": kind}).state_dict() for kind in kinds}
     alike = {frozenset({"NAFNet", "NAFNetLocal"})}
     for kind, state in states.items():
-        for other in ARCHS:
+        for other in kinds:
             if kind == other or frozenset({kind, other}) in alike:
                 continue
             with pytest.raises(ValueError):

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.baselines.layers import conv3x3
 from hidiff.archs.denoiser import SimpleDenoiser
+from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.restormer import Conv2d, TransformerBlock
 from hidiff.archs.ushape import UShape
 from hidiff.diffusion import DiffusionTables, beta_schedule

@@ -12,8 +12,8 @@ from annotated_types import Ge
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.baselines.layers import SupervisedAttention, conv3x3
+from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.shapes import Shapes
 from hidiff.registry import ARCHS
 from hidiff.utils.errors import UserError

@@ -11,8 +11,8 @@ from annotated_types import Ge
 from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
-from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.baselines.layers import conv3x3, upsampling4x4
+from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.shapes import Shapes
 from hidiff.registry import ARCHS
 

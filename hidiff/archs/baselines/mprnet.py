@@ -13,8 +13,8 @@ from einops import rearrange
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.baselines.layers import SupervisedAttention
+from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.shapes import Shapes
 from hidiff.registry import ARCHS
 from hidiff.utils.errors import UserError

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.baselines.layers import conv3x3
+from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.restormer import at_least_float32
 from hidiff.archs.shapes import Shapes
 from hidiff.registry import ARCHS

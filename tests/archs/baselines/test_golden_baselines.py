@@ -56,7 +56,7 @@ def test_names_shapes_and_figures_are_the_published_ones(name):
     assert network.shift == reference["shift"]
 
     if isinstance(reference["input_multiple_of"], int):
-        assert network.side_multiple == reference["input_multiple_of"]
+        assert set(network.pad_multiple) == {reference["input_multiple_of"]}
 
 
 @pytest.mark.parametrize("computed", [case_param(name) for name in CASES], indirect=True)
