@@ -38,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="continue the experiment from its newest training state, if there is one",
     )
     parser.add_argument(
+        "--allow_changed_options",
+        action="store_true",
+        help="with --auto_resume or path.resume_state: go on although options have changed that "
+        "change the result, such as the learning rate; they are listed",
+    )
+    parser.add_argument(
         "--debug",
         action="store_true",
         help="train as debug_NAME, logging every step; an earlier debug run is set aside",
@@ -53,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="STEPS",
         help="write a trace of so many steps to results/profile/NAME, without training",
     )
+
+
+def train_call(call: str) -> str:
+    """The call of a dry run without the flag that makes it one."""
+    return " ".join(word for word in call.split(" ") if word not in ("--dry_run", "--dry-run"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,7 +87,13 @@ def run(args: argparse.Namespace) -> int:
         options = for_debugging(options)
     with start_processes(args.launcher, **options.launch_arguments) as processes:
         if args.dry_run or args.profile:
-            trainer = Trainer(options, processes, auto_resume=args.auto_resume, dry=True)
+            trainer = Trainer(
+                options,
+                processes,
+                auto_resume=args.auto_resume,
+                allow_changed_options=args.allow_changed_options,
+                dry=True,
+            )
             with (
                 closing(trainer.batches),
                 precision(trainer.model, trainer.train_options.precision),
@@ -84,12 +101,17 @@ def run(args: argparse.Namespace) -> int:
                 if args.profile:
                     profile(trainer, args.profile)
                     return 0
-                return 0 if dry_run(trainer) else 1
+                return 0 if dry_run(trainer, train_call(args.call)) else 1
         folder = Experiment(options.name).folder
         if args.debug and not args.auto_resume:
             hold(folder, processes)
             if processes.is_main and folder.exists():
                 set_aside(folder)
             processes.barrier()
-        Trainer(options, processes, auto_resume=args.auto_resume).run()
+        Trainer(
+            options,
+            processes,
+            auto_resume=args.auto_resume,
+            allow_changed_options=args.allow_changed_options,
+        ).run()
     return 0

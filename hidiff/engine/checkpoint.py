@@ -1,5 +1,7 @@
-"""What a training changes: saved as weights files of the release's layout and as training states,
-and taken over from a state. A file under its final name is always complete."""
+"""What a training changes: saved as model files and training states, and taken over from a state.
+
+A file under its final name is always complete.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from hidiff.engine.gradients import MicroBatches
+from hidiff.engine.optim import build_lr_schedule
 from hidiff.models import DeblurModel
-from hidiff.options import flatten
+from hidiff.options import Options, Section, flatten
 from hidiff.utils.distributed import Processes
 from hidiff.utils.errors import UserError
-from hidiff.utils.files import partial_files, replacing
-from hidiff.weights.experiment import Experiment
+from hidiff.utils.files import replacing
+from hidiff.weights.experiment import Experiment, models_by_step, training_facts
 from hidiff.weights.model_file import save_model
 from hidiff.weights.tensors import require_finite
 from hidiff.weights.torch_file import load_torch_file
@@ -30,10 +33,10 @@ FIXED = {
 
 PROGRESS = ("step", "bad_steps", "validated", "best", "started_from")
 
-STATE_ENTRIES = {"networks", "average", "optimizer", "options", *FIXED, *PROGRESS}
+STATE_ENTRIES = {"networks", "average", "optimizer", "options", "micro_batches", *FIXED, *PROGRESS}
 
 KEPT_STATES = 3
-"""Training states kept in an experiment; the weights files are all kept."""
+"""Training states kept in an experiment."""
 
 WITHOUT_INFLUENCE = (
     r"name",
@@ -41,19 +44,19 @@ WITHOUT_INFLUENCE = (
     r"logger\..*",
     r"val\..*",
     r"datasets\.(val|test).*",
-    # The place of the data may change; that it is the same data is the user's word.
     r"datasets\.train(\[\d+\])?\.(name|num_worker_per_gpu|timeout|dataroot_\w+|io_backend.*)",
     r"datasets\.train(\[\d+\])?\.(meta_info_file|cache|num_prefetch_queue|pin_memory)",
     r"path\..*",
     r"dist_params\..*",
     r"train\.(max_bad_steps|on_bad_image)",
-    # The same computation in another way, to rounding (kernels, compile) or exactly.
     r"kernels",
     r"train\.(compile|activation_checkpointing|micro_batch)",
-    # The number of processes and this one matter by their global batch only, which is compared.
     r"train\.reference_world_size",
 )
 """Options that do not change the weights that a run ends with."""
+
+SCHEDULE = re.compile(r"train\.(total_iter|warmup_iter|scheduler\..*): ")
+"""Options that decide how the learning rate goes on; what was done may be the same for all that."""
 
 
 @dataclass
@@ -64,6 +67,7 @@ class TrainingState:
         model: the networks; all are in the state, the frozen ones too, so it alone is enough.
         optimizer: of the trained networks.
         average: a copy of the model with the average of its weights, None without one.
+        micro_batches: images at once in each phase.
         options: the sections of the option file.
         slots: micro-batches of a global batch.
         training_pairs: in the training set; a list of those of each set of a mixture.
@@ -72,8 +76,6 @@ class TrainingState:
         bad_steps: steps in a row, up to this one, whose loss or gradient was not finite.
         validated: whether the validation after `step`, where there is to be one, is done.
         best: '{set}/{metric}' → the best value of the validations and the step of it.
-        micro_batches: images at once by 0-based phase, where that was measured.
-        facts: what `training_facts` says, for the model file.
 
     Random numbers and the order of the data follow from the step.
     """
@@ -81,6 +83,7 @@ class TrainingState:
     model: DeblurModel
     optimizer: torch.optim.Optimizer
     average: DeblurModel | None
+    micro_batches: MicroBatches
     options: Mapping[str, Any]
     slots: int
     training_pairs: int | list[int]
@@ -89,35 +92,43 @@ class TrainingState:
     bad_steps: int = 0
     validated: bool = True
     best: dict[str, dict[str, Any]] = field(default_factory=dict)
-    micro_batches: dict[int, int] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def averaged(self) -> dict[str, nn.Module]:
-        """The averaged networks by official name; empty without an average."""
-        return self.average.trained_networks() if self.average else {}
-
-    def content(self) -> dict[str, Any]:
-        """What `restore` needs."""
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs."""
+        averaged = self.average.trained_networks() if self.average else {}
         return {
             "networks": {n: net.state_dict() for n, net in self.model.networks().items()},
-            "average": {n: net.state_dict() for n, net in self.averaged.items()},
+            "average": {n: net.state_dict() for n, net in averaged.items()},
             "optimizer": self.optimizer.state_dict(),
             "options": dict(self.options),
-            "micro_batches": self.micro_batches,
+            "micro_batches": self.micro_batches.state_dict(),
             **{key: getattr(self, key) for key in (*FIXED, *PROGRESS)},
         }
 
-    def restore(self, content: Mapping[str, Any]) -> list[str]:
-        """Take over what `content` returned; notices about options that have changed since.
+    def load_state_dict(
+        self, content: Mapping[str, Any], *, allow_changed_options: bool = False
+    ) -> list[str]:
+        """Take over what `state_dict` returned; notices about options that have changed since.
+
+        Args:
+            allow_changed_options: also options that give another result.
 
         Raises:
             UserError: going on from it would not give the result of a run that was not stopped.
         """
         where = f"the training state of step {content['step']}"
-        notices = compare_options(content["options"], self.options, where)
+        deciding, harmless = compare_options(content["options"], self.options)
+        if self._same_past(content):
+            harmless += [line for line in deciding if SCHEDULE.match(line)]
+            deciding = [line for line in deciding if not SCHEDULE.match(line)]
+        if deciding and not allow_changed_options:
+            raise UserError(
+                f"{where} was saved with other options, and going on would give neither run's "
+                f"result: {'; '.join(deciding)}. Resume with the options it was started with, or "
+                "add --allow_changed_options"
+            )
         for key, what in FIXED.items():
-            if content[key] != getattr(self, key):
+            if content[key] != getattr(self, key) and not allow_changed_options:
                 raise UserError(
                     f"{where} was saved with {content[key]} {what}, this run has "
                     f"{getattr(self, key)}; going on would give another result. Resume with the "
@@ -126,41 +137,97 @@ class TrainingState:
         try:
             for name, network in self.model.networks().items():
                 network.load_state_dict(content["networks"][name])
-            for name, network in self.averaged.items():
-                network.load_state_dict(content["average"][name])
+            if self.average is not None:
+                # An average that was not kept before begins with the weights.
+                averages = content["average"] or content["networks"]
+                for name, network in self.average.trained_networks().items():
+                    network.load_state_dict(averages[name])
             self.optimizer.load_state_dict(content["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(
                 f"{where} belongs to another configuration ({str(error).splitlines()[0]}); resume "
                 "with the option file that the experiment was started with"
             ) from None
+        self.micro_batches.load_state_dict(content["micro_batches"])
         for key in PROGRESS:
             setattr(self, key, content[key])
-        # States of version 0.1 have none.
-        self.micro_batches = content.get("micro_batches", {})
-        return [*notices, f"resumed after step {self.step}"]
+        changed = [f"changed since the run was started: {line}" for line in (*harmless, *deciding)]
+        return [*changed, f"resumed after step {self.step}"]
+
+    def _same_past(self, content: Mapping[str, Any]) -> bool:
+        """Whether every step that was done has the learning rate of these options."""
+        ours, theirs = (_learning_rate(options) for options in (self.options, content["options"]))
+        return all(ours(step) == theirs(step) for step in range(1, content["step"] + 1))
+
+
+def compare_options(
+    before: Mapping[str, Any], now: Mapping[str, Any]
+) -> tuple[list[str], list[str]]:
+    """Lines about options that have changed: those that change the result, and the others."""
+    old, new = flatten(before), flatten(now)
+    deciding: list[str] = []
+    harmless: list[str] = []
+    for path in sorted({*old, *new}):
+        if old.get(path) != new.get(path):
+            line = f"{path}: {old.get(path, 'absent')} → {new.get(path, 'absent')}"
+            neutral = any(re.fullmatch(pattern, path) for pattern in WITHOUT_INFLUENCE)
+            (harmless if neutral else deciding).append(line)
+    return deciding, harmless
+
+
+def _learning_rate(options: Mapping[str, Any]) -> Any:
+    train: Section = options["train"]
+    return build_lr_schedule(
+        train["scheduler"],
+        base_lr=train["optim_total"]["lr"],
+        total_iter=train["total_iter"],
+        warmup_iter=train["warmup_iter"],
+    )
 
 
 def save(
-    state: TrainingState, experiment: Experiment, total_iter: int, *, weights: bool = True
+    state: TrainingState, experiment: Experiment, options: Options, *, model: bool = True
 ) -> None:
-    """Write the weights of the trained networks, unless left out, and the training state.
+    """Write the model file, unless left out, and the training state.
+
+    Old states are removed, and old model files as `logger.keep` says.
 
     Raises:
-        OSError: they cannot be written; earlier ones are intact.
+        UserError: they cannot be written; earlier ones are whole.
     """
-    if weights:
+    if model:
+        assert options.train is not None
         save_model(
             experiment.model_file(state.step),
             state.model,
-            options=state.options,
-            name=experiment.name,
+            options=options.sections,
+            name=options.name,
             step=state.step,
-            total_iter=total_iter,
+            total_iter=options.train.total_iter,
             average=state.average,
-            **state.facts,
+            **training_facts(options),
         )
-    save_state(state.content(), experiment.states, state.step)
+    path = experiment.states / f"{state.step}.state"
+    try:
+        save_atomically(state.state_dict(), path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: the checkpoint could not be written ({error.strerror or error}); make room "
+            f"and resume with --auto_resume, earlier checkpoints are whole"
+        ) from None
+    for _, old in _states(experiment.states)[:-KEPT_STATES]:
+        old.unlink(missing_ok=True)
+    if model and options.logger.keep is not None:
+        _remove_models(experiment, options.logger.keep, state.best)
+
+
+def _remove_models(experiment: Experiment, keep: int, best: Mapping[str, Any]) -> None:
+    """Remove model files but for the newest `keep` and those with a best score."""
+    models = models_by_step(experiment.models)
+    kept = {*sorted(models)[-keep:], *(top["step"] for top in best.values())}
+    for step, path in models.items():
+        if step not in kept:
+            path.unlink(missing_ok=True)
 
 
 def save_atomically(content: Any, path: Path) -> None:
@@ -179,22 +246,8 @@ def save_atomically(content: Any, path: Path) -> None:
         raise
 
 
-def clear_partial(*folders: Path) -> None:
-    """Remove what killed writes have left; nobody else may be writing there."""
-    for folder in folders:
-        for path in partial_files(folder):
-            path.unlink(missing_ok=True)
-
-
-def save_state(state: Mapping[str, Any], folder: Path, step: int) -> None:
-    """Write `{step}.state` and remove all but the newest `KEPT_STATES`."""
-    save_atomically(dict(state), folder / f"{step}.state")
-    for _, path in _states(folder)[:-KEPT_STATES]:
-        path.unlink(missing_ok=True)
-
-
-def set_aside_newer(folder: Path, step: int) -> list[str]:
-    """Rename the states after a step to `{step}.state.superseded`; a notice when there are any."""
+def archive_newer(folder: Path, step: int) -> list[str]:
+    """Rename the states after a step to `{step}.state.superseded`; a notice where there are any."""
     newer = [path for number, path in _states(folder) if number > step]
     for path in newer:
         path.replace(path.with_name(f"{path.name}.superseded"))
@@ -218,39 +271,39 @@ class SavedState:
 
     Args:
         path: the file.
-        where: what asked for it, for messages.
-        content: what `save_state` was given.
+        content: what `TrainingState.state_dict` returned.
         sha256: of the file's bytes.
     """
 
     path: Path
-    where: str
     content: dict[str, Any]
     sha256: str
 
 
-def load_state(path: str | Path, where: str) -> SavedState:
+def load_state(path: Path, where: str) -> SavedState:
     """Read one training state.
 
+    Args:
+        where: what asked for it, for messages.
+
     Raises:
-        UserError: it is missing or damaged, no training state of this project, or weights in it
+        UserError: it is missing or damaged, no training state of this version, or weights in it
             are not finite.
     """
-    path = Path(path)
     content, sha256 = load_torch_file(path, where)
     if not isinstance(content, Mapping) or not set(content) >= STATE_ENTRIES:
         raise UserError(
-            f"{where}: {path} is no training state of this program; to go on from weights alone, "
-            "name them under path.pretrain_network_*"
+            f"{where}: {path} is no training state of this version of the program; to go on from "
+            "weights alone, name them under path.weights"
         )
     for networks in (content["networks"], content["average"]):
         for name, state_dict in networks.items():
             require_finite(state_dict, f"{where}: {path}: {name}")
-    return SavedState(path, where, dict(content), sha256)
+    return SavedState(path, dict(content), sha256)
 
 
 def newest_state(folder: Path) -> tuple[SavedState | None, list[str]]:
-    """The newest readable state of an experiment, None when there is no state at all.
+    """The newest readable state of an experiment, None where there is no state at all.
 
     Returns:
         The state, and a notice for each damaged one that was passed over.
@@ -270,7 +323,7 @@ def newest_state(folder: Path) -> tuple[SavedState | None, list[str]]:
         raise UserError(
             f"--auto_resume: no training state in {folder} can be read ({'; '.join(problems)}). "
             "Put a copy of one there, or move the experiment's folder away and start again, from "
-            "its newest weights if you like (path.pretrain_network_*)"
+            "its newest model if you like (path.weights)"
         )
     return None, []
 
@@ -278,63 +331,38 @@ def newest_state(folder: Path) -> tuple[SavedState | None, list[str]]:
 def choose_state(
     folder: Path, resume_state: Path | None, processes: Processes, *, auto_resume: bool
 ) -> tuple[SavedState | None, list[str]]:
-    """The state to go on from, None when there is none, and notices about damaged ones.
+    """The state to go on from, None where there is none, and notices about damaged ones.
 
-    With `auto_resume` it is the newest in the folder, where there is one: a job that is started
-    again must not start over. The main process chooses, and the others read the file that it names:
-    listings of one folder on several machines may differ.
+    The main process chooses, and the others read the file that it names: listings of one folder on
+    several machines may differ.
 
     Raises:
-        UserError: there are only damaged ones, or the processes have read different files.
+        UserError: both --auto_resume and path.resume_state ask for one, there are only damaged
+            ones, or the processes have read different files.
     """
+    if auto_resume and resume_state is not None:
+        raise UserError(
+            f"path.resume_state: {resume_state} and --auto_resume, which takes the newest state, "
+            "exclude each other; leave one of them out"
+        )
     state: SavedState | None = None
     notices: list[str] = []
+    where = "path.resume_state" if resume_state else "--auto_resume"
     with processes.main_first():
         if processes.is_main and auto_resume:
             state, notices = newest_state(folder)
-        if processes.is_main and state is None and resume_state is not None:
-            state = load_state(resume_state, "path.resume_state")
-    chosen = processes.gather(state and (state.path, state.where))[0]
-    if chosen is None:
+        elif processes.is_main and resume_state is not None:
+            state = load_state(resume_state, where)
+    path = processes.gather(state and state.path)[0]
+    if path is None:
         return None, notices
     found = ""
     if not processes.is_main:
         try:
-            state = load_state(*chosen)
+            state = load_state(path, where)
         except UserError as error:
             found = str(error)
     if state is not None:
         found = f"{state.path} of step {state.content['step']}, SHA-256 {state.sha256}"
     processes.require_same("training state", found)
     return state, notices
-
-
-def _is_neutral(path: str) -> bool:
-    return any(re.fullmatch(pattern, path) for pattern in WITHOUT_INFLUENCE)
-
-
-def compare_options(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> list[str]:
-    """Notices about options that have changed without changing the result.
-
-    Args:
-        before: `Options.sections` that the state was saved with.
-        now: those of this run.
-        where: the state's origin, for messages.
-
-    Raises:
-        UserError: an option has changed that changes the result.
-    """
-    old, new = flatten(before), flatten(now)
-    changed = {
-        path: f"{path}: {old.get(path, 'absent')} → {new.get(path, 'absent')}"
-        for path in sorted({*old, *new})
-        if old.get(path) != new.get(path)
-    }
-    deciding = [line for path, line in changed.items() if not _is_neutral(path)]
-    if deciding:
-        raise UserError(
-            f"{where} was saved with other options, and going on would give neither run's result: "
-            f"{'; '.join(deciding)}. Resume with the options it was started with, or start another "
-            "experiment (another name) from its weights with path.pretrain_network_*"
-        )
-    return [f"changed since the run was started: {line}" for line in changed.values()]

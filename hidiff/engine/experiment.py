@@ -8,13 +8,13 @@ from pathlib import Path
 import yaml
 
 from hidiff.archs import ImageNetwork
-from hidiff.engine.checkpoint import clear_partial, set_aside_newer
+from hidiff.engine.checkpoint import archive_newer
 from hidiff.models import DeblurModel, section_of
 from hidiff.options import Options
 from hidiff.utils.distributed import Processes
 from hidiff.utils.errors import UserError
-from hidiff.utils.files import set_aside, timestamp, write_text
-from hidiff.weights.experiment import Experiment
+from hidiff.utils.files import partial_files, set_aside, timestamp, write_text
+from hidiff.weights.experiment import Experiment, models_by_step
 
 
 def prepare_folder(
@@ -58,10 +58,12 @@ def prepare_folder(
     heading = "".join(f"# {line}\n" for line in origin)
     copy = f"{now}_{options.file.name or 'options.yml'}"
     write_text(folder / copy, heading + text)
-    clear_partial(experiment.models, experiment.states)
+    for place in (experiment.models, experiment.states):
+        for path in partial_files(place):  # what killed writes have left
+            path.unlink(missing_ok=True)
     if step is not None:
         # Later states are another branch's; --auto_resume must not return to it.
-        notices += set_aside_newer(experiment.states, step)
+        notices += archive_newer(experiment.states, step)
     return folder / f"train_{experiment.name}_{now}.log", notices
 
 
@@ -73,7 +75,7 @@ def refuse_another(experiment: Experiment, *, step: int | None, auto_resume: boo
     """
     kept = [*experiment.states.glob("*.state")]
     if not auto_resume:
-        kept += experiment.models.glob("*.pth")
+        kept += models_by_step(experiment.models).values()
     if step is None and kept:
         raise UserError(
             f"{experiment.folder} holds an experiment already. To continue it add --auto_resume; "
@@ -115,7 +117,7 @@ def training_warnings(options: Options, model: DeblurModel, processes: Processes
             for key in sorted(networks - set(used))
         ),
     ]
-    if options.for_training()[0].reference_world_size is None:
+    if options.for_training()[0].reference_world_size is None and processes.world_size > 1:
         warnings.append(
             "train.reference_world_size is not set, so the global batch depends on the number of "
             f"processes, {processes.world_size} here; the release's batch sizes are meant for 4 "

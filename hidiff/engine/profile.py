@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from hidiff.engine.trainer import Trainer
 from hidiff.utils.files import set_aside
 from hidiff.utils.tables import text_table
 from hidiff.weights.experiment import RESULTS
+
+LOG = logging.getLogger("hidiff")
 
 MOST = 10
 """Operations that are named."""
@@ -59,6 +62,6 @@ def profile(trainer: Trainer, steps: int) -> Path:
         for event in events[:MOST]
     ]
     for line in text_table(["operation", "a step", "share", "calls"], rows):
-        trainer.log.info(line)
-    trainer.log.info("the trace is %s", folder / "trace.json")
+        LOG.info(line)
+    LOG.info("the trace is %s", folder / "trace.json")
     return folder

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-import math
+import dataclasses
+import logging
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hidiff.archs.strips import block_dtype
 from hidiff.data import (
     BatchPlan,
     PhaseBatchSampler,
@@ -21,7 +21,7 @@ from hidiff.data import (
 from hidiff.data.transfer import DeviceBatches
 from hidiff.engine import checkpoint
 from hidiff.engine.experiment import prepare_folder, refuse_another, training_warnings
-from hidiff.engine.gradients import Gradients
+from hidiff.engine.gradients import Gradients, MicroBatches, memory_advice
 from hidiff.engine.logger import (
     MetricsWriter,
     Reporter,
@@ -29,7 +29,6 @@ from hidiff.engine.logger import (
     start_logging,
     start_wandb,
 )
-from hidiff.engine.micro_batch import MicroBatches
 from hidiff.engine.optim import (
     GRAD_CLIP_NORM,
     build_lr_schedule,
@@ -38,22 +37,31 @@ from hidiff.engine.optim import (
     set_lr,
     update_average,
 )
-from hidiff.engine.speed import Speed
 from hidiff.engine.validation import Validator
 from hidiff.models import DeblurModel, build_model
 from hidiff.models.compilation import compile_blocks
 from hidiff.models.precision import precision
-from hidiff.options import Options
+from hidiff.options import DatasetOptions, Options
 from hidiff.utils.distributed import GRACE, Processes, StopRequest
 from hidiff.utils.errors import Interrupted, UserError, memory_errors
 from hidiff.utils.files import hold
 from hidiff.utils.memory import keep_freed_memory
-from hidiff.weights.experiment import Experiment, training_facts
+from hidiff.weights.experiment import Experiment
 from hidiff.weights.start import changed_since_start, load_pretrained
+
+LOG = logging.getLogger("hidiff")
+
+
+def _uncached(section: DatasetOptions) -> DatasetOptions:
+    """The section without its caches of decoded images, for a run that leaves nothing behind."""
+    source = {key: value for key, value in section.source.items() if key != "cache"}
+    return dataclasses.replace(
+        section, source=source, mixture=tuple(_uncached(part) for part in section.mixture)
+    )
 
 
 class Trainer:
-    """Everything a training run holds: model, optimiser, data, place in the schedule.
+    """A training run: model, optimiser, data, and the place in the schedule.
 
     Building it checks all options and data and loads all weights; nothing is written before that
     has succeeded.
@@ -62,6 +70,7 @@ class Trainer:
         options: the option file.
         processes: this process and the others.
         auto_resume: continue from the newest state of the experiment, if there is one.
+        allow_changed_options: continue with options that give another result.
         dry: write nothing, for `hidiff.engine.dry_run`.
 
     Raises:
@@ -74,9 +83,10 @@ class Trainer:
         processes: Processes,
         *,
         auto_resume: bool = False,
+        allow_changed_options: bool = False,
         dry: bool = False,
-    ):
-        self.options, self.processes = options, processes
+    ) -> None:
+        self.options, self.processes, self.dry = options, processes, dry
         self.train_options, data_options = options.for_training()
         self.total_iter = self.train_options.total_iter
         phases = data_options.phases(self.total_iter)
@@ -92,55 +102,59 @@ class Trainer:
             total_iter=self.total_iter,
             warmup_iter=self.train_options.warmup_iter,
         )
-        self.dataset = build_training_set(data_options)
-        lock_notices = [] if dry else hold(self.experiment.folder, processes)
-        sections = [part for key, part in options.datasets.items() if key.startswith("val")]
+        self.dataset = build_training_set(_uncached(data_options) if dry else data_options)
+        notices = [*options.notices]
+        if not dry:
+            notices += hold(self.experiment.folder, processes)
         self.validator = Validator(
             options,
-            {section.name: build_dataset(section) for section in sections},
+            {
+                section.name: build_dataset(section)
+                for key, section in options.datasets.items()
+                if key.startswith("val")
+            },
             processes,
             self.experiment.visualization,
         )
-        warnings = training_warnings(options, self.model, processes)
-        self.notices = [*options.notices, *lock_notices, *warnings]
+        notices += training_warnings(options, self.model, processes)
         for name, dataset in (("training set", self.dataset), *self.validator.datasets.items()):
             processes.require_same(f"images ({name})", dataset.fingerprint())
-            self.notices += dataset.notices
+            notices += dataset.notices
 
-        saved, notices = checkpoint.choose_state(
+        self.micro_batches = MicroBatches(self.train_options.micro_batch, self.plan)
+        saved, found = checkpoint.choose_state(
             self.experiment.states, options.path.resume_state, processes, auto_resume=auto_resume
         )
-        self.notices += notices
+        notices += found
         started_from: dict[str, Any] = {}
         if saved is None:
-            notices, started_from = load_pretrained(self.model, options, training=True)
-            self.notices += notices
+            found, started_from = load_pretrained(self.model, options, training=True)
+            notices += found
         sizes = list(self.dataset.shares.sizes)
         self.state = checkpoint.TrainingState(
             self.model,
             optimizer,
             copy.deepcopy(self.model).eval() if self.train_options.ema_decay else None,
+            self.micro_batches,
             options.sections,
             slots=self.plan.slots,
             training_pairs=sizes if len(sizes) > 1 else sizes[0],
             started_from=started_from,
-            facts=training_facts(options),
         )
         if saved is not None:
-            self.notices += self.state.restore(saved.content)
+            notices += self.state.load_state_dict(
+                saved.content, allow_changed_options=allow_changed_options
+            )
             if processes.is_main:
-                self.notices += changed_since_start(self.state.started_from)
+                notices += changed_since_start(self.state.started_from)
         self.saved_step = self.state.step
         self.model.recompute_levels(self.train_options.activation_checkpointing)
         if self.train_options.compile:
             compile_blocks(self.model, "train.compile")
-        self.micro_batches = MicroBatches(
-            self.train_options.micro_batch, self.plan, self.state.micro_batches
-        )
-        accumulates = self.plan.accumulation > 1 or self.micro_batches.cuts
-        self.wrapped = processes.wrap(self.model, accumulates=accumulates)
+        accumulates = self.plan.accumulation > 1 or self.micro_batches.enabled
+        wrapped = processes.wrap(self.model, accumulates=accumulates)
         self.gradients = Gradients(
-            self.model, self.wrapped, self.plan, self.micro_batches, processes, options.manual_seed
+            self.model, wrapped, self.plan, self.micro_batches, processes, options.manual_seed
         )
         self.batches = self.load(self.state.step + 1)
 
@@ -151,14 +165,14 @@ class Trainer:
                 if dry:
                     refuse_another(self.experiment, step=step, auto_resume=auto_resume)
                 else:
-                    log_file, notices = prepare_folder(
+                    log_file, found = prepare_folder(
                         self.experiment, options, step=step, auto_resume=auto_resume
                     )
-                    self.notices += notices
+                    notices += found
         self.log_file = processes.gather(log_file)[0]
-        self.log = start_logging(is_main=processes.is_main, file=self.log_file)
-        for line in (*self.notices, *self._description()):
-            self.log.info(line)
+        start_logging(is_main=processes.is_main, file=self.log_file)
+        for line in (*notices, *self._description()):
+            LOG.info(line)
         self.reporter = Reporter(
             options.name,
             self.plan,
@@ -166,23 +180,7 @@ class Trainer:
             total_iter=self.total_iter,
             step=self.state.step,
             print_freq=None if dry else options.logger.print_freq,
-            writer=self._writer(dry),
-            speed=Speed(self.plan, self.total_iter),
-            model=self.model,
-            dtype=block_dtype(
-                torch.bfloat16 if self.train_options.precision == "bf16" else torch.float32,
-                processes.device,
-            ),
-        )
-
-    def _writer(self, dry: bool) -> MetricsWriter:
-        """Of the curves; only the first process writes them."""
-        wanted = self.processes.is_main and not dry
-        tensorboard = wanted and self.options.logger.use_tb_logger
-        return MetricsWriter(
-            self.experiment.tensorboard if tensorboard else None,
-            self.state.step + 1,
-            start_wandb(self.options) if wanted else None,
+            writer=self._writer(),
         )
 
     def _build_model(self) -> DeblurModel:
@@ -196,6 +194,13 @@ class Trainer:
         model.use_kernels(self.options.kernels)
         model.strip_rows = self.options.val.strip_rows
         return model
+
+    def _writer(self) -> MetricsWriter:
+        """Of the curves; only the first process writes them."""
+        if not self.processes.is_main or self.dry or not self.options.logger.use_tb_logger:
+            return MetricsWriter(None)
+        start_wandb(self.options, self.experiment.tensorboard)
+        return MetricsWriter(self.experiment.tensorboard, self.state.step + 1)
 
     def load(self, first_step: int) -> DeviceBatches:
         """The batches of the steps from this one on."""
@@ -222,8 +227,7 @@ class Trainer:
             timeout=options.timeout,
             while_waiting=self._end_wait,
         )
-        dtype = next(self.model.parameters()).dtype
-        return DeviceBatches(batches, device, dtype, self.dataset.normalization)
+        return DeviceBatches(batches, device, next(self.model.parameters()).dtype)
 
     def _description(self) -> list[str]:
         """What is trained on what, for the log."""
@@ -241,12 +245,11 @@ class Trainer:
         """Train from the step after the last one to `train.total_iter`.
 
         Raises:
-            UserError: an image cannot be used, or loss or gradient is not finite in too many steps
-                in a row.
+            UserError: an image cannot be used, a checkpoint cannot be written, or loss or gradient
+                is not finite in too many steps in a row.
             Interrupted: a signal (`StopRequest`) or the end of torchrun has stopped the run after
                 a step or between two images of a validation; its state is saved.
         """
-        state = self.state
         with ExitStack() as stack:
             stack.enter_context(failures_logged(self.log_file, self.processes))
             stack.enter_context(self.processes.lost_processes())
@@ -254,70 +257,73 @@ class Trainer:
             stack.enter_context(self.stop)
             stack.enter_context(precision(self.model, self.train_options.precision))
             stack.enter_context(self.reporter.bar)
-            # A run that was stopped in a validation goes on with it.
-            stopping = not self._validate()
-            while not stopping and state.step < self.total_iter:
-                try:
-                    self.train_step(state.step + 1)
-                except Interrupted:  # before the step had its data
-                    stopping = True
-                else:
-                    stopping = self.processes.any(self._asked_to_stop())
-                    val_freq = self.options.val.val_freq
-                    state.validated = not (val_freq and self._due(val_freq))
-                if stopping:
-                    self.stop.heeded.set()
-                if stopping or self._due(self.options.logger.save_checkpoint_freq):
-                    self._save(last=stopping)
-                stopping = stopping or not self._validate()
-            complete = state.step == self.total_iter and state.validated
+            stack.callback(self.reporter.writer.close)
+            complete = self._loop()
         if complete:
-            self.log.info("training is complete: %s", self.experiment.models)
+            LOG.info("training is complete: %s", self.experiment.models)
             return
-        message = f"stopped after step {state.step}: resumable with --auto_resume"
-        self.log.info(message)
         # SIGUSR1 is the one signal that torchrun does not hand on.
         self.processes.leave(agent_knows=self.stop.received not in (None, "SIGUSR1"))
-        raise Interrupted(message)
+        raise Interrupted(f"stopped after step {self.state.step}: resumable with --auto_resume")
 
-    def train_step(self, step: int) -> None:
-        """The step with all its micro-batches, and what is said about it."""
-        index = self.plan.phase_index(step)
-        phase = self.plan.phases[index]
+    def _loop(self) -> bool:
+        """All steps, validations and checkpoints; False where the run was stopped."""
+        state = self.state
+        # A run that was stopped in a validation goes on with it.
+        stopping = not self._validate()
+        while not stopping and state.step < self.total_iter:
+            try:
+                stopping = self.train_step(state.step + 1)
+            except Interrupted:  # before the step had its data
+                stopping = True
+            else:
+                val_freq = self.options.val.val_freq
+                state.validated = not (val_freq and self._due(val_freq))
+            if stopping:
+                self.stop.heeded.set()
+            if stopping or self._due(self.options.logger.save_checkpoint_freq):
+                self._save()
+            stopping = stopping or not self._validate()
+        return not stopping
+
+    def train_step(self, step: int) -> bool:
+        """Take one step; whether a process was asked to stop meanwhile.
+
+        Raises:
+            UserError: memory is used up, an image cannot be used, or the step is the last of
+                `train.max_bad_steps` whose loss or gradient is not finite.
+        """
         lr = self.lr(step)
         set_lr(self.state.optimizer, lr)
-        with (
-            self.reporter.speed.step(step, lambda: self.batches.waited),
-            memory_errors(
-                f"the memory of {self.processes.device} is used up in phase {index + 1}, after "
-                f"step {step - 1}: {phase.batch_size} patches of {phase.patch_size}² a process",
-                "set train.micro_batch: auto (or a smaller number) and "
-                "train.activation_checkpointing: [1, 2, 3, 4], or lower datasets.train.gt_sizes",
-            ),
-        ):
-            if self.micro_batches.size(index) is None:
-                self.log.info(self.micro_batches.measure(index, self.model, self.processes))
-            losses, images = self._accumulate(step)
+        with memory_errors(*memory_advice(self.train_options, self.plan, self.micro_batches, step)):
+            losses, images = self.gradients.accumulate(step, self.batches)
             limit = GRAD_CLIP_NORM if self.train_options.use_grad_clip else None
-            norm = clip_gradients(self.model, limit).item()
+            norm = clip_gradients(self.model, limit)
+            means, grad_norm, finite, stopping = self._agree(losses, norm)
             self.state.step = step
-            if self._all_finite(losses, norm):
+            if finite:
                 self._update()
             else:
-                self._skip(losses, images)
-        self.reporter.step(step, lr, losses, norm)
+                self._skip(means, images)
+        self.reporter.step(step, lr, means, grad_norm, self.batches.waited)
+        return stopping
 
-    def _accumulate(self, step: int) -> tuple[dict[str, Tensor], list[str]]:
-        """The step's gradients, its mean losses and its images; see `hidiff.engine.gradients`."""
-        return self.gradients.accumulate(step, self.batches)
+    def _agree(
+        self, losses: dict[str, Tensor], norm: Tensor
+    ) -> tuple[dict[str, float], float, bool, bool]:
+        """What all processes must know of a step, in one exchange and one wait for the GPU.
 
-    def _all_finite(self, losses: dict[str, Tensor], norm: float) -> bool:
-        """Whether loss and gradient are finite on every process.
-
-        A loss can be infinite where its gradient is not, and each process has its own.
+        Returns:
+            The mean losses and gradient norm, whether all of them are finite on every process, and
+            whether a process was asked to stop.
         """
-        values = (norm, *(loss.item() for loss in losses.values()))
-        return not self.processes.any(not all(map(math.isfinite, values)))
+        # A loss can be infinite where its gradient is not, and each process has its own.
+        own = torch.stack([*losses.values(), norm])
+        asked = float(self.stop.received is not None or self.processes.orphaned)
+        flags = torch.stack([(~own.isfinite()).any().to(own), own.new_full((), asked)])
+        *sums, bad, stops = self.processes.sums(torch.cat([own, flags]))
+        *means, grad_norm = (value / self.processes.world_size for value in sums)
+        return dict(zip(losses, means, strict=True)), grad_norm, bad == 0, stops > 0
 
     def _update(self) -> None:
         """Take the step that the gradients ask for."""
@@ -327,7 +333,7 @@ class Trainer:
             update_average(self.state.average, self.model, self.train_options.ema_decay)
         self.state.bad_steps = 0
 
-    def _skip(self, losses: dict[str, Tensor], images: list[str]) -> None:
+    def _skip(self, losses: dict[str, float], images: list[str]) -> None:
         """Leave the weights as they are after a loss or gradient that is not finite.
 
         Raises:
@@ -335,26 +341,24 @@ class Trainer:
         """
         self.state.optimizer.zero_grad(set_to_none=True)
         self.state.bad_steps += 1
-        values = ", ".join(f"{name} {loss.item():g}" for name, loss in losses.items())
+        values = ", ".join(f"{name} {loss:g}" for name, loss in losses.items())
         everyone = [name for part in self.processes.gather(images) for name in part]
-        self.log.warning(
+        LOG.warning(
             "step %d: loss or gradient is not finite (%s), so the step is skipped; images: %s",
             *(self.state.step, values, ", ".join(everyone)),
         )
         if self.state.bad_steps >= self.train_options.max_bad_steps:
+            last_good = self.state.step - self.state.bad_steps
             raise UserError(
-                f"loss or gradient was not finite in {self.state.bad_steps} steps in a row, the "
-                f"last with the images {', '.join(everyone)}; the last good checkpoint is in "
-                f"{self.experiment.states}. Lower the learning rate, or look at these images "
-                "(hidiff check)"
+                f"loss or gradient was not finite in the {self.state.bad_steps} steps after step "
+                f"{last_good}, the last with the images {', '.join(everyone)}; the newest "
+                f"checkpoint is that of step {self.saved_step}. Look at these images (hidiff check "
+                "--data), or set a lower learning rate and go on with --auto_resume "
+                "--allow_changed_options, from an older state with path.resume_state"
             )
 
     def _due(self, frequency: int) -> bool:
         return self.state.step % frequency == 0 or self.state.step == self.total_iter
-
-    def _asked_to_stop(self) -> bool:
-        """Whether this process is; a training whose torchrun is gone cannot be told any more."""
-        return self.stop.received is not None or self.processes.orphaned
 
     def _end_wait(self) -> None:
         """Not with others, which are in the step already and wait for this process.
@@ -362,12 +366,12 @@ class Trainer:
         Raises:
             Interrupted: this process is to stop, and need not wait for its loader any longer.
         """
-        if self.processes.world_size == 1 and self._asked_to_stop():
+        if self.processes.world_size == 1 and self.stop.received is not None:
             raise Interrupted("stopped while waiting for data")
 
-    @property
-    def _to_validate(self) -> DeblurModel:
-        return self.state.average if self.state.average and self.options.val.use_ema else self.model
+    def _asked_to_stop(self) -> bool:
+        """Whether this process is; a training whose torchrun is gone cannot be told any more."""
+        return self.stop.received is not None or self.processes.orphaned
 
     def _validate(self) -> bool:
         """Score the model where that is still to be done; False where a stop came before the end.
@@ -378,45 +382,50 @@ class Trainer:
         state = self.state
         if state.validated:
             return True
+        use_average = state.average is not None and self.options.val.use_ema
         state.validated = self.validator.run(
-            self._to_validate, state.step, state.best, self.reporter.writer, self._asked_to_stop
+            state.average if use_average and state.average else self.model,
+            state.step,
+            state.best,
+            self.reporter.writer,
+            self._asked_to_stop,
         )
         saved = self.saved_step == state.step
         if state.validated and saved:
-            self._save(weights=False)
+            self._save(model=False)
         elif not state.validated and not saved:
-            self._save(last=True)
+            self._save()
         return state.validated
 
-    def _save(self, *, last: bool = False, weights: bool = True) -> None:
-        """Weights of the trained networks, and the state to resume from.
+    def _save(self, *, model: bool = True) -> None:
+        """Write the model file and the state to resume from.
 
-        Where they cannot be written (a full disk), the run goes on and tries again next time.
+        Nothing is written in a streak of skipped steps: the weights that gave them may be beyond
+        help, and a later start would take them for the newest good ones.
 
         Raises:
-            UserError: they cannot be written and this was the last time.
+            UserError: they cannot be written; earlier ones are whole.
         """
-        step, problem = self.state.step, None
-        if self.processes.is_main:
-            try:
-                checkpoint.save(self.state, self.experiment, self.total_iter, weights=weights)
-                what = "weights and training state" if weights else "the scores of the validation"
-                self.log.info("step %d: saved %s", step, what)
-                if weights and len(self.dataset.sets) > 1:
-                    samples = self.plan.samples_before(step + 1)
-                    self.log.info("samples so far: %s", self.dataset.counted(samples))
-            except OSError as error:
-                problem = f"step {step}: the checkpoint could not be written ({error})"
-                self.log.error(
-                    "%s; training goes on and tries again at the next one; earlier checkpoints are "
-                    "intact",
-                    problem,
-                )
-        problem = self.processes.gather(problem)[0]
-        if problem is None:
-            self.saved_step = step
-        elif last or step == self.total_iter:
+        step = self.state.step
+        if self.state.bad_steps and step == self.total_iter:
             raise UserError(
-                f"{problem}, and the run ends here; make room on the disk and go on from the "
-                f"newest state in {self.experiment.states} with --auto_resume"
+                f"the training ends with {self.state.bad_steps} skipped steps, so its weights are "
+                f"not saved; the newest checkpoint is that of step {self.saved_step}. Set a lower "
+                "learning rate and go on with --auto_resume --allow_changed_options"
             )
+        if self.state.bad_steps:
+            LOG.warning(
+                "step %d: not saved, because the last %d steps were skipped; the newest checkpoint "
+                "is that of step %d",
+                *(step, self.state.bad_steps, self.saved_step),
+            )
+            return
+        with self.processes.main_first():
+            if self.processes.is_main:
+                checkpoint.save(self.state, self.experiment, self.options, model=model)
+                what = "model and training state" if model else "the scores of the validation"
+                LOG.info("step %d: saved %s", step, what)
+                if model and len(self.dataset.sets) > 1:
+                    samples = self.plan.samples_before(step + 1)
+                    LOG.info("samples so far: %s", self.dataset.counted(samples))
+        self.saved_step = step

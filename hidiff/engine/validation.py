@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hidiff.data.dataset import PairSet
-from hidiff.engine.logger import MetricsWriter, get_logger, warn_of_loss
+from hidiff.engine.logger import MetricsWriter
 from hidiff.evaluation.evaluator import Triptych, build_metrics, evaluate
 from hidiff.evaluation.record import mean_metrics
 from hidiff.evaluation.summary import cropped_note
@@ -19,6 +21,8 @@ from hidiff.models.precision import precision
 from hidiff.options import Options
 from hidiff.utils.distributed import Processes
 from hidiff.utils.files import inside
+
+LOG = logging.getLogger("hidiff")
 
 PICTURES_PER_VALIDATION = 3
 """Validation images shown in TensorBoard."""
@@ -78,7 +82,6 @@ class Validator:
         """
         upper_bound = model.restores_from_gt
         label = "val (upper bound: sees the sharp image)" if upper_bound else "val"
-        log = get_logger()
         for name, dataset in self.datasets.items():
             shown: dict[str, np.ndarray] = {}
 
@@ -98,26 +101,27 @@ class Validator:
                     self.processes,
                     seed=self.options.manual_seed,
                     label=f"{label} {name}",
+                    score_blurry=True,
                     val=self.options.val,
                     picture_path=path if self.options.val.save_img else None,
-                    on_unwritten=lambda error: warn_of_loss("a picture of the validation", error),
                     on_triptych=keep,
                     stop=stop,
                 )
             if len(results) < len(dataset):
                 return False
             for failed in (result for result in results if result.error):
-                log.warning("%s: %s", name, failed.error)
+                LOG.warning("%s: %s: %s", name, failed.name, failed.error)
             if note := cropped_note(results):
-                log.warning("%s: %s", name, note)
-            means = mean_metrics(results)
+                LOG.warning("%s: %s", name, note)
+            means, blurry = mean_metrics(results), mean_metrics(results, "blurry")
             for metric, value in means.items():
                 top = best.setdefault(f"{name}/{metric}", {"value": value, "step": step})
                 if self.options.val.is_better(metric, value, top["value"]):
                     top.update(value=value, step=step)
-                log.info(
-                    "step %d: %s %s, %s %.4f (best %.4f at step %d)",
-                    *(step, label, name, metric, value, top["value"], top["step"]),
+                LOG.info(
+                    "step %d: %s %s, %s %.4f (blurry %.4f, best %.4f at step %d)",
+                    *(step, label, name, metric, value),
+                    *(blurry.get(metric, math.nan), top["value"], top["step"]),
                 )
             kind = "upper_bound" if upper_bound else "metrics"
             writer.scalars({f"{kind}/{name}/{m}": v for m, v in means.items()}, step)

@@ -11,6 +11,7 @@ from hidiff.options.sections import (
     Phase,
     Precision,
     Section,
+    TrainOptions,
     ValOptions,
 )
 from hidiff.options.yaml_file import shipped_options
@@ -25,6 +26,7 @@ __all__ = [
     "Phase",
     "Precision",
     "Section",
+    "TrainOptions",
     "ValOptions",
     "flatten",
     "load_datasets",

@@ -326,10 +326,14 @@ class WandbOptions:
 
 @dataclass(frozen=True)
 class LoggerOptions:
-    """`logger`: steps between log lines and between checkpoints, and who else gets the numbers."""
+    """`logger`: steps between log lines and between checkpoints, and who else gets the numbers.
+
+    `keep` is the number of newest model files that stay, beside the best ones; None keeps all.
+    """
 
     print_freq: PositiveInt = 100
     save_checkpoint_freq: PositiveInt = 4000
+    keep: PositiveInt | None = None
     use_tb_logger: bool = True
     wandb: WandbOptions = field(default_factory=WandbOptions)
 
