@@ -5,7 +5,7 @@
     hidiff prepare realblur --source DOWNLOADS/RealBlur
     hidiff prepare patches
     hidiff prepare video    --input CLIPS/*.mp4 --output datasets/mine --frames 7-13
-    hidiff prepare synthetic --input PHOTOGRAPHS --output datasets/synthetic --sheet parts.png
+    hidiff prepare synthetic --input PHOTOGRAPHS --output datasets/synthetic
     hidiff prepare quickstart
 
 gopro, hide and realblur make the layout of links to the download (or copies, with --copy). Nothing
@@ -15,8 +15,8 @@ second run adds what is missing. patches cuts GoPro: 512×512 patches of the tra
 interrupted run goes on. video makes pairs of high-rate
 video: the mean of consecutive frames is the blurry image, the frame in their middle the sharp one;
 a sequence is in one part only, train/ or test/. synthetic blurs sharp photographs as
-SyntheticBlurDataset does in training, and draws what each part of it does. quickstart makes a small
-data set of photographs that come with scikit-image.
+SyntheticBlurDataset does in training. quickstart makes a small data set of photographs that come
+with scikit-image.
 
 Exit code: 0, 1 where pairs could not be cut or made (they are named), 2 for a mistake in the call.
 """
@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from hidiff.cli.arguments import at_least_one
 from hidiff.utils.errors import UserError, require_positive
 
 DOWNLOADS = {
@@ -112,19 +113,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--test", nargs="+", default=[], metavar="NAME", help="the sequences for testing, by name"
     )
     command.add_argument("--jobs", type=int, help="worker processes (default: one a core)")
-    command = commands.add_parser("synthetic", help="pairs of sharp photographs, and a sheet")
-    command.add_argument("--input", required=True, metavar="DIR", help="folder of photographs")
+    command = commands.add_parser("synthetic", help="pairs of sharp photographs")
+    command.add_argument(
+        "--input", type=Path, required=True, metavar="DIR", help="folder of photographs"
+    )
     command.add_argument(
         "--output",
         type=Path,
+        required=True,
         metavar="DIR",
         help="folder for input/ (blurry) and target/ (sharp); pairs that are there are kept",
     )
     command.add_argument(
-        "--count", type=int, metavar="N", help="pairs to make (default: one of each photograph)"
-    )
-    command.add_argument(
-        "--sheet", type=Path, metavar="FILE.png", help="a picture of what each part does"
+        "--count",
+        type=at_least_one,
+        metavar="N",
+        help="pairs to make (default: one of each photograph)",
     )
     command.add_argument(
         "--opt",
@@ -140,7 +144,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder to make (default: datasets/quickstart)",
     )
-    command.add_argument("--seed", type=int, default=0, help="0 or larger (default: 0)")
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -163,13 +166,6 @@ def check_arguments(args: argparse.Namespace) -> None:
             require_positive(**{"--stride": args.stride})
         if not 0 <= args.split <= 1:
             raise UserError(f"--split {args.split:g} must be 0 to 1")
-    if args.what == "synthetic":
-        if args.output is None and args.sheet is None:
-            raise UserError("--output or --sheet: say what to make")
-        if args.count is not None:
-            require_positive(**{"--count": args.count})
-    if args.what == "quickstart":
-        require_positive(0, **{"--seed": args.seed})
 
 
 def run(args: argparse.Namespace) -> int:
@@ -180,6 +176,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from hidiff.prepare.patches import cut_gopro
     from hidiff.prepare.quickstart import make_quickstart
+    from hidiff.prepare.synthetic import synthetic_dataset, write_pairs
     from hidiff.prepare.video import frame_counts, prepare_video, video_tasks
 
     check_arguments(args)
@@ -198,28 +195,15 @@ def run(args: argparse.Namespace) -> int:
         )
         return 0 if prepare_video(tasks, args.jobs) else 1
     if args.what == "synthetic":
-        _synthetic(args)
+        dataset = synthetic_dataset(args.input, args.opt)
+        for notice in dataset.notices:
+            print(notice)
+        print(f"{args.output}: {write_pairs(dataset, args.output, args.count)} pairs written")
     elif args.what == "quickstart":
-        made = make_quickstart(args.output, args.seed)
-        print(f"{args.output}: {'made' if made else 'complete already; nothing to do'}")
+        print(f"{args.output}: {make_quickstart(args.output)} pairs written")
     else:
         _place(args)
     return 0
-
-
-def _synthetic(args: argparse.Namespace) -> None:
-    from hidiff.data.image import write_image
-    from hidiff.prepare.synthetic import synthetic_dataset, write_pairs
-    from hidiff.report.synthesis import synthesis_sheet
-
-    dataset = synthetic_dataset(args.input, args.opt)
-    for notice in dataset.notices:
-        print(notice)
-    if args.sheet is not None:
-        write_image(args.sheet, synthesis_sheet(dataset))
-        print(f"{args.sheet}: one row for each part")
-    if args.output is not None:
-        print(f"{args.output}: {write_pairs(dataset, args.output, args.count)} pairs written")
 
 
 def _place(args: argparse.Namespace) -> None:

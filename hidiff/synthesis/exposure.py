@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from hidiff.synthesis.motion import Moments, seen
+from hidiff.synthesis.motion import ExposureSamples, source_points
 
 
 @dataclass(frozen=True)
@@ -102,30 +102,30 @@ class MovingObject:
 
 def expose(
     image: np.ndarray,
-    moments: Moments,
+    samples: ExposureSamples,
     source: Window,
     target: Window,
-    thing: MovingObject | None = None,
+    moving_object: MovingObject | None = None,
 ) -> np.ndarray:
-    """The mean of the picture over the moments of an exposure, in linear light.
+    """The mean of the picture over the samples of an exposure, in linear light.
 
     A moving object hides what it passes over. What it uncovers is filled with its own pixels at
     rest, as one picture shows nothing else there.
 
     Args:
         image: (H, W, 3) float32, linear light of `source`.
-        moments: with the camera's path, and that of the object as the camera sees it.
+        samples: with the camera's path, and that of the object as the camera sees it.
         source, target: windows of the picture.
-        thing: the object, if there is one.
+        moving_object: the object, if there is one.
 
     Returns:
         The pixels of `target`, float32.
     """
     total = np.zeros((*target.size, 3), np.float32)
-    for number, weight in enumerate(moments.weights):
-        frame = warp(image, moments.paths[0][number], source, target)
-        if thing is not None:
-            _cover(frame, image, moments.paths[1][number], source, target, thing)
+    for number, weight in enumerate(samples.weights):
+        frame = warp(image, samples.paths[0][number], source, target)
+        if moving_object is not None:
+            _cover(frame, image, samples.paths[1][number], source, target, moving_object)
         cv2.scaleAdd(frame, float(weight), total, total)
     return total
 
@@ -136,15 +136,15 @@ def _cover(
     matrix: np.ndarray,
     source: Window,
     target: Window,
-    thing: MovingObject,
+    moving_object: MovingObject,
 ) -> None:
     """Put an object over a frame of `target`, in place."""
     # Where its corners are seen; the matrix goes the other way.
-    corners = seen(np.linalg.inv(matrix)[None], thing.window.corners)[0]
+    corners = source_points(np.linalg.inv(matrix)[None], moving_object.window.corners)[0]
     place = enclosing(corners, 1).within(target)
     if place.width <= 0 or place.height <= 0:
         return
-    mask = warp(thing.mask, matrix, thing.window, place, cv2.BORDER_CONSTANT)
+    mask = warp(moving_object.mask, matrix, moving_object.window, place, cv2.BORDER_CONSTANT)
     rows = slice(place.top - target.top, place.top - target.top + place.height)
     columns = slice(place.left - target.left, place.left - target.left + place.width)
     layer, below = warp(image, matrix, source, place), frame[rows, columns]

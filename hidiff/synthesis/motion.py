@@ -10,7 +10,7 @@ TREMOR_HARMONICS = 4
 """Cosines in the speed of a path; the fastest turns back this many times during the exposure."""
 
 INSTANTS = 129
-"""Evenly spaced times at which a motion is calculated; `moments` joins neighbouring ones."""
+"""Evenly spaced times at which a motion is calculated; `exposure_samples` joins neighbours."""
 
 
 def smooth_path(
@@ -134,44 +134,47 @@ def object_homographies(
     return centred(path)
 
 
-def seen(path: np.ndarray, points: np.ndarray) -> np.ndarray:
+def source_points(path: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Where the points (P, 2) of a moving picture come from: (T, P, 2) in the sharp one."""
     rays = np.concatenate([points, np.ones((len(points), 1))], axis=1) @ path.swapaxes(-1, -2)
     return rays[..., :2] / rays[..., 2:]
 
 
 @dataclass(frozen=True)
-class Moments:
-    """The moments of an exposure that are averaged.
+class ExposureSamples:
+    """The moments of an exposure whose weighted mean is the blurry picture.
 
     Attributes:
         weights: (N,) parts of the exposure time, 1 in all.
-        paths: for each moving thing its homographies, (N, 3, 3).
+        paths: the homographies (N, 3, 3) of the camera and, where one moves, of the object.
     """
 
     weights: np.ndarray
     paths: tuple[np.ndarray, ...]
 
 
-def moments(paths: tuple[np.ndarray, ...], points: tuple[np.ndarray, ...], step: float) -> Moments:
-    """As few moments as leave no visible steps: nothing moves much further than `step` from one
-    to the next. Where the motion is slow one moment stands for a longer time.
+def exposure_samples(
+    paths: tuple[np.ndarray, ...], points: tuple[np.ndarray, ...], step: float
+) -> ExposureSamples:
+    """As few samples as leave no visible steps: nothing moves much further than `step` in between.
+
+    Where the motion is slow, one sample stands for a longer time.
 
     Args:
-        paths: of each moving thing, (INSTANTS, 3, 3).
-        points: for each of them the points (P, 2) whose motion counts, such as the corners.
+        paths: of the camera and the object, (INSTANTS, 3, 3) each.
+        points: for each path the points (P, 2) whose motion counts, such as the corners.
         step: pixels.
 
     Returns:
-        Moments whose weighted mean is exactly that of the paths.
+        Samples whose weighted mean is exactly that of the paths.
     """
     moved = [
-        np.linalg.norm(np.diff(seen(*pair), axis=0), axis=-1).max(axis=1)
-        for pair in zip(paths, points, strict=True)
+        np.linalg.norm(np.diff(source_points(path, corners), axis=0), axis=-1).max(axis=1)
+        for path, corners in zip(paths, points, strict=True)
     ]
     way = np.concatenate([[0.0], np.cumsum(np.max(moved, axis=0))])
     count = max(int(np.ceil(way[-1] / step)), 1)
     bins = np.minimum((way / max(way[-1], 1e-9) * count).astype(int), count - 1)
     _, starts, lengths = np.unique(bins, return_index=True, return_counts=True)
     joined = (np.add.reduceat(path, starts) / lengths[:, None, None] for path in paths)
-    return Moments(lengths / len(bins), tuple(joined))
+    return ExposureSamples(lengths / len(bins), tuple(joined))

@@ -19,11 +19,11 @@ from hidiff.synthesis.camera import Camera, Noise, camera_matrix, jpeg, reconstr
 from hidiff.synthesis.exposure import MovingObject, Window, enclosing, expose, warp
 from hidiff.synthesis.motion import (
     INSTANTS,
-    Moments,
+    ExposureSamples,
     camera_homographies,
-    moments,
+    exposure_samples,
     object_homographies,
-    seen,
+    source_points,
 )
 from hidiff.synthesis.optics import defocus
 from hidiff.synthesis.scene import random_shape
@@ -31,7 +31,7 @@ from hidiff.synthesis.tone import decoding_table
 from hidiff.utils.random import StreamKey, rng
 
 STEP = 1.0
-"""Pixels between two moments of an exposure."""
+"""Pixels between two samples of an exposure."""
 
 BORDER = 12
 """Pixels made around a patch, so that demosaicing and JPEG see what lies beside it."""
@@ -165,17 +165,19 @@ class Recipe:
         if rngs["sharp"].uniform() < self.sharp:
             drawn |= dict.fromkeys(("shake", "object", "defocus"))
         target = patch.grown(BORDER)
-        motion, thing = _motion(drawn["shake"], drawn["object"], rngs, size, patch, target)
+        samples, moving_object = _motion(drawn["shake"], drawn["object"], rngs, size, patch, target)
         radius = _uniform(rngs["defocus"], part.radius) if (part := drawn["defocus"]) else 0.0
         reached = target.corners
-        if motion is not None:
-            reached = np.concatenate([reached[None], *(seen(p, reached) for p in motion.paths)])
+        if samples is not None:
+            reached = np.concatenate(
+                [reached[None], *(source_points(p, reached) for p in samples.paths)]
+            )
         source = enclosing(reached.reshape(-1, 2), int(np.ceil(radius)) + 2)
         return Sample(
             source=source.within(Window(0, 0, size[1], size[0])),
             target=target,
-            moments=motion,
-            thing=thing,
+            samples=samples,
+            moving_object=moving_object,
             radius=radius,
             boost=_uniform(rngs["saturation"], p.boost) if (p := drawn["saturation"]) else 0.0,
             camera=_camera(drawn["processing"], rngs["processing"]),
@@ -197,8 +199,8 @@ class Sample:
     Attributes:
         source: the window whose sharp pixels `render` needs.
         target: the patch with a border of `BORDER`, which may reach beyond the picture.
-        moments: of the exposure; None where nothing moves.
-        thing: the moving object.
+        samples: of the exposure; None where nothing moves.
+        moving_object: the moving object.
         radius: of the defocus in pixels.
         boost: of the highlights.
         camera, noise: of the development; no noise is None.
@@ -209,8 +211,8 @@ class Sample:
 
     source: Window
     target: Window
-    moments: Moments | None
-    thing: MovingObject | None
+    samples: ExposureSamples | None
+    moving_object: MovingObject | None
     radius: float
     boost: float
     camera: Camera
@@ -234,8 +236,8 @@ class Sample:
             linear = reconstruct_highlights(linear, self.boost)
         sharp = warp(linear, np.eye(3), self.source, self.target)
         linear = defocus(linear, self.radius)
-        if self.moments is not None:
-            blurry = expose(linear, self.moments, self.source, self.target, self.thing)
+        if self.samples is not None:
+            blurry = expose(linear, self.samples, self.source, self.target, self.moving_object)
         elif self.radius:
             blurry = warp(linear, np.eye(3), self.source, self.target)
         else:
@@ -260,13 +262,13 @@ def _log_uniform(rng: np.random.Generator, limits: tuple[float, float]) -> float
 
 def _motion(
     shake: Shake | None,
-    thing: Object | None,
+    moving: Object | None,
     rngs: dict[str, np.random.Generator],
     size: tuple[int, int],
     patch: Window,
     target: Window,
-) -> tuple[Moments | None, MovingObject | None]:
-    """The moments of the exposure of `target`, and the object that moves in `patch`."""
+) -> tuple[ExposureSamples | None, MovingObject | None]:
+    """The samples of the exposure of `target`, and the object that moves in `patch`."""
     paths, points, shape = [], [], None
     if shake is not None:
         rng = rngs["shake"]
@@ -281,29 +283,29 @@ def _motion(
             tremor=_uniform(rng, shake.tremor),
             focal=_uniform(rng, shake.focal),
         )
-    elif thing is not None:
+    elif moving is not None:
         camera = np.eye(3)[None].repeat(INSTANTS, 0)
     else:
         return None, None
     paths.append(camera)
     points.append(target.corners)
-    if thing is not None:
+    if moving is not None:
         rng = rngs["object"]
         place = rng.uniform(size=2) * (patch.width, patch.height)
         centre = (patch.left + place[0], patch.top + place[1])
-        radius = _uniform(rng, thing.size) * min(patch.size) / 2
-        shape = random_shape(rng, centre, radius, _uniform(rng, thing.edge))
+        radius = _uniform(rng, moving.size) * min(patch.size) / 2
+        shape = random_shape(rng, centre, radius, _uniform(rng, moving.edge))
         own = object_homographies(
             rng,
             centre,
-            extent=_log_uniform(rng, thing.extent),
-            turn=_uniform(rng, thing.turn),
-            tremor=_uniform(rng, thing.tremor),
+            extent=_log_uniform(rng, moving.extent),
+            turn=_uniform(rng, moving.turn),
+            tremor=_uniform(rng, moving.tremor),
         )
         # A pixel looks through the moved camera first, then at the moved object.
         paths.append(own @ camera)
         points.append(shape.window.corners)
-    return moments(tuple(paths), tuple(points), STEP), shape
+    return exposure_samples(tuple(paths), tuple(points), STEP), shape
 
 
 def _camera(part: Processing | None, rng: np.random.Generator) -> Camera:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_data import make_pairs
+from small_data import make_pairs, picture, write_rgb
 
 from hidiff.engine.trainer import Trainer
 from hidiff.evaluation.record import read_scores
@@ -22,7 +22,9 @@ ALONE = Processes(0, 1, torch.device("cpu"))
 
 def test_its_option_files_train_and_test(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    make_pairs(tmp_path / "datasets/quickstart/train", 2, height=96, width=104)
+    for number in range(2):
+        photograph = tmp_path / f"datasets/quickstart/photographs/train/{number}.png"
+        write_rgb(photograph, picture(number, 256, 260))
     make_pairs(tmp_path / "datasets/quickstart/test", 2, height=41, width=50)
     few = [
         "train:total_iter=2",

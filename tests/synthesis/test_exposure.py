@@ -7,11 +7,11 @@ import pytest
 from hidiff.synthesis.exposure import MovingObject, Window, expose
 from hidiff.synthesis.motion import (
     INSTANTS,
-    Moments,
+    ExposureSamples,
     camera_homographies,
-    moments,
+    exposure_samples,
     object_homographies,
-    seen,
+    source_points,
 )
 from hidiff.synthesis.optics import defocus, disc
 from hidiff.synthesis.scene import random_shape
@@ -39,7 +39,7 @@ def centroid(image: np.ndarray, position: tuple[int, int], reach: int = 22) -> n
     return np.array([(light * columns).sum(), (light * rows).sum()]) / light.sum() + position
 
 
-def shaken(seed: int) -> Moments:
+def shaken(seed: int) -> ExposureSamples:
     path = camera_homographies(
         np.random.default_rng(seed),
         (720, 1280),
@@ -49,7 +49,7 @@ def shaken(seed: int) -> Moments:
         zoom=0.02,
         tremor=1.0,
     )
-    return moments((path,), (CORNER.corners,), 1.0)
+    return exposure_samples((path,), (CORNER.corners,), 1.0)
 
 
 def still() -> np.ndarray:
@@ -70,7 +70,7 @@ def test_shake_keeps_the_light_and_its_centre(seed):
         assert blurry[window].sum() == pytest.approx(sharp[window].sum(), rel=5e-3)
 
 
-def test_moments_join_without_a_trace():
+def test_samples_join_without_a_trace():
     y, x = np.mgrid[:SIDE, :SIDE]
     picture = 0.5 + 0.25 * np.sin(x / 5) + 0.25 * np.cos(y / 7)
     picture = np.repeat(picture[..., None], 3, axis=2).astype(np.float32)
@@ -78,8 +78,8 @@ def test_moments_join_without_a_trace():
         np.random.default_rng(8), (SIDE, SIDE),
         focal=1.0, extent=12.0, roll=1.0, zoom=0.0, tremor=1.0,
     )  # fmt: skip
-    every = Moments(np.full(INSTANTS, 1 / INSTANTS), (path,))
-    few = moments((path,), (WHOLE.corners,), 1.0)
+    every = ExposureSamples(np.full(INSTANTS, 1 / INSTANTS), (path,))
+    few = exposure_samples((path,), (WHOLE.corners,), 1.0)
     assert len(few.weights) < INSTANTS / 3
     error = expose(picture, few, WHOLE, WHOLE) - expose(picture, every, WHOLE, WHOLE)
     assert np.abs(error).max() < 5e-3
@@ -93,11 +93,11 @@ def test_a_window_is_the_same_part_of_the_whole():
     np.testing.assert_allclose(part, whole[50:98, 60:100], atol=2e-3)
 
 
-def moving(seed: int, extent: float) -> tuple[Moments, MovingObject]:
+def moving(seed: int, extent: float) -> tuple[ExposureSamples, MovingObject]:
     rng = np.random.default_rng(seed)
     shape = random_shape(rng, (80.0, 80.0), 30.0, 1.0)
     own = object_homographies(rng, (80.0, 80.0), extent=extent, turn=0.0, tremor=0.0)
-    return moments((still(), own), (WHOLE.corners, shape.window.corners), 1.0), shape
+    return exposure_samples((still(), own), (WHOLE.corners, shape.window.corners), 1.0), shape
 
 
 def test_only_the_object_moves():
@@ -114,7 +114,7 @@ def test_only_the_object_moves():
     assert min(inside.sum(), outside.sum()) > 500
     np.testing.assert_allclose(blurry[outside], picture[outside], atol=2e-5)
     # Where the object covers all the time, it is the picture moved along the object's path.
-    alone = expose(picture, Moments(exposure.weights, exposure.paths[1:]), WHOLE, WHOLE)
+    alone = expose(picture, ExposureSamples(exposure.weights, exposure.paths[1:]), WHOLE, WHOLE)
     np.testing.assert_allclose(blurry[inside], alone[inside], atol=1e-4)
     assert np.abs(blurry[inside] - picture[inside]).mean() > 0.1
 
@@ -124,7 +124,7 @@ def test_an_object_changes_no_flat_area_and_centres_its_points():
     exposure, shape = moving(4, 16.0)
     np.testing.assert_allclose(expose(flat, exposure, WHOLE, WHOLE, shape), flat, rtol=1e-4)
     point = np.array([[80.0, 80.0]])
-    path = exposure.weights[:, None] * seen(exposure.paths[1], point)[:, 0]
+    path = exposure.weights[:, None] * source_points(exposure.paths[1], point)[:, 0]
     np.testing.assert_allclose(path.sum(axis=0), point[0], atol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Random motion: units, centring, and the moments that stand for it."""
+"""Random motion: units, centring, and the samples that stand for it."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,10 @@ from hidiff.synthesis.exposure import Window
 from hidiff.synthesis.motion import (
     INSTANTS,
     camera_homographies,
-    moments,
+    exposure_samples,
     object_homographies,
-    seen,
     smooth_path,
+    source_points,
 )
 
 SIZE = (720, 1280)
@@ -31,7 +31,7 @@ def extent(path: np.ndarray, point: np.ndarray) -> float:
 
 def moved(path: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Where points (P, 2) of the sharp picture are at each time, (T, P, 2)."""
-    return seen(np.linalg.inv(path), points)
+    return source_points(np.linalg.inv(path), points)
 
 
 def test_a_path_without_tremor_is_straight_and_of_constant_speed():
@@ -79,14 +79,16 @@ def test_no_point_is_displaced_on_average(seed):
 
 
 @pytest.mark.parametrize("step", [0.5, 1.0, 2.0])
-def test_moments_are_few_close_and_keep_the_mean(step):
+def test_samples_are_few_close_and_keep_the_mean(step):
     path = camera(3, roll=1.0)
-    chosen = moments((path,), (CORNERS,), step)
+    chosen = exposure_samples((path,), (CORNERS,), step)
     assert chosen.weights.sum() == pytest.approx(1)
     mean = (chosen.weights[:, None, None] * chosen.paths[0]).sum(axis=0)
     np.testing.assert_allclose(mean, path.mean(axis=0), atol=1e-12)
-    steps = np.linalg.norm(np.diff(seen(chosen.paths[0], CORNERS), axis=0), axis=-1).max(axis=1)
-    fine = np.linalg.norm(np.diff(seen(path, CORNERS), axis=0), axis=-1).max(axis=1)
+    steps = np.linalg.norm(np.diff(source_points(chosen.paths[0], CORNERS), axis=0), axis=-1).max(
+        axis=1
+    )
+    fine = np.linalg.norm(np.diff(source_points(path, CORNERS), axis=0), axis=-1).max(axis=1)
     # A bin is a step long and ends at an instant.
     assert steps.max() < step + fine.max()
     assert len(steps) <= fine.sum() / step
@@ -94,6 +96,6 @@ def test_moments_are_few_close_and_keep_the_mean(step):
 
 def test_no_motion_is_one_moment():
     still = np.eye(3)[None].repeat(INSTANTS, 0)
-    chosen = moments((still,), (CORNERS,), 1.0)
+    chosen = exposure_samples((still,), (CORNERS,), 1.0)
     np.testing.assert_array_equal(chosen.weights, [1.0])
     np.testing.assert_allclose(chosen.paths[0], np.eye(3)[None])
