@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: there is no such model, or it is damaged.
     """
-    from hidiff.evaluation.rows import with_scores
+    from hidiff.evaluation.results import with_scores
     from hidiff.weights.find import find_model
 
     print("\n".join(lines_about(with_scores(find_model(args.model)))))

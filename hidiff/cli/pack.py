@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from hidiff.cli.info import lines_about
     from hidiff.evaluation.record import read_scores
-    from hidiff.evaluation.rows import with_scores
+    from hidiff.evaluation.results import with_scores
     from hidiff.weights.export import pack
     from hidiff.weights.find import find_model
 

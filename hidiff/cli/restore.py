@@ -123,10 +123,8 @@ def run(args: argparse.Namespace) -> int:
         UserError: a mistake in the call.
     """
     from hidiff.engine.logger import start_logging
-    from hidiff.models.precision import precision
-    from hidiff.options import Options
+    from hidiff.restore.image import restore_image
     from hidiff.restore.page import Comparison, check_replaceable, write_page
-    from hidiff.restore.restoring import restore_item
     from hidiff.restore.run import (
         find_jobs,
         local_options,
@@ -159,21 +157,19 @@ def run(args: argparse.Namespace) -> int:
         args.local, size=args.size, overlap=args.overlap, patch_size=loaded.patch_size
     )
 
-    def restore(item: dict, progress: Callable[[float], None]) -> Tensor:
-        return restore_item(
-            *(loaded.model, item),
-            seed=Options.manual_seed,
-            device=device,
+    def restore(image: Tensor, name: str, progress: Callable[[float], None]) -> Tensor:
+        return restore_image(
+            loaded.model,
+            image,
+            name=name,
             self_ensemble=args.ensemble,
             seeds=args.seeds,
             local=local,
+            precision=args.precision,
             progress=progress,
         )
 
-    with precision(loaded.model, args.precision):
-        restore_photos(
-            jobs, restore, overwrite=args.overwrite, workers=thread_count("auto", device)
-        )
+    restore_photos(jobs, restore, overwrite=args.overwrite, workers=thread_count("auto", device))
     shown = [job for job in jobs if job.state in ("written", "skipped")]
     if args.compare and shown:
         entries = [

@@ -172,7 +172,18 @@ class LatentDDPM(nn.Module):
         Returns:
             ẑ (B, N, C'); the gradient flows through all T steps.
         """
+        return self.trajectory(denoiser, z_T, c, step_noise)[-1]
+
+    def trajectory(
+        self,
+        denoiser: DenoiseFn,
+        z_T: Tensor,
+        c: Tensor,
+        step_noise: Tensor | None = None,
+    ) -> list[Tensor]:
+        """All priors of the chain, z_T, z_{T−1}, … z_0, each (B, N, C'); see `reverse`."""
         z = z_T
+        priors = [z]
         for t in reversed(range(self.timesteps)):
             x0 = self.predict_x0(denoiser, z, c, t)
             coef1 = self.tables.posterior_mean_coef1[t].to(z.dtype)
@@ -182,7 +193,8 @@ class LatentDDPM(nn.Module):
                 assert step_noise is not None, "reverse_noise needs step_noise"
                 epsilon = step_noise[:, self.timesteps - 1 - t].to(z)
                 z = z + self.tables.betas[t].to(z.dtype).sqrt() * epsilon
-        return z
+            priors.append(z)
+        return priors
 
     def draw_step_noise(
         self, shape: Sequence[int], generator: torch.Generator | None

@@ -12,12 +12,11 @@ import numpy as np
 
 from hidiff.data.dataset import PairSet
 from hidiff.engine.logger import MetricsWriter
-from hidiff.evaluation.evaluator import Triptych, build_metrics, evaluate
+from hidiff.evaluation.evaluator import PreviewImages, build_metrics, evaluate
 from hidiff.evaluation.record import mean_metrics
 from hidiff.evaluation.summary import cropped_note
 from hidiff.models import DeblurModel
 from hidiff.models.compilation import uncompiled
-from hidiff.models.precision import precision
 from hidiff.options import Options
 from hidiff.utils.distributed import Processes
 from hidiff.utils.files import inside
@@ -85,7 +84,7 @@ class Validator:
         for name, dataset in self.datasets.items():
             shown: dict[str, np.ndarray] = {}
 
-            def keep(index: int, image: str, pictures: Triptych, shown: dict = shown) -> None:
+            def keep(index: int, image: str, pictures: PreviewImages, shown: dict = shown) -> None:
                 if index < PICTURES_PER_VALIDATION:
                     shown[image] = np.concatenate(pictures, axis=1)
 
@@ -93,18 +92,17 @@ class Validator:
                 place = inside(self.folder / name, image)
                 return place / f"{place.name}_{step}.png"
 
-            with precision(model, self.options.val.precision), uncompiled():
+            with uncompiled():
                 results = evaluate(
                     model,
                     dataset,
                     self.scorer,
                     self.processes,
-                    seed=self.options.manual_seed,
                     label=f"{label} {name}",
                     score_blurry=True,
                     val=self.options.val,
                     picture_path=path if self.options.val.save_img else None,
-                    on_triptych=keep,
+                    on_preview=keep,
                     stop=stop,
                 )
             if len(results) < len(dataset):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from torch import Tensor
 from tqdm import tqdm
 
-from hidiff.data.dataset import PairSet
+from hidiff.data.dataset import PairSet, to_tensor
 from hidiff.data.image import to_uint8, write_image
 from hidiff.evaluation.record import ImageScore
 from hidiff.metrics import evaluate_pair
@@ -22,8 +23,8 @@ from hidiff.metrics.published import published_protocol
 from hidiff.models import DeblurModel
 from hidiff.options import Section, ValOptions
 from hidiff.registry import METRICS
+from hidiff.restore.image import DEFAULT_SEED, restore_image, to_image
 from hidiff.restore.photo import Photo, read_photo, to_pixels, write_photo
-from hidiff.restore.restoring import photo_item, restore_item, to_image
 from hidiff.utils.errors import UserError, memory_errors
 from hidiff.utils.workers import Group, run_in_order, thread_count
 
@@ -32,7 +33,8 @@ LOG = logging.getLogger("hidiff")
 Scorer = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
 """From a restored and a sharp image, (H, W, 3) uint8 RGB, to metrics by name."""
 
-Triptych = tuple[np.ndarray, ...]
+PreviewImages = tuple[np.ndarray, ...]
+"""Blurry, restored and, where it is known, sharp image, (H, W, 3) uint8 RGB."""
 
 
 def build_metrics(sections: Mapping[str, Section]) -> Scorer:
@@ -53,7 +55,9 @@ def build_metrics(sections: Mapping[str, Section]) -> Scorer:
 
 
 def build_test_scorer(val: ValOptions, dataset: str) -> tuple[str, Scorer]:
-    """How test.py scores the data set of a name: the protocol and the function.
+    """How a test scores the data set of a name: the protocol and the function.
+
+    The protocol is 'custom' where `val.metrics` are others than the protocol 'basicsr' has.
 
     Raises:
         UserError: an unknown metric or option in `val.metrics`.
@@ -61,60 +65,103 @@ def build_test_scorer(val: ValOptions, dataset: str) -> tuple[str, Scorer]:
     protocol: str | None = val.protocol
     if protocol == "benchmark":
         protocol = published_protocol(dataset)
-    if protocol is None:
-        return "basicsr", build_metrics(val.metrics)
-    return protocol, functools.partial(evaluate_pair, protocol=protocol)
+    if protocol is not None:
+        return protocol, functools.partial(evaluate_pair, protocol=protocol)
+    scorer = build_metrics(val.metrics)
+    standard = all(_is_standard(name, section) for name, section in val.metrics.items())
+    return "basicsr" if standard else "custom", scorer
+
+
+def _is_standard(name: str, section: Section) -> bool:
+    """Whether a metric is PSNR or SSIM as the protocol 'basicsr' has it, under its usual name."""
+    if section.get("type") != f"calculate_{name}":
+        return False
+    parameters = inspect.signature(METRICS.get(section["type"], "val.metrics")).parameters
+    given = {key: value for key, value in section.items() if key not in ("type", "better")}
+    return all(value == parameters[key].default for key, value in given.items())
 
 
 @dataclass
 class _Job:
-    """An image on its way: the item until it is restored, uint8 pictures as they come.
+    """An image on its way.
 
-    Of a data set without sharp images also the photograph, and its restored pixels.
+    Args:
+        index: in the data set.
+        score: what became of it.
+        lq, gt: (3, H, W) float32; None when they are used up, or there is none.
+        blurry, sharp, restored: see `PreviewImages`; None as long as there is none.
+        photo: the blurry image's file, of a data set without sharp images.
+        pixels: the restored image, as it is written.
     """
 
     index: int
     score: ImageScore
-    item: Mapping[str, Any] | None = None
-    photo: Photo | None = None
-    pixels: np.ndarray | None = None
+    lq: Tensor | None = None
+    gt: Tensor | None = None
     blurry: np.ndarray | None = None
     sharp: np.ndarray | None = None
     restored: np.ndarray | None = None
+    photo: Photo | None = None
+    pixels: np.ndarray | None = None
 
     @property
-    def triptych(self) -> Triptych:
-        """Blurry, restored and, where it is known, sharp picture."""
+    def preview(self) -> PreviewImages:
+        """See `PreviewImages`."""
         pictures = (self.blurry, self.restored, self.sharp)
         return tuple(picture for picture in pictures if picture is not None)
 
 
 def _read(dataset: PairSet, seed: int, index: int) -> _Job:
-    score, photo = ImageScore(name=dataset.pairs[index].name, seed=seed), None
+    job = _Job(index, ImageScore(name=dataset.pairs[index].name, seed=seed))
     try:
-        with memory_errors(f"{score.name}: no memory to read it", "lower val.num_workers"):
+        with memory_errors(f"{job.score.name}: no memory to read it", "lower val.num_workers"):
             if getattr(dataset, "has_gt", True):
                 item = dataset[index]
+                job.lq, job.gt = item["lq"], item.get("gt")
+                job.score.cropped = "cropped" in item
             else:
-                photo = read_photo(*dataset.blurry_file(index))
-                item = photo_item(photo.pixels, score.name)
-            score.cropped = "cropped" in item
-            pictures = {
-                # Not with torch, which starts a pool of its own for each thread that calls it.
-                side: np.ascontiguousarray(to_uint8(item[side].permute(1, 2, 0).numpy()))
-                for side in ("lq", "gt")
-                if side in item
-            }
+                job.photo = read_photo(*dataset.blurry_file(index))
+                job.lq = to_tensor(job.photo.pixels)
+            job.blurry = _pixels(job.lq)
+            job.sharp = None if job.gt is None else _pixels(job.gt)
     except UserError as error:
-        score.error = str(error)
-        return _Job(index, score)
-    for notice in photo.notices if photo else ():
-        LOG.info("%s: %s", score.name, notice)
-    return _Job(index, score, item, photo, blurry=pictures["lq"], sharp=pictures.get("gt"))
+        job.score.error, job.lq = str(error), None
+    for notice in job.photo.notices if job.photo else ():
+        LOG.info("%s: %s", job.score.name, notice)
+    return job
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    # Not with torch, which starts a pool of its own for each thread that calls it.
+    return np.ascontiguousarray(to_uint8(image.permute(1, 2, 0).numpy()))
+
+
+def _restore(model: DeblurModel, seed: int, val: ValOptions, job: _Job) -> _Job:
+    if job.lq is None:
+        return job
+    started = time.perf_counter()
+    try:
+        restored = restore_image(
+            model,
+            job.lq,
+            name=job.score.name,
+            gt=job.gt,
+            seed=seed,
+            self_ensemble=val.selfensemble_testing,
+            local=val.local,
+            precision=val.precision,
+        )
+        job.restored = to_image(restored)
+        job.pixels = job.restored if job.photo is None else to_pixels(restored, job.photo)
+        job.score.seconds = time.perf_counter() - started
+    except UserError as error:
+        job.score.error = str(error)
+    job.lq = job.gt = None
+    return job
 
 
 def _score(job: _Job, scorer: Scorer, score_blurry: bool) -> None:
-    if job.sharp is None or job.restored is None or job.blurry is None:
+    if job.blurry is None or job.restored is None or job.sharp is None:
         return
     try:
         with memory_errors("no memory for its scores", "lower val.num_workers"):
@@ -131,13 +178,12 @@ def evaluate(
     scorer: Scorer,
     processes: Group,
     *,
-    seed: int,
     label: str,
+    seed: int = DEFAULT_SEED,
     val: ValOptions = ValOptions(),  # noqa: B008 (frozen)
     score_blurry: bool = False,
     picture_path: Callable[[str], Path] | None = None,
-    on_unwritten: Callable[[UserError], None] | None = None,
-    on_triptych: Callable[[int, str, Triptych], None] | None = None,
+    on_preview: Callable[[int, str, PreviewImages], None] | None = None,
     on_score: Callable[[int, ImageScore], None] | None = None,
     done: Mapping[int, ImageScore] | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -152,16 +198,14 @@ def evaluate(
         dataset: items as of `PairedImageIRDataset`; read in threads.
         scorer: see `build_metrics` and `build_test_scorer`; called in threads.
         processes: those that share the work.
-        seed: of the noise, with the image's name.
         label: stands before the progress bar.
-        val: `selfensemble_testing`, `local`, `num_workers` (threads, see
+        seed: of the noise, with the image's name.
+        val: `selfensemble_testing`, `local`, `precision`, `num_workers` (threads, see
             `hidiff.utils.workers.thread_count`, which change no result) and `pbar` count.
         score_blurry: score the input images too.
         picture_path: where to write the restored image of a name; None writes none. Without sharp
             images it is a photograph of 8 or 16 bits, with all that its file holds.
-        on_unwritten: told why a picture could not be written; None ends the evaluation there.
-        on_triptych: called with (index, name, (blurry, restored[, sharp])) uint8 RGB on the
-            process that restored it, in order.
+        on_preview: called with (index, name, images) on the process that restored it, in order.
         on_score: called with (index, score) on the process that restored the image, in order, when
             its picture is written.
         done: scores by index that are there already, the same on every process; these images are
@@ -173,66 +217,38 @@ def evaluate(
         set has images where one process has stopped.
 
     Raises:
-        UserError: a picture cannot be written, and there is no `on_unwritten`.
+        UserError: a picture cannot be written.
     """
 
-    def restore(job: _Job) -> _Job:
-        if job.item is None:
-            return job
-        started = time.perf_counter()
-        try:
-            restored = restore_item(
-                *(model, job.item),
-                seed=seed,
-                device=processes.device,
-                self_ensemble=val.selfensemble_testing,
-                local=val.local,
-                normalization=getattr(dataset, "normalization", None),
-            )
-            job.restored = to_image(restored)
-            if job.photo is not None:
-                job.pixels = to_pixels(restored, job.photo)
-            job.score.seconds = time.perf_counter() - started
-        except UserError as error:
-            job.score.error = str(error)
-        job.item = None
-        return job
-
     def finish(job: _Job) -> _Job:
-        if job.restored is not None:
-            _score(job, scorer, score_blurry)
-            if picture_path is not None:
-                try:
-                    if job.photo is None or job.pixels is None:
-                        write_image(picture_path(job.score.name), job.restored)
-                    else:
-                        write_photo(picture_path(job.score.name), job.photo, job.pixels)
-                except UserError as error:
-                    if on_unwritten is None:
-                        raise
-                    on_unwritten(error)
+        _score(job, scorer, score_blurry)
+        if job.pixels is not None and picture_path is not None:
+            path = picture_path(job.score.name)
+            if job.photo is None:
+                write_image(path, job.pixels)
+            else:
+                write_photo(path, job.photo, job.pixels)
         return job
 
-    done = done or {}
-    remaining = [index for index in range(len(dataset)) if index not in done]
+    scores = dict(done or {})
+    remaining = [index for index in range(len(dataset)) if index not in scores]
     mine = remaining[processes.rank :: processes.world_size]
     jobs = run_in_order(
         mine,
         read=functools.partial(_read, dataset, seed),
-        work=restore,
+        work=functools.partial(_restore, model, seed, val),
         finish=finish,
         workers=thread_count(val.num_workers, processes.device),
     )
     hidden = None if processes.is_main and val.pbar else True
-    scores = dict(done)
     training = model.training
     model.eval()
     try:
         with closing(jobs):
             for job in tqdm(jobs, label, len(mine), leave=False, disable=hidden):
                 scores[job.index] = job.score
-                if on_triptych is not None and job.restored is not None:
-                    on_triptych(job.index, job.score.name, job.triptych)
+                if on_preview is not None and job.restored is not None:
+                    on_preview(job.index, job.score.name, job.preview)
                 if on_score is not None:
                     on_score(job.index, job.score)
                 if stop():

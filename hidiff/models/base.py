@@ -217,18 +217,22 @@ class DeblurModel(nn.Module):
         """What restoring `count` images starts from, on the CPU; None where it needs no noise."""
         return None
 
+    def draw_step_noise(self, count: int, generator: torch.Generator | None) -> Tensor | None:
+        """Eq. 6's noise for `count` images, on the CPU; None where the chain needs none."""
+        return None
+
     def predict(
         self,
         lq: Tensor,
         gt: Tensor | None,
         noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        step_noise: Tensor | None = None,
         transform: Transform | None = None,
     ) -> Tensor:
         """Restore images whose sides are multiples of `net_g.pad_multiple`; stages define it.
 
         Args:
-            lq, gt, noise, generator: see `restore`.
+            lq, gt, noise, step_noise: see `restore`.
             transform: what computes the Transformer, from image and prior; `net_g` by default.
         """
         raise AssertionError("a stage defines `predict`")
@@ -240,6 +244,7 @@ class DeblurModel(nn.Module):
         gt: Tensor | None = None,
         *,
         noise: Tensor | None = None,
+        step_noise: Tensor | None = None,
         generator: torch.Generator | None = None,
         progress: Progress | None = None,
         local: Windows | None = None,
@@ -254,8 +259,8 @@ class DeblurModel(nn.Module):
             lq: (B, 3, H, W) RGB in [0, 1].
             gt: the sharp images; only where `restores_from_gt`, ignored otherwise.
             noise: see `draw_noise`; where the reverse chain starts, standard normal by default.
-            generator: CPU generator for that draw (and for Eq. 6's noise); torch's global one by
-                default.
+            step_noise: see `draw_step_noise`; drawn by default.
+            generator: CPU generator for these draws; torch's global one by default.
             progress: called with the part that is done, from 0 to 1, after each strip.
             local: MDTA's statistics are those of such windows, see `restore_in_strips`.
 
@@ -269,14 +274,21 @@ class DeblurModel(nn.Module):
         gt = gt if self.restores_from_gt else None
         _check_images(lq=lq, gt=gt)
         height, width = lq.shape[-2:]
-        multiple = self.net_g.pad_multiple
-        lq = pad_to_multiple(lq, multiple)
-        gt = None if gt is None else pad_to_multiple(gt, multiple)
+        lq = self.padded(lq)
+        gt = None if gt is None else self.padded(gt)
         transform = self._transform(lq, progress, local)
-        restored = self.predict(lq, gt, noise, generator, transform)
+        if noise is None:
+            noise = self.draw_noise(len(lq), generator)
+        if step_noise is None:
+            step_noise = self.draw_step_noise(len(lq), generator)
+        restored = self.predict(lq, gt, noise, step_noise, transform)
         if progress is not None:
             progress(1.0)
         return restored[..., :height, :width]
+
+    def padded(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) with sides that `net_g` takes, see `pad_to_multiple`."""
+        return pad_to_multiple(image, self.net_g.pad_multiple)
 
     def _transform(
         self, lq: Tensor, progress: Progress | None, local: Windows | None

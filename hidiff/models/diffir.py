@@ -32,7 +32,7 @@ class DiffIRStage1(DeblurModel):
         lq: Tensor,
         gt: Tensor | None,
         noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        step_noise: Tensor | None = None,
         transform: Transform | None = None,
     ) -> Tensor:
         """(B, 3, H, W) twice → (B, 3, H, W).
@@ -120,10 +120,9 @@ class DiffIRStage2(DeblurModel):
         lq: Tensor,
         gt: Tensor | None,
         noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        step_noise: Tensor | None = None,
         transform: Transform | None = None,
     ) -> Tensor:
         """(B, 3, H, W) and noise (B, prior_dim) → (B, 3, H, W)."""
-        if noise is None:
-            noise = self.draw_noise(len(lq), generator)
+        assert noise is not None, "DiffIR's chain starts from noise"
         return self.net_g(lq, noise=noise.to(lq))[0]

@@ -66,7 +66,7 @@ class Regression(DeblurModel):
         lq: Tensor,
         gt: Tensor | None,
         noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        step_noise: Tensor | None = None,
         transform: Transform | None = None,
     ) -> Tensor:
         """(B, 3, H, W) → (B, 3, H, W)."""

@@ -38,7 +38,7 @@ class Stage1(DeblurModel):
         lq: Tensor,
         gt: Tensor | None,
         noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        step_noise: Tensor | None = None,
         transform: Transform | None = None,
     ) -> Tensor:
         """(B, 3, H, W) twice → (B, 3, H, W).

@@ -63,21 +63,50 @@ class DiffusionModel(DeblurModel):
         lq: Tensor,
         gt: Tensor | None,
         noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        step_noise: Tensor | None = None,
         transform: Transform | None = None,
     ) -> Tensor:
         """(B, 3, H, W) and noise (B, N, C') → (B, 3, H, W)."""
+        assert noise is not None, "the reverse chain starts from noise"
         c = self.net_le_dm(lq)
-        if noise is None:
-            noise = self.draw_noise(len(c), generator)
-        step_noise = self.diffusion.draw_step_noise(c.shape, generator)
         prior = self.diffusion.reverse(self.net_d, noise.to(c), c, step_noise)
         return (transform or self.net_g)(lq, prior)
+
+    @torch.no_grad()
+    def restore_trajectory(self, lq: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Restore with the prior after each step of the reverse chain: z_T, z_{T−1}, … z_0.
+
+        The first prior is pure noise, the last one is that of `restore` with the same generator.
+
+        Args:
+            lq, generator: see `restore`.
+
+        Returns:
+            (T + 1, B, 3, H, W) RGB, about [0, 1], not clamped.
+
+        Raises:
+            UserError: see `restore`.
+        """
+        height, width = lq.shape[-2:]
+        padded = self.padded(lq)
+        noise = self.draw_noise(len(lq), generator)
+        step_noise = self.draw_step_noise(len(lq), generator)
+        c = self.net_le_dm(padded)  # (B, N, C')
+        priors = self.diffusion.trajectory(self.net_d, noise.to(c), c, step_noise)
+        transform = self._transform(padded, None, None) or self.net_g
+        return torch.stack([transform(padded, z)[..., :height, :width] for z in priors])
 
     def draw_noise(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Standard normal (count, N, C'), on the CPU."""
         shape = (count, self.net_g.group**2, self.net_g.prior_dim)
         return torch.randn(shape, generator=generator)
+
+    def draw_step_noise(
+        self, count: int, generator: torch.Generator | None = None
+    ) -> Tensor | None:
+        """See `LatentDDPM.draw_step_noise`: (count, T − 1, N, C')."""
+        shape = (count, self.net_g.group**2, self.net_g.prior_dim)
+        return self.diffusion.draw_step_noise(shape, generator)
 
 
 @MODELS.register("HI_Diff_S2")
@@ -138,5 +167,5 @@ class Stage2(DiffusionModel):
     def draw(self, count: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """See `DeblurModel.draw`."""
         noise = self.draw_noise(count, generator)
-        step_noise = self.diffusion.draw_step_noise(noise.shape, generator)
+        step_noise = self.draw_step_noise(count, generator)
         return {"noise": noise} | ({} if step_noise is None else {"step_noise": step_noise})

@@ -233,7 +233,7 @@ class LocalOptions:
     """`val.local`: whether statistics and prior are those of a part of the image.
 
     'none' (the paper's): of the whole. 'tile': the image is restored in tiles, each with a prior of
-    its own (`hidiff.restore.tiles`). 'tlc': MDTA's statistics are those of windows, the prior and
+    its own (`hidiff.restore.image`). 'tlc': MDTA's statistics are those of windows, the prior and
     all else that of the whole (`hidiff.archs.strips`). `size` and `overlap` of both are
     in pixels.
     """

@@ -226,13 +226,12 @@ def run_all(runs: Sequence[Run], processes: Processes) -> bool:
         if processes.is_main:
             print(f"== {run.name}", flush=True)
         started = time.monotonic()
-        trained = run.finished
-        if not trained:
+        if not run.finished:
             Trainer(run.options, processes, auto_resume=True).run()
         start_logging(is_main=processes.is_main)
         if run.tested:
             # What an earlier training has left is set aside.
-            complete &= run_test(_for_testing(run), processes, resume=trained)
+            complete &= run_test(_for_testing(run), processes, overwrite=True)
         processes.barrier()
         if processes.is_main:
             print(f"== {run.name} took {time.monotonic() - started:.0f} s", flush=True)

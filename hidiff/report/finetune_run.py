@@ -247,7 +247,7 @@ def _held_out(options: Options, name: str, weights: Path, processes: Processes) 
     """The scores of a packed file on the held-out pairs."""
     content = copy.deepcopy(dict(options.sections))
     content |= {"name": name, "path": {"weights": str(weights)}}
-    run_test(parse_options(content, file=options.file), processes, resume=True)
+    run_test(parse_options(content, file=options.file), processes, overwrite=True)
     (scores,) = read_scores(RESULTS / name)
     return scores
 

@@ -13,18 +13,16 @@ import numpy as np
 from tqdm import tqdm
 
 from hidiff.benchmark.timing import Timing, alternate
-from hidiff.data import build_dataset, normalization_of
+from hidiff.data import build_dataset
 from hidiff.data.dataset import PairSet
 from hidiff.data.image import listing, read_image, to_uint8
-from hidiff.evaluation.record import ImageScore, Scores, library_versions, read_scores, write_scores
-from hidiff.evaluation.rows import add_row, done_before, prepare
+from hidiff.evaluation.record import ImageScore, Scores, read_scores, write_scores
 from hidiff.evaluation.test_run import run_test
 from hidiff.metrics import evaluate_pair
-from hidiff.models.precision import precision
 from hidiff.report.candidates import Asked, Candidate, open_candidate
 from hidiff.report.intervals import Difference, difference
 from hidiff.report.macs import Complexity, model_complexity
-from hidiff.restore.restoring import restore_item
+from hidiff.restore.image import restore_image
 from hidiff.utils.errors import UserError
 from hidiff.utils.files import hold, inside
 from hidiff.utils.workers import Group, available_cores, run_in_order
@@ -189,7 +187,7 @@ def _scores(
     folder = RESULTS / asked.test_name(label)
     if candidate.options is None:
         return _score_pictures(asked, folder, candidate, dataset, processes)
-    run_test(candidate.options, processes, resume="same", model=candidate.model)
+    run_test(candidate.options, processes, overwrite=True, model=candidate.model)
     return next(found for found in read_scores(folder) if found.dataset == asked.data.name)
 
 
@@ -198,17 +196,8 @@ def _score_pictures(
 ) -> Scores:
     """Score a folder of pictures, image by image, as run_test does with a model."""
     place = str(next(iter(candidate.pictures.values())).parent)
-    versions = {f"version of {name}": version for name, version in library_versions().items()}
     hold(folder, processes)
-    rows = prepare(
-        folder, {"pictures": place, "protocol": asked.protocol, **versions}, resume="same"
-    )
     names = [pair.name for pair in dataset.pairs]
-    files = [
-        [str(candidate.pictures.get(name, name)), *dataset.files(index)]
-        for index, name in enumerate(names)
-    ]
-    found = done_before(rows, asked.data.name, None, zip(names, files, strict=True))
 
     def score(index: int) -> tuple[int, ImageScore]:
         image = ImageScore(name=names[index])
@@ -224,11 +213,9 @@ def _score_pictures(
             image.error = str(error)
         return index, image
 
-    missing = [index for index in range(len(names)) if index not in found]
-    with closing(run_in_order(missing, read=score, workers=available_cores())) as scored:
-        for index, image in tqdm(scored, asked.data.name, len(missing), leave=False, disable=None):
-            add_row(folder, 0, asked.data.name, files[index], image)
-            found[index] = image
+    indices = range(len(names))
+    with closing(run_in_order(indices, read=score, workers=available_cores())) as scored:
+        found = dict(tqdm(scored, asked.data.name, len(names), leave=False, disable=None))
     scores = Scores(
         dataset=asked.data.name,
         protocol=asked.protocol,
@@ -256,15 +243,14 @@ def _time(
     def restore(candidate: Candidate) -> None:
         model, options = candidate.model, candidate.options
         assert model is not None and options is not None
-        with precision(model, options.val.precision):
-            restore_item(
-                *(model.eval(), item),
-                seed=asked.seed,
-                device=processes.device,
-                self_ensemble=options.val.selfensemble_testing,
-                normalization=normalization_of(options.test_sets()["test_1"]),
-                local=options.val.local,
-            )
+        restore_image(
+            model.eval(),
+            item["lq"],
+            name=item["name"],
+            self_ensemble=options.val.selfensemble_testing,
+            local=options.val.local,
+            precision=options.val.precision,
+        )
 
     for label, candidate in candidates.items():
         if candidate.model is not None:

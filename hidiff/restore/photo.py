@@ -39,7 +39,7 @@ from hidiff.data.tags import (
     upright,
     write_tags,
 )
-from hidiff.restore.restoring import to_image
+from hidiff.restore.image import to_image
 from hidiff.utils.errors import UserError
 from hidiff.utils.files import write_bytes
 

@@ -16,8 +16,10 @@ from typing import Literal
 from torch import Tensor
 from tqdm import tqdm
 
+from hidiff.data.dataset import to_tensor
 from hidiff.data.image import listing
 from hidiff.options import LocalMode, LocalOptions
+from hidiff.restore.image import Progress
 from hidiff.restore.photo import (
     ENDINGS,
     FORMATS,
@@ -27,7 +29,6 @@ from hidiff.restore.photo import (
     to_pixels,
     write_photo,
 )
-from hidiff.restore.restoring import photo_item
 from hidiff.utils.errors import UserError, memory_errors, missing
 from hidiff.utils.files import read_regular_file
 from hidiff.utils.workers import run_in_order
@@ -36,8 +37,8 @@ LOG = logging.getLogger("hidiff")
 
 """What restoring needs of a stage 2."""
 
-Restore = Callable[[dict, Callable[[float], None]], Tensor]
-"""From an item (`photo_item`) and a function to tell the progress to, 0 to 1, to (3, H, W)."""
+Restore = Callable[[Tensor, str, Progress], Tensor]
+"""From an image (3, H, W), its name and a function to tell the progress to, to (3, H, W)."""
 
 
 @dataclass
@@ -289,7 +290,7 @@ def _work(job: Job, *, restore: Restore) -> None:
         def tell(done: float) -> None:
             bar.update(done - bar.n)
 
-        restored = restore(photo_item(job.photo.pixels, job.source.stem), tell)
+        restored = restore(to_tensor(job.photo.pixels), job.source.stem, tell)
     lost = write_photo(job.target, job.photo, to_pixels(restored, job.photo))
     if lost:
         job.remarks.append(f"{job.target.suffix} files do not hold {', '.join(lost)}")

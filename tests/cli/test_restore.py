@@ -13,10 +13,11 @@ from hidiff import UserError
 from hidiff.cli import call
 from hidiff.cli import main as hidiff
 from hidiff.cli.restore import find_device
+from hidiff.data.dataset import to_tensor
 from hidiff.data.image import read_image
 from hidiff.evaluation.test_run import run_test
 from hidiff.options import LocalOptions, parse_options
-from hidiff.restore.restoring import photo_item, restore_item, to_image
+from hidiff.restore.image import restore_image, to_image
 from hidiff.weights.find import load_model
 
 
@@ -40,7 +41,7 @@ def photographs(folder, count=2):
 def test_it_restores_as_test_py_does(here, tmp_path):
     photos, out = photographs(tmp_path / "in"), tmp_path / "out"
     assert main([str(photos), "-o", str(out), "-m", "tiny_S2"]) == 0
-    options = {**test_options(tmp_path), "name": "own", "manual_seed": 100}
+    options = {**test_options(tmp_path), "name": "own"}
     options["datasets"]["test_1"] = {
         "type": "PairedImageIRDataset", "name": "own", "dataroot_lq": str(photos),
     }  # fmt: skip
@@ -56,10 +57,9 @@ def test_ensemble_and_seeds_are_means(here, tmp_path):
     arguments = [str(photos / "0.png"), "-m", "experiments/tiny_S2", "--device", "cpu"]
     arguments += ["--ensemble", "--seeds", "2", "--suffix", "_sharp", "--format", "tif"]
     assert main([*arguments, "-o", str(tmp_path / "out")]) == 0
-    model, item = load_model("tiny_S2").model, photo_item(picture(0, 21, 30), "0")
+    model, image = load_model("tiny_S2").model, to_tensor(picture(0, 21, 30))
     expected = sum(
-        restore_item(model, item, seed=seed, device=torch.device("cpu"), self_ensemble=True)
-        for seed in (100, 101)
+        restore_image(model, image, name="0", seed=seed, self_ensemble=True) for seed in (0, 1)
     )
     found = read_image(tmp_path / "out/0_sharp.tif")
     assert np.abs(found.astype(int) - to_image(expected / 2)).max() <= 1
@@ -69,9 +69,9 @@ def test_tiles(here, tmp_path):
     photos, out = photographs(tmp_path / "in", 1), tmp_path / "out"
     tiles = ["--local", "tile", "--size", "16", "--overlap", "8"]
     assert main([str(photos), "-o", str(out), "-m", "tiny_S2", *tiles]) == 0
-    model, item = load_model("tiny_S2").model, photo_item(picture(0, 21, 30), "0")
+    model, image = load_model("tiny_S2").model, to_tensor(picture(0, 21, 30))
     local = LocalOptions("tile", 16, 8)
-    expected = restore_item(model, item, seed=100, device=torch.device("cpu"), local=local)
+    expected = restore_image(model, image, name="0", local=local)
     assert np.array_equal(read_image(out / "0.png"), to_image(expected))
     for mistake in (["--size", "20"], ["--overlap", "16"]):
         with pytest.raises(UserError, match=mistake[0]):
@@ -123,14 +123,14 @@ def test_devices(monkeypatch):
 def test_ctrl_c_keeps_what_is_finished(here, tmp_path, monkeypatch):
     photos, out = photographs(tmp_path / "in", 4), tmp_path / "out"
 
-    def interrupted(model, item, **options):
-        if item["name"] == "2":
+    def interrupted(model, image, *, name, **options):
+        if name == "2":
             signal.raise_signal(signal.SIGINT)
-        return restore_item(model, item, **options)
+        return restore_image(model, image, name=name, **options)
 
     arguments = ["restore", str(photos), "-o", str(out), "-m", "tiny_S2"]
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
-        patch.setattr("hidiff.cli.restore.restore_item", interrupted)
+        patch.setattr("hidiff.restore.image.restore_image", interrupted)
         hidiff(arguments)
     assert caught.value.code == 130
     assert sorted(path.name for path in out.iterdir()) == ["0.png", "1.png"]

@@ -14,11 +14,12 @@ from small_training import ALONE, parameters, train
 
 from hidiff import UserError
 from hidiff.cli import pack, restore
+from hidiff.data.dataset import to_tensor
 from hidiff.data.image import read_image
 from hidiff.engine.trainer import Trainer
 from hidiff.evaluation.test_run import run_test
 from hidiff.options import parse_options
-from hidiff.restore.restoring import photo_item, restore_item, to_image
+from hidiff.restore.image import restore_image, to_image
 from hidiff.weights.find import load_model
 
 PROGRAM = Path(__file__).resolve().parent / "baseline_training.py"
@@ -71,8 +72,8 @@ def test_testing_packing_and_restoring_give_one_result(baselines, data, name, tm
     arguments = [str(tmp_path / "photo.png"), "-o", str(tmp_path / "out"), "-m", str(file)]
     assert restore.main([*arguments, "--device", "cpu"]) == 0
     model = load_model(options["name"]).model
-    item = photo_item(picture(5, 21, 30), "photo")
-    expected = to_image(restore_item(model, item, seed=100, device=torch.device("cpu")))
+    image = to_tensor(picture(5, 21, 30))
+    expected = to_image(restore_image(model, image, name="photo"))
     assert np.array_equal(read_image(tmp_path / "out/photo.png"), expected)
 
 

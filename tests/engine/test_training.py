@@ -18,7 +18,7 @@ from hidiff.data.image import to_float
 from hidiff.engine.optim import build_optimizer, clip_gradients, set_lr
 from hidiff.engine.trainer import Trainer
 from hidiff.options import parse_options
-from hidiff.restore.restoring import to_image
+from hidiff.restore.image import to_image
 
 
 def test_training_writes_its_folders(trained):

@@ -14,15 +14,14 @@ from small_data import make_pairs, picture, test_options, train_options, write_r
 from tqdm import TMonitor
 
 from hidiff import UserError, build_model
-from hidiff.data import build_dataset
 from hidiff.data.dataset import PairedImageIRDataset
 from hidiff.data.image import read_image, to_float, to_uint8
 from hidiff.engine.validation import Validator
-from hidiff.evaluation.evaluator import build_metrics, evaluate
+from hidiff.evaluation.evaluator import build_metrics, build_test_scorer, evaluate
 from hidiff.evaluation.record import ImageScore
 from hidiff.metrics import calculate_psnr, calculate_ssim
 from hidiff.options import ValOptions, parse_options
-from hidiff.restore.restoring import image_generator, restore_item, to_image
+from hidiff.restore.image import image_generator, restore_image, to_image
 from hidiff.utils.distributed import Processes
 from hidiff.utils.workers import AHEAD, available_cores, run_in_order, thread_count
 
@@ -37,10 +36,11 @@ class Copying(torch.nn.Module):
 
     def __init__(self, seconds=0.0):
         super().__init__()
+        self.net_g = torch.nn.Linear(1, 1)
         self.seconds = seconds
         self.threads = set()
 
-    def restore(self, lq, *, generator):
+    def restore(self, lq, *, generator, progress=None):
         self.threads.add(threading.current_thread())
         time.sleep(self.seconds)
         return lq.clone()
@@ -109,7 +109,7 @@ def test_results_are_those_of_a_plain_loop_however_many_threads(model, damaged, 
         build_metrics({"psnr": {"type": "calculate_psnr"}, "ssim": {"type": "calculate_ssim"}}),
         score_blurry=True,
         picture_path=lambda name: tmp_path / "restored" / f"{name}.png",
-        on_triptych=lambda *call: seen.append((*call, threading.current_thread())),
+        on_preview=lambda *call: seen.append((*call, threading.current_thread())),
         num_workers=workers,
     )
     names = [f"scene-{index:03d}" for index in range(6)]
@@ -148,19 +148,19 @@ def test_order_and_thread_stay_when_later_images_are_done_first():
         return mean_of(restored, target)
 
     model, order = Copying(), []
-    results = run(model, Made(10), scorer, num_workers=3, on_triptych=lambda i, *_: order.append(i))
+    results = run(model, Made(10), scorer, num_workers=3, on_preview=lambda i, *_: order.append(i))
     assert order == list(range(10))
     assert [result.restored["mean"] for result in results] == list(range(10))
     assert model.threads == {threading.main_thread()}
 
 
 def failing_in(place, failure):
-    """(model, data set, scorer, on_triptych), one of which fails at the fourth image."""
+    """(model, data set, scorer, on_preview), one of which fails at the fourth image."""
 
     def fail(*_):
         raise failure
 
-    model, dataset, parts = Copying(), Made(9), {"scorer": mean_of, "on_triptych": None}
+    model, dataset, parts = Copying(), Made(9), {"scorer": mean_of, "on_preview": None}
 
     class Failing(Made):
         def __getitem__(self, index):
@@ -176,13 +176,13 @@ def failing_in(place, failure):
     elif place == "scorer":
         parts["scorer"] = lambda r, t: fail() if r[0, 0, 0] == 3 else mean_of(r, t)
     else:
-        parts["on_triptych"] = lambda index, *_: fail() if index == 3 else None
+        parts["on_preview"] = lambda index, *_: fail() if index == 3 else None
     return model, dataset, parts
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("place", ["dataset", "model", "scorer", "on_triptych"])
+@pytest.mark.parametrize("place", ["dataset", "model", "scorer", "on_preview"])
 @pytest.mark.parametrize("failure", [RuntimeError("a bug"), KeyboardInterrupt()], ids=["bug", "^C"])
 def test_an_exception_ends_the_evaluation_and_its_threads(place, workers, failure):
     model, dataset, parts = failing_in(place, failure)
@@ -221,7 +221,7 @@ def test_a_picture_that_cannot_be_written_is_an_error(tmp_path, workers):
 def test_the_model_keeps_its_mode(training):
     model = Copying().train(training)
     modes = []
-    run(model, Made(2), num_workers=1, on_triptych=lambda *_: modes.append(model.training))
+    run(model, Made(2), num_workers=1, on_preview=lambda *_: modes.append(model.training))
     assert modes == [False, False]
     assert model.training == training
 
@@ -283,7 +283,7 @@ def test_what_was_read_is_let_go_after_restoring(workers):
         return {}
 
     run(Copying(), dataset, scorer, num_workers=workers,
-        on_triptych=lambda *_: alive.append(len(dataset.alive)))  # fmt: skip
+        on_preview=lambda *_: alive.append(len(dataset.alive)))  # fmt: skip
     assert max(alive) < workers + AHEAD
     assert len(dataset.alive) == 0
 
@@ -349,6 +349,21 @@ def test_a_result_that_is_not_finite_is_a_failed_image(tmp_path, value):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.png", "1.png", "3.png"]
 
 
+@pytest.mark.parametrize(
+    ("metrics", "protocol"),
+    [
+        ({"psnr": {"type": "calculate_psnr"}, "ssim": {"type": "calculate_ssim"}}, "basicsr"),
+        ({"psnr": {"type": "calculate_psnr", "crop_border": 0, "better": "higher"}}, "basicsr"),
+        ({"psnr": {"type": "calculate_psnr", "crop_border": 4}}, "custom"),
+        ({"psnr_y": {"type": "calculate_psnr", "test_y_channel": True}}, "custom"),
+        ({"psnr": {"type": "calculate_ssim"}}, "custom"),
+    ],
+)
+def test_own_metrics_are_a_protocol_of_their_own(metrics, protocol):
+    assert build_test_scorer(ValOptions(metrics=metrics), "mine")[0] == protocol
+    assert build_test_scorer(ValOptions(metrics=metrics, protocol="matlab"), "x")[0] == "matlab"
+
+
 def test_validation_writes_no_picture_outside_of_its_folder(tmp_path):
     options = train_options(tmp_path, 1)
     options["val"]["save_img"] = True
@@ -360,7 +375,7 @@ def test_validation_writes_no_picture_outside_of_its_folder(tmp_path):
 
 def test_results_that_are_there_are_not_made_again():
     dataset, seen = Made(6), []
-    done = {index: ImageScore("there") for index in (0, 3, 4)}
+    done = {index: ImageScore(name="there") for index in (0, 3, 4)}
     two = [
         evaluate(
             *(Copying(), dataset, mean_of, SimpleNamespace(**vars(ALONE) | {
@@ -393,31 +408,5 @@ def test_symmetries_on_the_device_are_those_of_numpy(tmp_path, stage, self_ensem
         array = restored[0].permute(1, 2, 0).numpy()
         total = total + np.rot90(array[::-1] if index % 2 else array, -(index // 2))
     expected = total / 8 if self_ensemble else total
-    ours = restore_item(model, item, seed=0, device=CPU, self_ensemble=self_ensemble)
+    ours = restore_image(model, item["lq"], gt=item["gt"], name="x", self_ensemble=self_ensemble)
     assert np.array_equal(ours.permute(1, 2, 0).numpy(), expected)
-
-
-def test_what_a_network_sees_normalised_is_taken_back(tmp_path):
-    """From the option to the picture; the network here gives back what it sees."""
-    make_pairs(tmp_path / "val", 1)
-    folder = str(tmp_path / "val")
-    section = {"type": "PairedImageIRDataset", "mean": [0.5, 0.4, 0.3], "std": [0.5, 2, 1]}
-    section |= {"dataroot_lq": f"{folder}/input", "dataroot_gt": f"{folder}/target"}
-    options = train_options(tmp_path, 2)
-    options["datasets"]["val"] = section
-    dataset = build_dataset(parse_options(options).datasets["val"])
-    seen = []
-
-    class Copy(Copying):
-        def restore(self, lq, **others):
-            seen.append(lq)
-            return lq
-
-    def score(restored, sharp):
-        return {"error": np.abs(restored.astype(int) - blurry).max()}
-
-    blurry = to_image(dataset[0]["lq"]).astype(int)
-    (result,) = evaluate(Copy(), dataset, score, ALONE, seed=0, label="x")
-    assert result.restored == {"error": 0}
-    mean, std = (torch.tensor(section[key])[:, None, None] for key in ("mean", "std"))
-    torch.testing.assert_close(seen[0][0], (dataset[0]["lq"] - mean) / std)

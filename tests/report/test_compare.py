@@ -99,7 +99,7 @@ def test_models_modes_and_pictures_are_compared(here, pairs):
 def test_what_is_done_is_not_done_again(here, pairs, monkeypatch):
     data, _ = pairs
     call = ["tiny_S2", f"blurry={data / 'input'}", "--data", str(data), *QUICK, "-o", "c"]
-    restored, restore = [], evaluator.restore_item
+    restored, restore = [], evaluator.restore_image
 
     def counted(model, item, **options):
         if len(restored) == 1 and item["name"].endswith("1"):
@@ -108,7 +108,7 @@ def test_what_is_done_is_not_done_again(here, pairs, monkeypatch):
         restored.append(item["name"])
         return restore(model, item, **options)
 
-    monkeypatch.setattr(evaluator, "restore_item", counted)
+    monkeypatch.setattr(evaluator, "restore_image", counted)
     with pytest.raises(KeyboardInterrupt):
         main(call)
     assert main(call) == 0

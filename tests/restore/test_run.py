@@ -33,11 +33,11 @@ def content(folder):
     return sorted(path.name for path in Path(folder).iterdir())
 
 
-def same(item, progress):
+def same(image, name, progress):
     """Gives back what it sees."""
     progress(0.5)
     progress(1.0)
-    return item["lq"]
+    return image
 
 
 @pytest.fixture(autouse=True)
@@ -249,10 +249,10 @@ def test_ctrl_c_loses_nothing_that_is_finished(said, workers):
         save(Path(f"{index}.png"), index)
     jobs = make_jobs(*((f"{index}.png", f"out/{index}.png") for index in range(4)))
 
-    def interrupted(item, progress):
-        if item["name"] == "2":
+    def interrupted(image, name, progress):
+        if name == "2":
             raise KeyboardInterrupt
-        return item["lq"]
+        return image
 
     with pytest.raises(KeyboardInterrupt):
         restore_photos(jobs, interrupted, workers=workers)
@@ -265,10 +265,10 @@ def test_a_photograph_too_large_for_the_memory_fails_alone():
     save(Path("a.png"))
     save(Path("b.png"))
 
-    def exhausted(item, progress):
-        if item["name"] == "a":
+    def exhausted(image, name, progress):
+        if name == "a":
             raise MemoryError
-        return item["lq"]
+        return image
 
     jobs = make_jobs(("a.png", "out/a.png"), ("b.png", "out/b.png"))
     restore_photos(jobs, exhausted)
@@ -279,9 +279,9 @@ def test_a_photograph_too_large_for_the_memory_fails_alone():
 def test_times_and_what_a_format_does_not_hold_are_said(said):
     Image.fromarray(picture(1, 14, 9)).save("a.png", exif=b"MM\0*" + bytes(9), icc_profile=b"x")
 
-    def slow(item, progress):
+    def slow(image, name, progress):
         time.sleep(0.1)
-        return item["lq"]
+        return image
 
     jobs = make_jobs(("a.png", "out/a.bmp"))
     restore_photos(jobs, slow)

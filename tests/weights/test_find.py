@@ -15,7 +15,7 @@ from small_models import make_experiment, make_released, random_model, same
 import hidiff
 from hidiff import UserError
 from hidiff.cli import call
-from hidiff.evaluation.rows import with_scores
+from hidiff.evaluation.results import with_scores
 from hidiff.options import parse_options
 from hidiff.weights.export import pack, unpack
 from hidiff.weights.find import default_model, find_model, load_model

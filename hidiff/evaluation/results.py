@@ -1,0 +1,223 @@
+"""The folder of a running test: which test it is of, and a row an image, to go on after a stop.
+
+`run.json` says what decides the scores. `rows/RANK.jsonl` has a line for each image with its score,
+the state of the files it was read from and the SHA-256 of its picture, each line with a checksum.
+What is unchanged is not computed again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hidiff.data.cache import file_identity
+from hidiff.evaluation.record import (
+    SCORES_FILE,
+    ImageScore,
+    library_versions,
+    read_json,
+    read_scores,
+)
+from hidiff.models import DeblurModel
+from hidiff.options import Options, flatten
+from hidiff.utils.errors import UserError
+from hidiff.utils.files import archive, file_sha256, read_regular_file, write_text
+from hidiff.weights.experiment import RESULTS
+from hidiff.weights.find import FoundModel, validation_scores
+from hidiff.weights.tensors import state_sha256
+
+RUN_FILE, ROWS = "run.json", "rows"
+"""Names in a folder of results."""
+
+Key = tuple[str, int | None, str]
+"""Data set, seed and name of an image."""
+
+LOG = logging.getLogger("hidiff")
+
+_WITHOUT_INFLUENCE = (
+    *("name", "num_gpu", "manual_seed", "dist_params", "logger", "train", "path"),
+    *("val.val_freq", "val.num_workers", "val.use_ema", "val.pbar"),
+    *("datasets.train", "datasets.val"),
+)
+"""Options and sections that change nothing in the scores; the weights are compared themselves."""
+
+_OF_LOADING = ("cache", "num_worker_per_gpu")
+"""Options of a test set that change no pixel."""
+
+
+def describe_run(
+    options: Options, model: DeblurModel, *, device: str, seeds: int
+) -> dict[str, str | int]:
+    """What decides the scores of a test, by name: weights, options, seeds, libraries.
+
+    Args:
+        model: with its weights, on the CPU.
+        device: kind of the device that restores; each rounds in its own way.
+        seeds: how often each image is restored.
+    """
+    found = {
+        path: json.dumps(value, default=str)
+        for path, value in flatten(options.sections).items()
+        if not any(f"{path}.".startswith(f"{part}.") for part in _WITHOUT_INFLUENCE)
+        and path.rpartition(".")[2] not in _OF_LOADING
+    }
+    for name, network in model.networks().items():
+        found[_weights_of(name)] = state_sha256(network.state_dict())
+    versions = {f"version of {name}": version for name, version in library_versions().items()}
+    return {**found, **versions, "--seeds": seeds, "device": device}
+
+
+def _weights_of(network: str) -> str:
+    return f"the weights of {network}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of a file of rows.
+
+    Args:
+        score: of the image.
+        files: sizes and times of change of the files that it was read from.
+        picture: SHA-256 of the restored picture; None where none was written.
+    """
+
+    score: ImageScore
+    files: list[list[int | None]]
+    picture: str | None
+
+
+def open_results(
+    folder: Path, expected: Mapping[str, Any], *, overwrite: bool = False
+) -> dict[Key, Row]:
+    """Make a folder of results ready.
+
+    Args:
+        expected: see `describe_run`.
+        overwrite: move the results of another test aside; otherwise they are refused.
+
+    Returns:
+        The rows that are there, those of failed images left out.
+
+    Raises:
+        UserError: the folder holds the results of another test; the message names what differs.
+            Or a file cannot be read or written.
+    """
+    path = folder / RUN_FILE
+    before = read_json(path) if path.is_file() else {}
+    if before == expected:
+        return _read_rows(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        if not overwrite:
+            names = sorted({*before, *expected})
+            changed = [name for name in names if before.get(name) != expected.get(name)]
+            differs = f", in which another value had {', '.join(changed)}" if before else ""
+            raise UserError(
+                f"{folder} holds other results{differs}; --overwrite moves them aside, and another "
+                "name (--force_yml name=NAME) keeps both"
+            )
+        LOG.info("the results that were there are now in %s", archive(folder))
+    write_text(path, json.dumps(expected, indent=1) + "\n")
+    return {}
+
+
+def add_row(
+    folder: Path, rank: int, dataset: str, files: list[str], score: ImageScore, picture: Path | None
+) -> None:
+    """Append the score of an image, which then survives whatever happens to this process.
+
+    Args:
+        folder: of the results.
+        rank: of this process; each has its own file.
+        dataset: name of the data set.
+        files: that the image was read from.
+        picture: the restored one; None where none was written.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = folder / ROWS / f"{rank}.jsonl"
+    row = {
+        "dataset": dataset,
+        "files": _state_of(files),
+        "picture": file_sha256(picture) if picture is not None and picture.is_file() else None,
+        "score": json.loads(score.model_dump_json(exclude_defaults=True)),
+    }
+    line = json.dumps({**row, "sha256": _checksum(row)})
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with path.open("ab") as file:
+            # First the line's end: a call that was killed may have left half a line.
+            file.write(b"\n" + line.encode())
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); it has the scores so far, and "
+            "the same call goes on from them"
+        ) from None
+
+
+def _checksum(row: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
+
+
+def _state_of(files: list[str]) -> list[list[int | None]]:
+    """Sizes and times of change: with another image at its place, a row is worth nothing."""
+    return [list(file_identity(file)[1:]) for file in files]
+
+
+def _read_rows(folder: Path) -> dict[Key, Row]:
+    """The rows of all processes; damaged, changed and half lines are left out."""
+    rows = {}
+    for path in sorted((folder / ROWS).glob("*.jsonl")):
+        for line in read_regular_file(path).splitlines():
+            with suppress(ValueError, KeyError, TypeError, AttributeError):
+                content = json.loads(line)
+                if content.pop("sha256") == _checksum(content):
+                    score = ImageScore.model_validate(content["score"])
+                    row = Row(score, content["files"], content["picture"])
+                    if score.error is None:
+                        rows[content["dataset"], score.seed, score.name] = row
+    return rows
+
+
+def is_current(row: Row, files: list[str], picture: Path | None) -> bool:
+    """Whether a row still says what computing the image again would say.
+
+    Args:
+        row: of `open_results`.
+        files: that the image is read from.
+        picture: that is to be there, as it was written; None where none is.
+    """
+    if row.files != _state_of(files):
+        return False
+    return picture is None or (picture.is_file() and file_sha256(picture) == row.picture)
+
+
+def with_scores(model: FoundModel, results: Path = RESULTS) -> FoundModel:
+    """The model with the scores of its weights, where it has none yet.
+
+    They are those of its training's validation, and of every test in `results` whose weights are
+    the same ones, bit for bit.
+
+    Raises:
+        UserError: a file of scores is damaged.
+    """
+    if model.scores:
+        return model
+    # What the networks have computed with: a test reads all weights as float32.
+    wanted = {
+        _weights_of(name): state_sha256(
+            {key: value.float() for key, value in network.state_dict().items()}
+        )
+        for name, network in model.restoring.items()
+    }
+    scores = validation_scores(model)
+    for path in sorted(results.glob(f"*/{RUN_FILE}")):
+        if wanted.items() <= read_json(path).items() and (path.parent / SCORES_FILE).is_file():
+            scores += [data.row() for data in read_scores(path.parent) if data.scored]
+    return dataclasses.replace(model, scores=scores)
