@@ -31,7 +31,7 @@ class Validator:
     """Scores the validation sets of a training, shared out over its processes.
 
     Args:
-        options: `val` says how, `manual_seed` decides the noise.
+        options: `val` says how.
         datasets: the validation sets by name.
         processes: those that share the images.
         folder: where pictures go with `val.save_img`.
