@@ -15,6 +15,7 @@ from hidiff.utils.errors import friendly_errors, suggestion
 
 COMMANDS = {
     "restore": "restore your own photographs",
+    "download": "bring published weights and data sets",
     "train": "train one stage",
     "finetune": "train a model on with your own pairs, and see whether it helps",
     "test": "restore and score test sets",

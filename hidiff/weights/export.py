@@ -65,6 +65,7 @@ def pack(
         patch_size=found.patch_size,
         half=half,
         licence=found.licence,
+        source=found.source,
     )
 
 

@@ -68,7 +68,7 @@ class FoundModel:
             `diffusion_schedule`.
         name: of the experiment, folder or file.
         place: where it was found.
-        step, total_iter, patch_size, data, scores, licence, versions: see
+        step, total_iter, patch_size, data, scores, licence, source, versions: see
             `hidiff.weights.model_file.About`.
         sha256: of the model file; None where it is of published files.
         published: whether it is of somebody else's file, which says nothing about it.
@@ -86,6 +86,7 @@ class FoundModel:
     data: Mapping[str, Any] | None = None
     scores: Sequence[Mapping[str, Any]] = ()
     licence: str | None = None
+    source: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     sha256: str | None = None
     published: bool = False
@@ -107,7 +108,7 @@ class FoundModel:
         parameters = sum(p.numel() for network in networks for p in network.parameters()) / 1e6
         title = getattr(self.model.net_g, "title", type(self.model.net_g).__name__)
         step = "" if self.step is None else f", step {self.step}"
-        origin = "published weights" if self.published else f"from {self.place}"
+        origin = "published weights" if self.published or self.source else f"from {self.place}"
         return f"{title}, {parameters:.3g} M parameters{step}, {origin}"
 
 

@@ -62,7 +62,8 @@ class About(BaseModel):
 
     `options` are sections of an option file: `model_type`, `network_*` and `diffusion_schedule`
     at least. `patch_size` is the side of the largest training patch in pixels. `data` says what the
-    model was trained on. What is not known is None or empty.
+    model was trained on, `source` where somebody else has published it. What is not known is None
+    or empty.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
@@ -75,6 +76,7 @@ class About(BaseModel):
     data: dict[str, Any] | None = None
     scores: tuple[Score, ...] = ()
     licence: str | None = None
+    source: str | None = None
     versions: dict[str, str] = {}
 
 
@@ -124,13 +126,15 @@ def save_model(
     patch_size: int | None = None,
     half: str | None = None,
     licence: str | None = None,
+    source: str | None = None,
 ) -> None:
     """Write every network of a model to one file, atomically.
 
     Args:
         path: of the file, ending in `.safetensors`; missing folders are made.
         model: its networks may be on any device.
-        options, name, step, total_iter, scores, data, patch_size, licence: see `About`.
+        options, name, step, total_iter, scores, data, patch_size, licence, source: see
+            `About`.
         average: the model with the average of the trained networks' weights.
         without: networks that are left out.
         half: one of `HALVES`, in which the weights are stored then; they are read back as float32.
@@ -149,7 +153,7 @@ def save_model(
             {
                 **{"name": name, "options": options, "step": step, "total_iter": total_iter},
                 **{"patch_size": patch_size, "data": data, "scores": list(scores)},
-                **{"licence": licence, "versions": versions},
+                **{"licence": licence, "source": source, "versions": versions},
             }
         )
     )
