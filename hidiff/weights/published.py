@@ -44,6 +44,13 @@ SCHEDULES = {
 """What the released models beside each denoiser were trained with, where it is not the default."""
 
 
+UNRECOGNISED = (
+    *(ValueError, LookupError, ArithmeticError, RuntimeError),
+    *(AssertionError, AttributeError),  # of networks that do not say their options
+)
+"""What a network's `infer_options` answers to weights that are not its own."""
+
+
 def load_weights(path: Path, where: str, param_key: str | None = "params") -> Weights:
     """Read the weights of one network, in any of the published layouts.
 
@@ -162,14 +169,11 @@ def recognise(state_dict: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     shapes = {key: value.shape for key, value in state_dict.items()}
     for kind in ARCHS:
         try:
-            infer = getattr(ARCHS.get(kind, where), "infer_options", None)
-            if infer is None:
-                continue
-            options = infer(state_dict)
+            options = ARCHS.get(kind, where).infer_options(state_dict)
             section = ARCHS.resolved({"type": kind, **options}, where)
             with torch.device("meta"):
                 ours = build_network(section).state_dict()
-        except (ValueError, LookupError, ArithmeticError, RuntimeError) as error:
+        except UNRECOGNISED as error:
             reasons[kind] = str(error)
             continue
         if {key: value.shape for key, value in ours.items()} == shapes:
