@@ -169,7 +169,8 @@ def recognise(state_dict: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     shapes = {key: value.shape for key, value in state_dict.items()}
     for kind in ARCHS:
         try:
-            options = ARCHS.get(kind, where).infer_options(state_dict)
+            network: Any = ARCHS.get(kind, where)
+            options = network.infer_options(state_dict)
             section = ARCHS.resolved({"type": kind, **options}, where)
             with torch.device("meta"):
                 ours = build_network(section).state_dict()
