@@ -8,8 +8,17 @@ from typing import Any
 
 from small_data import train_options
 
-DIFFIR = {"n_encoder_res": 0, "n_feats": 4, "dim": 8, "num_blocks": [1, 1, 1, 1]}
-DIFFIR |= {"num_refinement_blocks": 0}
+_DIFFIR_S1: dict[str, Any] = {
+    "network_g": {"type": "Transformer", "guidance": "vector", "embed_dim": 4, "dim": 8}
+    | {"num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 0},
+    "network_le": {"type": "DiffIREncoder", "block_num": 0, "embed_dim": 4},
+}
+_DIFFIR_S2: dict[str, Any] = {
+    **_DIFFIR_S1,
+    "network_le_dm": {**_DIFFIR_S1["network_le"], "in_chans": 3, "stage": 2},
+    "network_d": {"type": "simple_denoise", "n_feats": 4, "n_denoise_res": 1, "timesteps": 4},
+    "diffusion_schedule": {"apply_ldm": True, "timesteps": 4},
+}
 NAFNET = {"width": 4, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1], "middle_blk_num": 0}
 
 _NETWORKS: dict[str, dict[str, Any]] = {
@@ -26,13 +35,9 @@ BASELINES: dict[str, dict[str, Any]] = {
     name: {"model_type": "Regression", "network_g": {"type": name, **options}}
     for name, options in _NETWORKS.items()
 }
-BASELINES["DiffIRS1"] = {"model_type": "DiffIR_S1", "network_g": {"type": "DiffIRS1", **DIFFIR}}
-BASELINES["DiffIRS2"] = {
-    "model_type": "DiffIR_S2",
-    "network_g": {"type": "DiffIRS2", **DIFFIR},
-    "network_le": {"type": "DiffIREncoder", "n_encoder_res": 0, "n_feats": 4},
-}
-"""`model_type` and networks by the type of `network_g`."""
+BASELINES["DiffIRS1"] = {"model_type": "HI_Diff_S1", **_DIFFIR_S1}
+BASELINES["DiffIRS2"] = {"model_type": "HI_Diff_S2", **_DIFFIR_S2}
+"""`model_type` and networks by the type of `network_g`; DiffIR has several networks a stage."""
 
 
 def baseline_options(folder: Path, name: str, **changes: Any) -> dict[str, Any]:

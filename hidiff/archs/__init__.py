@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hidiff.archs.baselines import DiffIRS1, DiffIRS2
+from hidiff.archs.baselines import DiffIREncoder
 from hidiff.archs.denoiser import Denoiser, SimpleDenoiser
 from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.latent_encoder import LatentEncoderGELU, LatentEncoderLReLU
@@ -19,8 +19,7 @@ from hidiff.utils.errors import UserError
 
 __all__ = [
     "Denoiser",
-    "DiffIRS1",
-    "DiffIRS2",
+    "DiffIREncoder",
     "ImageNetwork",
     "LatentEncoderGELU",
     "LatentEncoderLReLU",

@@ -77,13 +77,17 @@ class LatentEncoder(nn.Module):
             *(ResidualBlock(embed_dim, activation) for _ in range(block_num))
         )
         self.conv2, width = self.after_blocks(embed_dim)
-        self.mlp = Mixer(width, group * group, patch_expansion, channel_expansion)
+        self.mlp = self.mixing(width, patch_expansion, channel_expansion)
         self.end = nn.Sequential(nn.Linear(width, self.prior_dim), activation())
 
     @staticmethod
     def after_blocks(embed_dim: int) -> tuple[nn.Module, int]:
         """The layers between the residual blocks and the pooling, and their output channels."""
         raise AssertionError("an encoder defines `after_blocks`")
+
+    def mixing(self, width: int, patch_expansion: float, channel_expansion: float) -> nn.Module:
+        """The layer between the tokens (B, N, width) and their last one, of the same shape."""
+        return Mixer(width, self.group**2, patch_expansion, channel_expansion)
 
     def forward(self, inp_img: Tensor, gt: Tensor | None = None) -> Tensor:
         """Encode.

@@ -10,6 +10,8 @@ norms of q and k, softmax, and everything that is computed from the prior.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -136,13 +138,14 @@ class PriorModulation(nn.Module):
     Args:
         dim: channels of the branch.
         prior_dim: C' of the prior z3 (B, C'), or None for a branch without modulation.
+        prior_bias: whether ln1 and ln2 have a bias.
     """
 
-    def __init__(self, dim: int, prior_dim: int | None) -> None:
+    def __init__(self, dim: int, prior_dim: int | None, prior_bias: bool) -> None:
         super().__init__()
         if prior_dim is not None:
-            self.ln1 = nn.Linear(prior_dim, dim)
-            self.ln2 = nn.Linear(prior_dim, dim)
+            self.ln1 = nn.Linear(prior_dim, dim, bias=prior_bias)
+            self.ln2 = nn.Linear(prior_dim, dim, bias=prior_bias)
 
     def affine(self, prior: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Scale and shift (B, dim) of the branch's input; None without a prior."""
@@ -159,13 +162,19 @@ class Attention(PriorModulation):
         dim: channels, a multiple of `num_heads`.
         num_heads: number of heads.
         bias: whether the convolutions have a bias.
-        prior_dim: see `PriorModulation`.
+        prior_dim, prior_bias: see `PriorModulation`.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, *, bias: bool = False, prior_dim: int | None = None
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        bias: bool = False,
+        prior_dim: int | None = None,
+        prior_bias: bool = True,
     ) -> None:
-        super().__init__(dim, prior_dim)
+        super().__init__(dim, prior_dim, prior_bias)
         self.num_heads = num_heads
         self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
         self.qkv = Conv2d(dim, dim * 3, kernel_size=1, bias=bias)
@@ -221,7 +230,7 @@ class FeedForward(PriorModulation):
         dim: channels.
         ffn_expansion_factor: hidden channels are int(dim · factor).
         bias: whether the convolutions have a bias.
-        prior_dim: see `PriorModulation`.
+        prior_dim, prior_bias: see `PriorModulation`.
     """
 
     def __init__(
@@ -231,8 +240,9 @@ class FeedForward(PriorModulation):
         *,
         bias: bool = False,
         prior_dim: int | None = None,
+        prior_bias: bool = True,
     ) -> None:
-        super().__init__(dim, prior_dim)
+        super().__init__(dim, prior_dim, prior_bias)
         hidden = int(dim * ffn_expansion_factor)
         self.project_in = Conv2d(dim, hidden * 2, kernel_size=1, bias=bias)
         self.dwconv = DepthwiseConv2d(hidden * 2, bias=bias)
@@ -255,12 +265,14 @@ class TransformerBlock(nn.Module):
         bias: bool = False,
         layer_norm_type: str = "WithBias",
         prior_dim: int | None = None,
+        prior_bias: bool = True,
     ) -> None:
         super().__init__()
+        prior: dict[str, Any] = {"prior_dim": prior_dim, "prior_bias": prior_bias}
         self.norm1 = LayerNorm2d(dim, layer_norm_type)
-        self.attn = Attention(dim, num_heads, bias=bias, prior_dim=prior_dim)
+        self.attn = Attention(dim, num_heads, bias=bias, **prior)
         self.norm2 = LayerNorm2d(dim, layer_norm_type)
-        self.ffn = FeedForward(dim, ffn_expansion_factor, bias=bias, prior_dim=prior_dim)
+        self.ffn = FeedForward(dim, ffn_expansion_factor, bias=bias, **prior)
 
     def forward(self, x: Tensor, prior: Tensor | None = None) -> Tensor:
         """(B, dim, H, W), optional prior (B, C') → (B, dim, H, W)."""

@@ -128,11 +128,6 @@ class _Run:
     def restore(self, image: Tensor, prior: Tensor | None) -> Tensor:
         """(3, H, W), (1, N, C') → (3, H, W)."""
         net = self.network
-        z1 = z2 = z3 = prior
-        if prior is not None and net.guidance == "multi_scale":
-            z2 = net.down_1(z1)  # (1, N/4, C')
-            z3 = net.down_2(z2).flatten(1)  # (1, C')
-
         _, height, width = image.shape
         self.height = height
         pixels = image.permute(1, 2, 0)
@@ -141,32 +136,16 @@ class _Run:
         self.work = _work(net, height * width) * self.images
         dim = net.patch_embed.proj.out_channels
         # Of the decoder's 2·dim channels at full resolution the second half is the encoder's map.
-        features = image.new_empty(height, width, 2 * dim, dtype=dtype)
+        self.features = features = image.new_empty(height, width, 2 * dim, dtype=dtype)
         level1 = features[..., dim:]
         for rows, embedded in self._embed(pixels):
             level1[rows] = embedded
-        self._level(net.encoder_level1, level1, z1)
-        level2 = self._down(net.down1_2, level1)
-        self._level(net.encoder_level2, level2, z2)
-        level3 = self._down(net.down2_3, level2)
-        self._level(net.encoder_level3, level3, z2)
-        level4 = self._down(net.down3_4, level3)
-        self._level(net.latent, level4, z3)
-
-        self._up(net.up4_3, level4, level3, net.reduce_chan_level3)
-        del level4
-        self._level(net.decoder_level3, level3, z2)
-        self._up(net.up3_2, level3, level2, net.reduce_chan_level2)
-        del level3
-        self._level(net.decoder_level2, level2, z2)
-        self._up(net.up2_1, level2, features[..., :dim])
-        del level2
-        self._level(net.decoder_level1, features, z1)
-        self._level(net.refinement, features, z1)
+        net.u_shape(level1, net.level_priors(prior), self)
 
         if net.dual_pixel_task:
             for rows, embedded in self._embed(pixels):
                 features[rows] += _pixelwise(net.skip_conv, embedded.to(self.dtype))
+        del self.features
         restored = torch.empty_like(image, memory_format=torch.contiguous_format)
         for rows in self._strips(height):
             out = _conv3x3(net.output, features, rows, image.dtype)
@@ -187,7 +166,7 @@ class _Run:
         for rows in self._strips(len(pixels)):
             yield rows, _conv3x3(self.network.patch_embed.proj, pixels, rows, pixels.dtype)
 
-    def _down(self, layer: Downsample, x: Tensor) -> Tensor:
+    def down(self, layer: Downsample, x: Tensor) -> Tensor:
         """(H, W, C) → (H/2, W/2, 2C)."""
         conv = cast(Conv2d, layer.body[0])
         height, width, _ = x.shape
@@ -198,12 +177,12 @@ class _Run:
             small[rows.start // 2 : rows.stop // 2] = part.flatten(2)
         return small
 
-    def _up(self, layer: Upsample, x: Tensor, target: Tensor, reduce: Conv2d | None = None) -> None:
-        """Put x (H/2, W/2, 2C), upsampled, into `target` (H, W, C); or reduce both to C channels.
+    def up(self, layer: Upsample, x: Tensor, skip: Tensor, reduce: Conv2d | None) -> Tensor:
+        """x (H/2, W/2, 2C) upsampled beside the skip (H, W, C), reduced to C channels in its place.
 
-        Args:
-            reduce: the 1×1 convolution of both side by side; its result goes to `target`.
+        Without `reduce`, at full resolution, both already have a place side by side.
         """
+        target = self.features[..., : skip.shape[-1]] if reduce is None else skip
         conv = cast(Conv2d, layer.body[0])
         # Channels in the order row, column, channel, so that PixelShuffle moves whole pixels.
         weight = conv.weight.unflatten(0, (-1, 2, 2)).permute(1, 2, 0, 3, 4, 5).flatten(0, 2)
@@ -214,8 +193,9 @@ class _Run:
             if reduce is not None:
                 out = _pixelwise(reduce, torch.cat([out, place.to(out.dtype)], dim=-1))
             place.copy_(out)
+        return self.features if reduce is None else skip
 
-    def _level(self, layer: BasicLayer, x: Tensor, prior: Tensor | None) -> None:
+    def level(self, layer: BasicLayer, x: Tensor, prior: Tensor | None) -> Tensor:
         """`BasicLayer.forward`, in place."""
         if prior is not None and layer.him is not None:
             self._him(layer.him, x, prior)
@@ -223,6 +203,7 @@ class _Run:
         for block in layer.blocks:
             self._attention(block.attn, block.norm1, x, prior)
             self._feed_forward(block.ffn, block.norm2, x, prior)
+        return x
 
     def _him(self, him: HIM, x: Tensor, prior: Tensor) -> None:
         for rows in self._strips(len(x)):

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from einops import rearrange
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.restormer import (
     Conv2d,
+    Downsample,
     LayerNorm,
+    PatchEmbed,
     TransformerBlock,
+    Upsample,
     at_least_float32,
 )
 from hidiff.archs.shapes import Shapes, expansion, square_side
-from hidiff.archs.ushape import UShape
 from hidiff.registry import ARCHS
-from hidiff.utils.errors import UserError, require_positive
+from hidiff.utils.errors import UserError
 
-Guidance = Literal["multi_scale", "single_scale", "none"]
+Guidance = Literal["multi_scale", "single_scale", "vector", "none"]
+
+Priors = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""What guides level 1, levels 2 and 3, and the latent level 4."""
 
 FEATURE_FORMAT = torch.channels_last
 """Memory format that the feature maps start in, and keep."""
@@ -94,6 +100,7 @@ class BasicLayer(nn.Module):
         prior_dim: C' of the prior; None for a level that no prior guides.
         group: side of the level's token grid. Above 1 the level begins with HIM over group²
             tokens; at 1 the single token modulates every block instead.
+        prior_bias: whether the layers of that modulation have a bias.
     """
 
     him: HIM | None
@@ -109,6 +116,7 @@ class BasicLayer(nn.Module):
         layer_norm_type: str,
         prior_dim: int | None,
         group: int,
+        prior_bias: bool,
     ) -> None:
         super().__init__()
         if prior_dim is not None and group > 1:
@@ -123,6 +131,7 @@ class BasicLayer(nn.Module):
                 bias=bias,
                 layer_norm_type=layer_norm_type,
                 prior_dim=prior_dim if group == 1 else None,
+                prior_bias=prior_bias,
             )
             for _ in range(num_blocks)
         )
@@ -159,8 +168,38 @@ def _prior_downsample(tokens_in: int, tokens_out: int, prior_dim: int) -> nn.Seq
     )
 
 
+class Steps(Protocol):
+    """How the steps of the U-shape are computed; `hidiff.archs.strips` has a way of its own."""
+
+    def level(self, layer: BasicLayer, x: Tensor, prior: Tensor | None) -> Tensor:
+        """One level, (B, C, H, W) → the same shape."""
+
+    def down(self, layer: Downsample, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, 2C, H/2, W/2)."""
+
+    def up(self, layer: Upsample, x: Tensor, skip: Tensor, reduce: Conv2d | None) -> Tensor:
+        """x (B, 2C, H/2, W/2) upsampled beside the skip (B, C, H, W), reduced to C channels."""
+
+
+class WholeMaps:
+    """The steps on whole feature maps."""
+
+    def level(self, layer: BasicLayer, x: Tensor, prior: Tensor | None) -> Tensor:
+        """See `Steps`."""
+        return layer(x, prior)
+
+    def down(self, layer: Downsample, x: Tensor) -> Tensor:
+        """See `Steps`."""
+        return layer(x)
+
+    def up(self, layer: Upsample, x: Tensor, skip: Tensor, reduce: Conv2d | None) -> Tensor:
+        """See `Steps`."""
+        x = torch.cat([layer(x), skip], dim=1)
+        return x if reduce is None else reduce(x)
+
+
 @ARCHS.register("Transformer")
-class Transformer(UShape[BasicLayer], ImageNetwork):
+class Transformer(ImageNetwork):
     """Prior-guided Restormer (weights file `net_g`).
 
     With `prior` None it computes plain Restormer: HIM and the modulation are skipped.
@@ -187,7 +226,8 @@ class Transformer(UShape[BasicLayer], ImageNetwork):
         group: the prior has N = group² tokens, at least 4² (N // 4 of them at levels 2 and 3).
         guidance: how the prior reaches the levels. 'multi_scale' (HI-Diff): fewer tokens at
             coarser levels (Fig. 1(c)). 'single_scale' (Single-Guide of Table 1): HIM with all
-            tokens at every level. 'none' (Baseline of Table 1, Restormer of Table 4): the network
+            tokens at every level. 'vector' (DiffIR): one token, which modulates every block,
+            whatever `group` says. 'none' (Baseline of Table 1, Restormer of Table 4): the network
             has no parameters for a prior and takes none.
     """
 
@@ -196,39 +236,34 @@ class Transformer(UShape[BasicLayer], ImageNetwork):
     def __init__(
         self,
         *,
-        inp_channels: int = 3,
-        out_channels: int = 3,
-        dim: int = 48,
-        num_blocks: Sequence[int] = (4, 6, 6, 8),
-        num_refinement_blocks: int = 4,
-        heads: Sequence[int] = (1, 2, 4, 8),
+        inp_channels: PositiveInt = 3,
+        out_channels: PositiveInt = 3,
+        dim: PositiveInt = 48,
+        num_blocks: Sequence[NonNegativeInt] = (4, 6, 6, 8),
+        num_refinement_blocks: NonNegativeInt = 4,
+        heads: Sequence[PositiveInt] = (1, 2, 4, 8),
         ffn_expansion_factor: float = 2.66,
         bias: bool = False,
         LayerNorm_type: str = "WithBias",
         dual_pixel_task: bool = False,
-        embed_dim: int = 48,
-        group: int = 4,
+        embed_dim: PositiveInt = 48,
+        group: PositiveInt = 4,
         guidance: Guidance = "multi_scale",
     ) -> None:
         super().__init__()
-        if group < 4:
+        _check_widths(dim, num_blocks, heads, ffn_expansion_factor, LayerNorm_type)
+        if group < 4 and guidance in ("multi_scale", "single_scale"):
             raise UserError(f"group {group} must be at least 4: levels 2 and 3 halve it")
-        require_positive(
-            inp_channels=inp_channels,
-            out_channels=out_channels,
-            embed_dim=embed_dim,
-        )
         if not dual_pixel_task and inp_channels != out_channels:
             raise UserError(
                 f"out_channels {out_channels} must equal inp_channels {inp_channels}: the input "
                 "image is added to the output (without dual_pixel_task)"
             )
-        prior_dim = 4 * embed_dim
         self.title = f"Transformer, width {dim}, guidance {guidance}"
         self.in_channels = inp_channels
         self.ffn_expansion_factor = ffn_expansion_factor
-        self.group = group
-        self.prior_dim = prior_dim
+        self.group = 1 if guidance == "vector" else group
+        self.prior_dim = prior_dim = 4 * embed_dim
         self.dual_pixel_task = dual_pixel_task
         self.guidance = guidance
         self.feature_dtype: torch.dtype | None = None
@@ -237,8 +272,10 @@ class Transformer(UShape[BasicLayer], ImageNetwork):
             tokens = group * group
             self.down_1 = _prior_downsample(tokens, tokens // 4, prior_dim)
             self.down_2 = _prior_downsample(tokens // 4, 1, prior_dim)
-
-        grids = (group,) * 4 if guidance == "single_scale" else (group, group // 2, group // 2, 1)
+        grids = {
+            "multi_scale": (group, group // 2, group // 2, 1),
+            "single_scale": (group, group, group, group),
+        }.get(guidance, (1, 1, 1, 1))
 
         def level(index: int, channels: int, blocks: int) -> BasicLayer:
             return BasicLayer(
@@ -250,19 +287,27 @@ class Transformer(UShape[BasicLayer], ImageNetwork):
                 layer_norm_type=LayerNorm_type,
                 prior_dim=None if guidance == "none" else prior_dim,
                 group=grids[index],
+                prior_bias=guidance != "vector",
             )
 
-        self.build(
-            level,
-            inp_channels=inp_channels,
-            dim=dim,
-            num_blocks=num_blocks,
-            num_refinement_blocks=num_refinement_blocks,
-            heads=heads,
-            ffn_expansion_factor=ffn_expansion_factor,
-            bias=bias,
-            layer_norm_type=LayerNorm_type,
-        )
+        self.patch_embed = PatchEmbed(inp_channels, dim)
+        self.encoder_level1 = level(0, dim, num_blocks[0])
+        self.down1_2 = Downsample(dim)
+        self.encoder_level2 = level(1, 2 * dim, num_blocks[1])
+        self.down2_3 = Downsample(2 * dim)
+        self.encoder_level3 = level(2, 4 * dim, num_blocks[2])
+        self.down3_4 = Downsample(4 * dim)
+        self.latent = level(3, 8 * dim, num_blocks[3])
+
+        self.up4_3 = Upsample(8 * dim)
+        self.reduce_chan_level3 = Conv2d(8 * dim, 4 * dim, kernel_size=1, bias=bias)
+        self.decoder_level3 = level(2, 4 * dim, num_blocks[2])
+        self.up3_2 = Upsample(4 * dim)
+        self.reduce_chan_level2 = Conv2d(4 * dim, 2 * dim, kernel_size=1, bias=bias)
+        self.decoder_level2 = level(1, 2 * dim, num_blocks[1])
+        self.up2_1 = Upsample(2 * dim)
+        self.decoder_level1 = level(0, 2 * dim, num_blocks[0])
+        self.refinement = level(0, 2 * dim, num_refinement_blocks)
         if dual_pixel_task:
             self.skip_conv = Conv2d(dim, 2 * dim, kernel_size=1, bias=bias)
         self.output = Conv2d(2 * dim, out_channels, kernel_size=3, padding=1, bias=bias)
@@ -303,6 +348,9 @@ class Transformer(UShape[BasicLayer], ImageNetwork):
         elif "encoder_level1.him.kv.weight" in shapes:
             prior = shapes.matrix("encoder_level1.him.kv.weight")[1]
             options["guidance"], options["embed_dim"] = "single_scale", prior // 4
+        elif modulations := shapes.ending("attn.ln1.weight"):
+            prior = shapes.matrix(modulations[0])[1]
+            options["guidance"], options["embed_dim"] = "vector", prior // 4
         return options
 
     def recompute_levels(self, levels: Collection[int]) -> None:
@@ -340,15 +388,80 @@ class Transformer(UShape[BasicLayer], ImageNetwork):
         Returns:
             (B, 3, H, W), about [0, 1], not clamped.
         """
-        assert prior is None or self.guidance != "none", "this network takes no prior"
-        z1 = z2 = z3 = prior  # (B, N, C')
-        if prior is not None and self.guidance == "multi_scale":
-            z2 = self.down_1(z1)  # (B, N/4, C')
-            z3 = self.down_2(z2).flatten(1)  # (B, C')
-
         dtype = self.feature_dtype or inp_img.dtype
         embedded = self.patch_embed(inp_img.contiguous(memory_format=FEATURE_FORMAT)).to(dtype)
-        x = self.features(embedded, z1, z2, z3)
+        x = self.u_shape(embedded, self.level_priors(prior), WholeMaps())  # (B, 2·dim, H, W)
         if self.dual_pixel_task:
             return self.output((x + self.skip_conv(embedded)).to(inp_img.dtype))
         return self.output(x.to(inp_img.dtype)) + inp_img
+
+    def level_priors(self, prior: Tensor | None) -> Priors:
+        """The priors of the levels (Fig. 1(c)), from z (B, N, C') or None."""
+        assert prior is None or self.guidance != "none", "this network takes no prior"
+        if prior is None or self.guidance == "single_scale":
+            return prior, prior, prior
+        if self.guidance == "vector":
+            vector = prior.flatten(1)  # (B, C')
+            return vector, vector, vector
+        z2 = self.down_1(prior)  # (B, N/4, C')
+        return prior, z2, self.down_2(z2).flatten(1)  # the last (B, C')
+
+    def u_shape(self, x: Tensor, priors: Priors, steps: Steps) -> Tensor:
+        """From the patch embedding (B, dim, H, W) to what the last convolution takes.
+
+        Args:
+            x: see above; H and W are multiples of 8.
+            priors: see `level_priors`.
+            steps: how each step is computed.
+
+        Returns:
+            (B, 2·dim, H, W).
+        """
+        z1, z2, z3 = priors
+        level1 = steps.level(self.encoder_level1, x, z1)
+        level2 = steps.level(self.encoder_level2, steps.down(self.down1_2, level1), z2)
+        level3 = steps.level(self.encoder_level3, steps.down(self.down2_3, level2), z2)
+        x = steps.level(self.latent, steps.down(self.down3_4, level3), z3)
+
+        # What is not needed any more is given up at once.
+        x = steps.up(self.up4_3, x, level3, self.reduce_chan_level3)
+        del level3
+        x = steps.level(self.decoder_level3, x, z2)
+        x = steps.up(self.up3_2, x, level2, self.reduce_chan_level2)
+        del level2
+        x = steps.level(self.decoder_level2, x, z2)
+        x = steps.up(self.up2_1, x, level1, None)
+        del level1
+        x = steps.level(self.decoder_level1, x, z1)
+        return steps.level(self.refinement, x, z1)
+
+
+def _check_widths(
+    dim: int,
+    num_blocks: Sequence[int],
+    heads: Sequence[int],
+    ffn_expansion_factor: float,
+    layer_norm_type: str,
+) -> None:
+    """Refuse what the U-shape cannot be built from, in the option file's words."""
+    if len(num_blocks) != 4 or len(heads) != 4:
+        raise UserError(
+            f"num_blocks and heads need four entries, one a level; got {list(num_blocks)} and "
+            f"{list(heads)}"
+        )
+    if layer_norm_type not in ("WithBias", "BiasFree"):
+        raise UserError(f"LayerNorm_type '{layer_norm_type}': use 'WithBias' or 'BiasFree'")
+    if dim % 2:
+        raise UserError(f"dim {dim} must be even: the first downsampling halves it")
+    for index, head in enumerate(heads):
+        channels = dim * 2**index
+        if channels % head:
+            raise UserError(
+                f"heads[{index}] = {head} does not divide the {channels} channels of level "
+                f"{index + 1} (dim {dim})"
+            )
+    if int(dim * ffn_expansion_factor) < 1:
+        raise UserError(
+            f"ffn_expansion_factor {ffn_expansion_factor} leaves no hidden channel: "
+            f"int({dim} · {ffn_expansion_factor}) must be at least 1"
+        )

@@ -10,7 +10,6 @@ import hidiff.losses  # noqa: F401  (registers the losses that the stages build)
 from hidiff.archs import build_network
 from hidiff.diffusion import LatentDDPM
 from hidiff.models.base import DeblurModel, pad_to_multiple, section_of
-from hidiff.models.diffir import DiffIRStage1, DiffIRStage2
 from hidiff.models.regression import Regression
 from hidiff.models.split import SplitStage2
 from hidiff.models.stage1 import Stage1
@@ -21,8 +20,6 @@ from hidiff.utils.typecheck import check_call
 
 __all__ = [
     "DeblurModel",
-    "DiffIRStage1",
-    "DiffIRStage2",
     "Regression",
     "SplitStage2",
     "Stage1",

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hidiff.archs import DiffIRS2, ImageNetwork
+from hidiff.archs import ImageNetwork
 from hidiff.archs.windows import Windows
 from hidiff.models.base import DeblurModel, Transform
 from hidiff.registry import MODELS
-from hidiff.utils.errors import UserError
 
 
 @MODELS.register("Restormer")  # Baseline of Table 1 and Restormer of Table 4: the Transformer alone
@@ -33,10 +32,6 @@ class Regression(DeblurModel):
     ) -> None:
         losses = {"l_pix": l_pix, "l_percep": l_percep, "l_edge": l_edge, "l_freq": l_freq}
         super().__init__({"net_g": net_g}, losses)
-        if isinstance(net_g, DiffIRS2):
-            raise UserError(
-                "network_g.type: DiffIRS2 is trained and tested with model_type DiffIR_S2"
-            )
 
     def forward(
         self,

@@ -27,9 +27,9 @@ class Row(NamedTuple):
     options: str | Mapping[str, Any]
 
 
-def _alone(kind: str, model: str = "Regression", **options: Any) -> dict[str, Any]:
+def _alone(kind: str, **options: Any) -> dict[str, Any]:
     """The sections of a model with one network."""
-    return {"model_type": model, "network_g": {"type": kind, **options}}
+    return {"model_type": "Regression", "network_g": {"type": kind, **options}}
 
 
 PAPER_ROWS: tuple[Row, ...] = (
@@ -47,8 +47,8 @@ PAPER_ROWS: tuple[Row, ...] = (
     Row(4, HI_DIFF_2, "options/ablation/HI_Diff_S2.yml"),
     Row(4, "NAFNet, width 32", _alone("NAFNet", width=32)),
     Row(4, "NAFNet, width 64", _alone("NAFNet", width=64)),
-    Row(4, "DiffIR, stage 1", _alone("DiffIRS1", "DiffIR_S1")),
-    Row(4, "DiffIR, stage 2", _alone("DiffIRS2", "DiffIR_S2")),
+    Row(4, "DiffIR, stage 1", "options/baselines/diffir_S1.yml"),
+    Row(4, "DiffIR, stage 2", "options/baselines/diffir_S2.yml"),
 )
 """The rows of the paper, then the networks that it does not list."""
 

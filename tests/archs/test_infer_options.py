@@ -17,6 +17,9 @@ SIZES = [
     {"type": "Transformer", "guidance": "single_scale", "bias": True, "heads": [2, 2, 2, 8]},
     {"type": "Transformer", "guidance": "none", "inp_channels": 1, "out_channels": 1},
     {"type": "Transformer", "guidance": "none", "inp_channels": 6, "dual_pixel_task": True},
+    {"type": "Transformer", "guidance": "vector", "embed_dim": 64, "ffn_expansion_factor": 2.0},
+    {"type": "DiffIREncoder"},
+    {"type": "DiffIREncoder", "in_chans": 3, "stage": 2, "block_num": 0, "embed_dim": 12},
     {"type": "latent_encoder_gelu", "embed_dim": 48, "block_num": 6},
     {"type": "latent_encoder_gelu", "in_chans": 3, "stage": 2, "group": 8, "patch_expansion": 1.0},
     {"type": "latent_encoder_lrelu", "in_chans": 1, "stage": 2, "channel_expansion": 2.5},
@@ -60,11 +63,10 @@ def test_every_size_is_recognised(section):
 
 def test_weights_belong_to_one_kind_of_network():
     with torch.device("meta"):
-        kinds = [kind for kind in ARCHS if not kind.startswith("DiffIR")]
-        states = {kind: build_network({"type": kind}).state_dict() for kind in kinds}
+        states = {kind: build_network({"type": kind}).state_dict() for kind in ARCHS}
     alike = {frozenset({"NAFNet", "NAFNetLocal"})}
     for kind, state in states.items():
-        for other in kinds:
+        for other in ARCHS:
             if kind == other or frozenset({kind, other}) in alike:
                 continue
             with pytest.raises(ValueError):

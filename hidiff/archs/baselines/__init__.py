@@ -4,8 +4,7 @@ All are `hidiff.archs.image_network.ImageNetwork`s: they say themselves how they
 Attributes whose names follow no style of this project are called so in the published weights.
 """
 
-from hidiff.archs.baselines.diffir import DiffIRS1 as DiffIRS1
-from hidiff.archs.baselines.diffir import DiffIRS2 as DiffIRS2
+from hidiff.archs.baselines.diffir import DiffIREncoder as DiffIREncoder
 from hidiff.archs.baselines.dmphn import DMPHN as DMPHN
 from hidiff.archs.baselines.hinet import HINet as HINet
 from hidiff.archs.baselines.mimo_unet import MIMOUNetPlus as MIMOUNetPlus

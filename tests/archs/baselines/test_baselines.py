@@ -55,10 +55,8 @@ def test_hinet_normalises_no_single_pixel():
         ({"type": "MPRNet", "kernel_size": 4}, "kernel_size"),
         ({"type": "MPRNet", "n_feat": 2}, "n_feat"),
         ({"type": "Stripformer", "dim": 320}, "dim"),
-        ({"type": "DiffIRS1", "inp_channels": 6}, "inp_channels"),
-        ({"type": "DiffIRS1", "heads": [1, 2, 4, 5]}, "heads"),
-        ({"type": "DiffIRS2", "linear_end": 1.0}, "linear_end"),
-        ({"type": "DiffIRS2", "timesteps": 0}, "timesteps"),
+        ({"type": "DiffIREncoder", "in_chans": 3}, "in_chans"),
+        ({"type": "Transformer", "guidance": "vector", "heads": [1, 2, 4, 5]}, "heads"),
     ],
 )
 def test_impossible_options_are_named(options, named):
