@@ -8,7 +8,6 @@ from hidiff.data.mixture import Mixture
 from hidiff.data.pairs import Pair, Pairs, find_pairs
 from hidiff.data.sampler import BatchPlan, CropRequest, PhaseBatchSampler
 from hidiff.data.synthetic_dataset import SyntheticBlurDataset
-from hidiff.data.transforms import Normalization
 from hidiff.options import DatasetOptions
 from hidiff.registry import DATASETS
 from hidiff.utils.errors import UserError
@@ -17,7 +16,6 @@ __all__ = [
     "BatchPlan",
     "CropRequest",
     "Mixture",
-    "Normalization",
     "Pair",
     "PairSet",
     "PairedImageIRDataset",
@@ -27,7 +25,6 @@ __all__ = [
     "build_dataset",
     "build_training_set",
     "find_pairs",
-    "normalization_of",
     "training_batches",
 ]
 
@@ -38,9 +35,7 @@ def build_dataset(options: DatasetOptions) -> PairSet:
     Raises:
         UserError: an unknown option, or data that is missing or unpaired.
     """
-    dataset = DATASETS.build(options.source, options.where, where=options.where)
-    dataset.normalization = normalization_of(options)
-    return dataset
+    return DATASETS.build(options.source, options.where, where=options.where)
 
 
 def build_training_set(options: DatasetOptions) -> Mixture:
@@ -55,13 +50,4 @@ def build_training_set(options: DatasetOptions) -> Mixture:
         sets.append(build_dataset(section))
         if not sets[-1].has_gt:
             raise UserError(f"{section.where}.dataroot_gt: training needs the sharp images")
-    mixture = Mixture(sections, sets)
-    mixture.normalization = normalization_of(options)
-    return mixture
-
-
-def normalization_of(options: DatasetOptions) -> Normalization | None:
-    """That of a `datasets.*` section; None unless it has `mean` or `std`."""
-    given = {key: getattr(options, key) for key in ("mean", "std")}
-    given = {key: value for key, value in given.items() if value is not None}
-    return Normalization(**given) if given else None
+    return Mixture(sections, sets)

@@ -20,7 +20,7 @@ from hidiff.data.image import to_float
 from hidiff.data.pairs import Pair, find_pairs
 from hidiff.data.sampler import CropRequest
 from hidiff.data.store import file_of, is_lmdb, read_location
-from hidiff.data.transforms import SYMMETRIES, Normalization, draw_offset
+from hidiff.data.transforms import SYMMETRIES, draw_offset
 from hidiff.registry import DATASETS
 from hidiff.utils.errors import UserError, suggestion
 from hidiff.utils.random import rng
@@ -61,7 +61,6 @@ class PairSet(Dataset):
         self.pairs, self.notices = list(pairs), list(notices)
         self.has_gt = has_gt
         self.cache = cache
-        self.normalization: Normalization | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)

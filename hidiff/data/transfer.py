@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hidiff.data.transforms import Normalization, symmetry
+from hidiff.data.transforms import symmetry
 
 
 def apply_symmetries(patches: Tensor, indices: Sequence[int]) -> Tensor:
@@ -34,7 +34,6 @@ def to_device(
     batch: Mapping[str, Any],
     device: torch.device,
     dtype: torch.dtype,
-    normalization: Normalization | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The pictures of a training batch, ready for the model.
 
@@ -43,10 +42,9 @@ def to_device(
             see `training_batches`. Copies do not block where the memory is pinned.
         device: where to.
         dtype: floating point type of the result; the pixels are rounded to float32 first.
-        normalization: of the data set; None leaves [0, 1].
 
     Returns:
-        (lq, gt), each (B, 3, s, s) in [0, 1] or normalised, in channels-last memory.
+        (lq, gt), each (B, 3, s, s) in [0, 1], in channels-last memory.
     """
 
     def pixels(patches: Tensor) -> Tensor:
@@ -56,8 +54,7 @@ def to_device(
             # Divided by a number or by a tensor of the CPU, CUDA multiplies by the reciprocal,
             # which is another value in the last bit than the division of `to_float`.
             patches = patches.to(torch.float32).div_(torch.full((), 255.0, device=device))
-        patches = patches.to(dtype)
-        return patches if normalization is None else normalization.apply(patches)
+        return patches.to(dtype)
 
     return pixels(batch["lq"]), pixels(batch["gt"])
 
@@ -67,7 +64,7 @@ class DeviceBatches(Iterator[dict[str, Any]]):
 
     Args:
         batches: see `training_batches`.
-        device, dtype, normalization: see `to_device`.
+        device, dtype: see `to_device`.
     """
 
     def __init__(
@@ -75,14 +72,12 @@ class DeviceBatches(Iterator[dict[str, Any]]):
         batches: Generator[Mapping[str, Any]],
         device: torch.device,
         dtype: torch.dtype,
-        normalization: Normalization | None = None,
     ) -> None:
         self.waited = 0.0
         """Seconds that the device had nothing to do and a batch was not there."""
         self._batches = batches
         self._device = device
         self._dtype = dtype
-        self._normalization = normalization
         self._ahead: dict[str, Any] | Exception | None = None
         self._loaded: Mapping[str, Any] | None = None
 
@@ -101,7 +96,7 @@ class DeviceBatches(Iterator[dict[str, Any]]):
                 # A GPU that still computes has not waited.
                 if self._device.type != "cuda" or torch.cuda.current_stream(self._device).query():
                     self.waited += time.perf_counter() - started
-            lq, gt = to_device(self._loaded, self._device, self._dtype, self._normalization)
+            lq, gt = to_device(self._loaded, self._device, self._dtype)
             self._ahead = {**self._loaded, "lq": lq, "gt": gt}
             self._loaded = None
         except Exception as error:

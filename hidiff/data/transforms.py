@@ -1,36 +1,12 @@
-"""Offsets of crops, the symmetries of the square, and what a network sees of pixels."""
+"""Offsets of crops and the symmetries of the square."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 SYMMETRIES = 8
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """(pixels − mean) / std of each channel, what a network sees in place of [0, 1] (BasicSR).
-
-    Args:
-        mean, std: of red, green and blue.
-    """
-
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-
-    def apply(self, images: Tensor) -> Tensor:
-        """[0, 1] → what the network sees; (…, 3, H, W)."""
-        mean, std = (images.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
-        return (images - mean) / std
-
-    def undo(self, images: Tensor) -> Tensor:
-        """What the network gives → about [0, 1]; (…, 3, H, W)."""
-        mean, std = (images.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
-        return images * std + mean
 
 
 def symmetry(image: Tensor, index: int, dims: tuple[int, int] = (-2, -1)) -> Tensor:

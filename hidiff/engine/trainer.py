@@ -19,6 +19,7 @@ from hidiff.data import (
     training_batches,
 )
 from hidiff.data.transfer import DeviceBatches
+from hidiff.data.warnings import pair_warnings, shared_pairs
 from hidiff.engine import checkpoint
 from hidiff.engine.experiment import prepare_folder, refuse_another, training_warnings
 from hidiff.engine.gradients import Gradients, MicroBatches, memory_advice
@@ -120,6 +121,9 @@ class Trainer:
         for name, dataset in (("training set", self.dataset), *self.validator.datasets.items()):
             processes.require_same(f"images ({name})", dataset.fingerprint())
             notices += dataset.notices
+            notices += pair_warnings(dataset.pairs, name)
+        validated = {name: part.pairs for name, part in self.validator.datasets.items()}
+        notices += shared_pairs(self.dataset.pairs, validated)
 
         self.micro_batches = MicroBatches(self.train_options.micro_batch, self.plan)
         saved, found = checkpoint.choose_state(

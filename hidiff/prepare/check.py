@@ -14,6 +14,7 @@ from tqdm import tqdm
 from hidiff.data.decode import decode, read_header
 from hidiff.data.pairs import Pair, find_pairs
 from hidiff.data.store import file_of, read_location
+from hidiff.data.warnings import pair_warnings
 from hidiff.options import load_datasets
 from hidiff.prepare.noise import NOISY, noise_level
 from hidiff.utils.errors import UserError, expanded
@@ -294,6 +295,8 @@ def check_dataset(
         report.problems.append(str(error))
         return report
     report.pairs = len(pairs)
+    if not fast:
+        report.notes += pair_warnings(pairs, source.name)
     entry = source.layout_entry()
     if entry is not None and (wrong := against_benchmark(len(pairs), entry)):
         report.problems.append(f"{wrong}; made by {entry.command}")

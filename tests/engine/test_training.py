@@ -83,7 +83,7 @@ def test_a_cache_of_the_frames_changes_no_weight(trained, data, monkeypatch):
     }
     for key, tensor in parameters(train(options)).items():
         assert torch.equal(tensor, after[key]), key
-    assert len(list((folder / "cache").glob("*.json"))) == 2, "one of each data set"
+    assert len(list((folder / "cache").glob("*.npy"))) > 2
 
 
 def test_auto_resume_of_nothing_starts_anew(data, tmp_path, monkeypatch):
