@@ -9,6 +9,7 @@ something. Infinite values (identical images) are written as the text "Infinity"
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import platform
@@ -89,6 +90,9 @@ class ScoredModel(BaseModel):
         description: what it is and where it is from, on one line.
         sha256: of its file; None where it has several, or was built in the program.
         trained_on: what its file says about its training data; None where that is not known.
+        recipe: a checksum of its training's options without name, seed and places, and of its step:
+            models with the same one differ in the seed alone; None where that is not known.
+        parameters: of the networks that restore.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -96,6 +100,8 @@ class ScoredModel(BaseModel):
     description: str
     sha256: str | None = None
     trained_on: dict[str, Any] | None = None
+    recipe: str | None = None
+    parameters: int | None = None
 
 
 class Scores(BaseModel):
@@ -215,6 +221,26 @@ class Scores(BaseModel):
             "images": len(self.scored),
             "upper_bound": self.upper_bound,
         }
+
+
+def training_recipe(sections: Mapping[str, Any], step: int | None) -> str | None:
+    """See `ScoredModel.recipe`.
+
+    Args:
+        sections: all sections of the training's option file, as a model file has them.
+        step: of the model.
+
+    Returns:
+        None where the sections say nothing of a training.
+    """
+    if not sections.get("train"):
+        return None
+    networks = {key: value for key, value in sections.items() if key.startswith("network_")}
+    others = ("model_type", "diffusion_schedule", "train")
+    data = (sections.get("datasets") or {}).get("train")
+    deciding = [networks, *(sections.get(key) for key in others), data, step]
+    text = json.dumps(deciding, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def mean_metrics(images: Iterable[ImageScore], side: str = "restored") -> dict[str, float]:
