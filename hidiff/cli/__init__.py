@@ -20,16 +20,15 @@ COMMANDS = {
     "finetune": "train a model on with your own pairs, and see whether it helps",
     "test": "restore and score test sets",
     "score": "score folders of restored pictures",
-    "compare": "compare models and folders of pictures on one data set",
     "prepare": "bring downloaded data sets into the layout, or make data",
     "check": "check data sets before training",
-    "report": "write the paper's tables with your figures",
+    "report": "put scores into one table, beside the paper's",
     "pack": "put a trained model into one file",
     "unpack": "take a packed file apart into weights files and an option file",
     "info": "say what is known about a model",
-    "ablation": "train and score a list of option files with one budget",
+    "ablation": "train and test option files over several seeds",
     "complexity": "count parameters and multiply-accumulates",
-    "benchmark": "measure speed",
+    "benchmark": "measure time and memory",
 }
 """Subcommands, each a module of this package, and what they do."""
 

@@ -1,34 +1,28 @@
-"""Train and score a list of option files over several seeds, and compare them in a table.
+"""Train and test option files over several seeds, and put their scores into one table.
 
     # Table 1 and the T sweep of Fig. 3 as published: GoPro, full width
-    torchrun --nproc_per_node=4 -m hidiff ablation --output results/ablation --launcher pytorch
+    torchrun --nproc_per_node=4 -m hidiff ablation --launcher pytorch
 
-    # the same with tiny networks on a CPU: about half an hour a seed on two cores
-    hidiff ablation --tiny --data datasets/mine --seeds 0 1 2 --output results/tiny
+    # nine small networks of one budget, on a CPU
+    hidiff ablation options/baselines/small/*.yml --seeds 0 1 2 -o results/small.md
 
-    # any other files, each with its own training data, test sets and budget
-    hidiff ablation my/*.yml --seeds 0 1 2 --output results/mine
-
-Stage 1 is trained before the stage 2 that starts from it; the list must hold both. Each test set
-has its columns in the table; a stage 1 without test sets is only trained. Everything is written to
-DIR: ablation.md, ablation.json, psnr_over_T.png where files differ in T alone, the option file of
-every run in runs/, and the folders of train.py and test.py. Called again it goes on where it
-stopped.
+Stage 1 is trained before the stage 2 that starts from it; the list must hold both. Trainings are in
+experiments/NAME_seedS and scores in results/NAME_seedS, as those of `hidiff train` and `hidiff
+test`; called again it goes on where it stopped. The table is that of `hidiff report`. Other budgets
+and data: --force_yml, or option files with `base:`.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import itertools
 from pathlib import Path
 
-from hidiff.cli.arguments import add_launcher
-from hidiff.utils.errors import UserError, require_positive
+from hidiff.cli.arguments import add_launcher, add_output, add_overrides
+
+EPILOG = "Exit code: 0 all done, 1 images failed, 2 a mistake, 75 stopped: the same call goes on."
 
 TABLE_1 = ("Baseline", "Single_Guide_S1", "Single_Guide_S2", "HI_Diff_S1", "Split_Training_S2")
 SWEEP = ("T_1", "T_2", "T_4", "HI_Diff_S2", "T_16", "T_32")  # of HI_Diff_S2, whose T is 8
-FOLDERS = ("train_input", "train_target", "test_input", "test_target")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,89 +32,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="FILE",
-        help="option files (default: all of options/ablation)",
+        help="option files (default: those of options/ablation, the paper's Table 1 and Fig. 3)",
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=[0], help="manual_seed of the runs (default: 0)"
     )
-    parser.add_argument("--steps", type=int, help="train.total_iter of every stage")
-    parser.add_argument(
-        "--tiny", action="store_true", help="tiny networks, patches and budget, for a CPU"
-    )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="ROOT",
-        help="folder with {train,test}/{input,target}, in place of the data in the files",
-    )
-    for name in FOLDERS:
-        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="DIR")
-    parser.add_argument(
-        "--force_yml",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="SECTION:OPTION=VALUE",
-        help="set options of all files; networks that a file has not are left out",
-    )
+    add_output(parser, "the table, a Markdown file (default: results/ablation.md)")
+    add_overrides(parser)
     add_launcher(parser)
-
-
-def data_folders(args: argparse.Namespace) -> dict[str, Path] | None:
-    """The folders of --data or of the four options; None for the option files' own data.
-
-    Raises:
-        UserError: the options are incomplete or contradict each other, or a folder is missing.
-    """
-    given = {name: getattr(args, name) for name in FOLDERS if getattr(args, name)}
-    if args.data is not None:
-        if given:
-            raise UserError("--data: give either this or the folders one by one, not both")
-        given = {name: args.data.joinpath(*name.split("_")) for name in FOLDERS}
-    if not given:
-        return None
-    for name in FOLDERS:
-        option = f"--{name.replace('_', '-')}"
-        if name not in given:
-            raise UserError(f"{option} is missing: give all four folders, or --data")
-        if not given[name].is_dir():
-            where = "--data" if args.data is not None else option
-            raise UserError(f"{where}: the folder {given[name]} does not exist")
-    return given
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns its exit code.
 
     Raises:
-        UserError: a mistake in the call, the option files, the data or the folder to write to.
+        UserError: a mistake in the call, the option files or the data.
         Interrupted: a training was stopped and can go on.
     """
     from hidiff.options import shipped_options
-    from hidiff.report.ablation import plan, run_all, write_option_files
-    from hidiff.report.ablation_changes import Changes
-    from hidiff.report.ablation_table import write_report
+    from hidiff.report.ablation import plan, train_and_test
+    from hidiff.report.rows import read_rows
+    from hidiff.report.table import make_tables
     from hidiff.utils.distributed import start_processes
+    from hidiff.utils.files import write_text
 
     folder = shipped_options() / "ablation"
     files = args.files or [folder / f"{stem}.yml" for stem in (*TABLE_1, *SWEEP)]
-    if args.steps is not None:
-        require_positive(**{"--steps": args.steps})
-    changes = Changes(args.tiny, args.steps, data_folders(args), args.force_yml)
-    runs = plan(files, args.seeds, changes)
+    output = args.output or Path("results/ablation.md")
+    runs = plan(files, args.seeds, args.force_yml)
     complete = True
     with start_processes(args.launcher, **runs[0].options.launch_arguments) as processes:
-        with processes.main_first():
-            if processes.is_main:
-                write_option_files(runs, args.output)
-        # train.py and test.py write where they are called.
-        with contextlib.chdir(args.output):
-            for _, of_seed in itertools.groupby(runs, key=lambda run: run.seed):
-                complete &= run_all(list(of_seed), processes)
-                if processes.is_main:
-                    write_report(runs, args.call)
-            if processes.is_main:
-                print(Path("ablation.md").read_text(encoding="utf-8"))
-    # Failed images are named in the table; the exit code tells a script about them.
+        for each in runs:
+            complete &= train_and_test(each, processes)
+            processes.barrier()
+        if processes.is_main:
+            rows = read_rows([each.results for each in runs if each.results is not None])
+            tables = make_tables(rows, paper=[] if args.files else [1])
+            lines = [f"    {args.call}", ""]
+            lines += [line for table in tables for line in table.markdown()]
+            write_text(output, "\n".join(lines).rstrip() + "\n")
+            print("\n".join(lines))
+    # Failed images are named below the table; the exit code tells a script about them.
     return 0 if complete else 1

@@ -75,8 +75,10 @@ def _files(row: Row) -> tuple[dict[str, Path], dict[str, Path], dict[str, Path]]
 
 def _texts(image: ImageScore | None) -> dict[str, str]:
     """An image's scores in words, such as {'PSNR': '28.10 → 33.40 dB'}."""
+    if image is None:
+        return {}
     texts = {}
-    for metric, value in image.restored.items() if image is not None else ():
+    for metric, value in image.restored.items():
         digits, unit = (2, " dB") if metric == "psnr" else (4, "")
         values = [image.blurry[metric], value] if metric in image.blurry else [value]
         texts[metric.upper()] = " → ".join(f"{v:.{digits}f}" for v in values) + unit

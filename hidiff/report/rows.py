@@ -61,7 +61,7 @@ class Row:
         return f"{noises} noises" if noises > 1 else ""
 
     def values(self, metric: str) -> dict[str, float]:
-        """The metric of each image, the mean over all runs; images that a run lacks are left out."""
+        """The metric of each image, the mean over all runs; none of images that a run lacks."""
         found: dict[str, list[float]] = {}
         expected = sum(len(run.runs) for run in self.runs)
         for image in (image for run in self.runs for image in run.images):

@@ -4,7 +4,6 @@ import os
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from small_data import make_pairs, picture, write_rgb
@@ -13,7 +12,6 @@ from hidiff.engine.trainer import Trainer
 from hidiff.evaluation.record import read_scores
 from hidiff.evaluation.test_run import run_test
 from hidiff.options import load_options
-from hidiff.report.sheet import ZOOM, busiest_window, comparison_row, comparison_sheet
 from hidiff.utils.distributed import Processes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -40,18 +38,6 @@ def test_its_option_files_train_and_test(tmp_path, monkeypatch):
     (scores,) = read_scores(tmp_path / "results/quickstart")
     assert len(scores.scored) == 2
     assert set(scores.mean("blurry")) == set(scores.mean()) == {"psnr", "ssim"}
-
-
-def test_a_sheet_shows_every_version_and_its_detail():
-    images = [np.full((60, 90, 3), value, np.uint8) for value in (10, 100, 200)]
-    images[2][30:40, 60:75] = np.random.default_rng(0).integers(0, 255, (10, 15, 3))
-    row = comparison_row(images, ["a", "b", "c"])
-    assert all((row == value).all(axis=-1).sum() > 60 * 90 for value in (10, 100))
-    top, left = busiest_window(images[2], 20, 30)
-    assert top <= 30 <= 40 <= top + 20
-    assert left <= 60 <= 75 <= left + 30
-    assert row.shape[0] > 60 + 20 * ZOOM - ZOOM
-    assert comparison_sheet([row, row[:, :100]]).shape[0] > 2 * row.shape[0]
 
 
 @pytest.mark.parametrize("script", ["quickstart.sh", "test.sh", "setup_env.sh"])
