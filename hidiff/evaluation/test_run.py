@@ -9,6 +9,7 @@ from typing import Any
 
 from hidiff.data import build_dataset
 from hidiff.data.dataset import PairSet
+from hidiff.evaluation.about import describe_model
 from hidiff.evaluation.evaluator import Scorer, build_test_scorer, evaluate
 from hidiff.evaluation.record import ImageScore, ScoredModel, Scores, write_scores
 from hidiff.evaluation.results import Key, Row, add_row, describe_run, is_current, open_results
@@ -159,7 +160,7 @@ def run_test(
         model = build_model(options.sections, training=False)
         loaded, origins = load_pretrained(model, options, training=False)
         notices += loaded
-        about = about or _about(options, origins)
+        about = about or describe_model(model, origins)
     notices += [*model.notices, *lock_folder(folder, processes)]
     rows: dict[Key, Row] = {}
     with processes.main_first():
@@ -248,16 +249,6 @@ def _test(
         picture_path=each.picture if saves else None,
         on_score=keep,
         done=processes.gather(done)[0],
-    )
-
-
-def _about(options: Options, origins: Mapping[str, Mapping[str, Any]]) -> ScoredModel:
-    """What is known of a model that an option file names."""
-    files = {origin["file"]: origin["sha256"] for origin in origins.values()}
-    sha256 = next(iter(files.values())) if len(files) == 1 else None
-    return ScoredModel(
-        description=f"{options.model_type} from {', '.join(files)}",
-        sha256=sha256,
     )
 
 
