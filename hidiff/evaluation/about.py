@@ -11,10 +11,13 @@ from hidiff.models import DeblurModel
 from hidiff.weights.model_file import is_model_file, read_model_file
 
 
-def describe_model(model: DeblurModel, origins: Mapping[str, Mapping[str, Any]]) -> ScoredModel:
+def describe_model(
+    model_type: str, model: DeblurModel, origins: Mapping[str, Mapping[str, Any]]
+) -> ScoredModel:
     """What is known of a model whose weights an option file names.
 
     Args:
+        model_type: as the option file says.
         model: with all its networks.
         origins: of each network its `file` and that file's `sha256`, see `load_pretrained`.
     """
@@ -23,7 +26,7 @@ def describe_model(model: DeblurModel, origins: Mapping[str, Mapping[str, Any]])
         networks.pop("net_le", None)
     files = {origin["file"]: origin["sha256"] for origin in origins.values()}
     about = ScoredModel(
-        description=f"{type(model.net_g).__name__} from {', '.join(files)}",
+        description=f"{model_type} from {', '.join(files)}",
         parameters=sum(p.numel() for net in networks.values() for p in net.parameters()),
     )
     if len(files) == 1:

@@ -11,7 +11,7 @@ from hidiff.data import build_dataset
 from hidiff.data.dataset import PairSet
 from hidiff.evaluation.about import describe_model
 from hidiff.evaluation.evaluator import Scorer, build_test_scorer, evaluate
-from hidiff.evaluation.record import ImageScore, ScoredModel, Scores, write_scores
+from hidiff.evaluation.record import ImageScore, Scores, write_scores
 from hidiff.evaluation.results import Key, Row, add_row, describe_run, is_current, open_results
 from hidiff.evaluation.summary import score_lines
 from hidiff.models import DeblurModel, build_model
@@ -116,8 +116,6 @@ def run_test(
     *,
     seeds: int = 1,
     overwrite: bool = False,
-    model: DeblurModel | None = None,
-    about: ScoredModel | None = None,
 ) -> bool:
     """Restore and score every test set of an option file.
 
@@ -131,9 +129,6 @@ def run_test(
         seeds: how often each image is restored, each time from other noise, to measure how much
             the scores depend on it; the seeds count up from `DEFAULT_SEED`.
         overwrite: move the results of another test aside; otherwise they are refused.
-        model: what the options describe, with its weights, on the CPU; None builds it, and loads
-            the weights that the options name.
-        about: what to write down of the model; None for what the options say.
 
     Returns:
         Whether every image was restored, and the result was written.
@@ -156,12 +151,10 @@ def run_test(
     for each in sets:
         processes.require_same(f"images ({each.name})", each.dataset.fingerprint())
     notices = [*options.notices]
-    if model is None:
-        model = build_model(options.sections, training=False)
-        loaded, origins = load_pretrained(model, options, training=False)
-        notices += loaded
-        about = about or describe_model(model, origins)
-    notices += [*model.notices, *lock_folder(folder, processes)]
+    model = build_model(options.sections, training=False)
+    loaded, origins = load_pretrained(model, options, training=False)
+    about = describe_model(options.model_type, model, origins)
+    notices += [*loaded, *model.notices, *lock_folder(folder, processes)]
     rows: dict[Key, Row] = {}
     with processes.main_first():
         if processes.is_main:
