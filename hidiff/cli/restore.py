@@ -1,6 +1,7 @@
 """Restore photographs.
 
     hidiff restore photo.jpg -o restored
+    hidiff restore photo.jpg -o sharp.png
     hidiff restore holidays --recursive -o restored --compare
 
 What stands beside the pixels is kept: orientation (applied), colour profile, EXIF, texts,
@@ -11,16 +12,25 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hidiff.cli.arguments import at_least_one
+from hidiff.cli.arguments import (
+    LOCAL_MODES,
+    add_device,
+    add_output,
+    add_precision,
+    add_seeds,
+    at_least_one,
+)
 from hidiff.utils.errors import UserError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from hidiff.restore.run import Job
 
 LOG = logging.getLogger("hidiff")
 
@@ -37,61 +47,56 @@ EPILOG = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("inputs", nargs="+", type=Path, metavar="PHOTO_OR_FOLDER")
-    parser.add_argument("-o", "--out", required=True, type=Path, metavar="OUT", help="a folder")
+    add_output(parser, "a folder, or of one photograph the file (sharp.png)", required=True)
     parser.add_argument(
         "-m",
         "--model",
         metavar="MODEL",
-        help="a training's name or folder (NAME, NAME@best, NAME@12000), a packed file, or a "
-        "folder with net_*.pth; default: weights in experiments/pretrained_models, else the model "
-        "that comes with the package (bundled)",
+        help="a training's name (NAME, NAME@best, NAME@STEP), a downloaded model's name, a model "
+        "file or folder, bundled, or hf:OWNER/NAME (default: a downloaded model, else bundled)",
     )
     parser.add_argument("--recursive", action="store_true", help="search sub-folders too")
-    parser.add_argument(
-        "--precision", choices=("fp32", "tf32", "bf16"), default="tf32", help="default: tf32"
-    )
+    add_precision(parser)
     parser.add_argument(
         "--ensemble",
         action="store_true",
         help="the mean over the image's 8 symmetries: 8 times as long, a little better",
     )
-    parser.add_argument(
-        "--seeds",
-        type=at_least_one,
-        default=1,
-        metavar="K",
-        help="the mean of K restorations from different noise: K times as long",
-    )
+    add_seeds(parser, "the mean of K restorations from different noise: K times as long")
     parser.add_argument(
         "--local",
-        choices=("none", "tile", "tlc"),
+        choices=LOCAL_MODES,
         default="none",
         help="tile: overlapping tiles, each with a prior of its own, blended; tlc: the attention's "
         "statistics of overlapping windows; default: none, the whole image as the paper has it",
     )
     parser.add_argument(
         "--size",
-        type=int,
-        help="of one, in pixels, a multiple of 8; default: the patch size of the training",
+        type=at_least_one,
+        help="of a tile or window, in pixels, a multiple of 8; default: the training's patch size",
     )
     parser.add_argument(
-        "--overlap",
-        type=int,
-        help="of them, in pixels; default: 32, or half the size if that is less",
+        "--overlap", type=int, help="of them, in pixels; default: 32, or half the size if less"
     )
     parser.add_argument("--suffix", default="", metavar="TEXT", help="added to the results' names")
     parser.add_argument(
         "--format",
-        choices=("auto", "png", "jpg", "tif", "webp", "bmp"),
+        choices=("auto", "png", "jpg", "jpeg", "tif", "tiff", "webp", "bmp"),
         default="auto",
         help="auto: that of each photograph",
     )
     parser.add_argument("--compare", action="store_true", help=f"write OUT/{PAGE}, to look at them")
-    parser.add_argument("--embed", action="store_true", help="put the pictures into that page")
-    parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
     parser.add_argument(
-        "--device", default="auto", help="auto (a GPU if there is one), cpu, cuda:0"
+        "--embed", action="store_true", help="put the pictures into that page; with --compare"
     )
+    parser.add_argument(
+        "--trajectory",
+        action="store_true",
+        help="also write the restorations with the prior after each step of the reverse process, "
+        "and show them on the page",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    add_device(parser)
 
 
 def find_device(name: str) -> torch.device:
@@ -116,6 +121,21 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def check(args: argparse.Namespace) -> None:
+    """Refuse options that would have no effect.
+
+    Raises:
+        UserError: there is one.
+    """
+    if args.embed and not args.compare:
+        raise UserError("--embed is of the page that --compare writes; add --compare")
+    if args.trajectory and (args.ensemble or args.seeds > 1 or args.local != "none"):
+        raise UserError(
+            "--trajectory shows one restoration of the whole image; leave out --ensemble, --seeds "
+            "and --local"
+        )
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns its exit code.
 
@@ -123,41 +143,43 @@ def run(args: argparse.Namespace) -> int:
         UserError: a mistake in the call.
     """
     from hidiff.engine.logger import start_logging
-    from hidiff.restore.image import restore_image
-    from hidiff.restore.page import Comparison, check_replaceable, write_page
-    from hidiff.restore.run import (
-        find_jobs,
-        local_options,
-        prepare_folder,
-        restore_photos,
-    )
+    from hidiff.restore.image import restore_image, restore_steps
+    from hidiff.restore.page import check_replaceable
+    from hidiff.restore.run import find_jobs, local_options, prepare_folder, restore_photos
     from hidiff.utils.workers import thread_count
     from hidiff.weights.find import default_model, load_model
 
+    check(args)
     start_logging(is_main=True)
     device = find_device(args.device)
     jobs, notices = find_jobs(
         args.inputs,
-        args.out,
+        args.output,
         recursive=args.recursive,
         suffix=args.suffix,
         ending=None if args.format == "auto" else f".{args.format}",
     )
-    prepare_folder(args.out)
+    folder = args.output
+    if any(job.target == args.output for job in jobs):
+        folder = args.output.parent
+    prepare_folder(folder, jobs)
+    page = folder / PAGE
     if args.compare:
-        check_replaceable(args.out / PAGE)
+        check_replaceable(page)
     if args.model is None:
         args.model, advice = default_model()
         notices.append(advice)
     loaded = load_model(args.model, device=device)
     for line in (loaded.description, *loaded.notices, *notices):
-        LOG.info(line)
+        LOG.info("%s", line)
 
     local = local_options(
         args.local, size=args.size, overlap=args.overlap, patch_size=loaded.patch_size
     )
 
     def restore(image: Tensor, name: str, progress: Callable[[float], None]) -> Tensor:
+        if args.trajectory:
+            return restore_steps(loaded.model, image, name=name, precision=args.precision)
         return restore_image(
             loaded.model,
             image,
@@ -169,15 +191,36 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
         )
 
-    restore_photos(jobs, restore, overwrite=args.overwrite, workers=thread_count("auto", device))
-    shown = [job for job in jobs if job.state in ("written", "skipped")]
-    if args.compare and shown:
-        entries = [
-            Comparison(str(job.target.relative_to(args.out)), job.source, job.target)
-            for job in shown
-        ]
-        left_out = write_page(args.out / PAGE, entries, title=loaded.description, embed=args.embed)
-        for name, reason in left_out.items():
-            LOG.info("not on the page: %s: %s", name, reason)
-        LOG.info("to look at: %s", args.out / PAGE)
+    restore_photos(
+        jobs,
+        restore,
+        overwrite=args.overwrite,
+        steps=args.trajectory,
+        workers=thread_count("auto", device),
+    )
+    if args.compare:
+        write_comparison(page, jobs, loaded.description, embed=args.embed)
     return int(any(job.state == "failed" for job in jobs))
+
+
+def write_comparison(page: Path, jobs: Sequence[Job], title: str, *, embed: bool) -> None:
+    """Write the page of all that lies in its folder: what this call and earlier ones restored.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    from hidiff.restore.page import Comparison, earlier_entries, keep_entries, write_page
+
+    shown = {entry.name: entry for entry in earlier_entries(page)}
+    for job in jobs:
+        if job.state in ("written", "skipped"):
+            name = str(job.target.relative_to(page.parent))
+            shown[name] = Comparison(name, job.source, job.target, steps=job.steps)
+    if not shown:
+        return
+    entries = list(shown.values())
+    left_out = write_page(page, entries, title=title, embed=embed)
+    keep_entries(page, entries)
+    for name, reason in left_out.items():
+        LOG.info("not on the page: %s: %s", name, reason)
+    LOG.info("to look at: %s", page)

@@ -18,7 +18,7 @@ from hidiff.data import BatchPlan
 from hidiff.engine.speed import Speed, duration
 from hidiff.options import Options
 from hidiff.utils.distributed import Processes
-from hidiff.utils.errors import UserError
+from hidiff.utils.errors import UserError, printable
 from hidiff.utils.memory import peak_bytes
 
 LOG = logging.getLogger("hidiff")
@@ -48,6 +48,17 @@ class _FileHandler(logging.FileHandler):
         super().handleError(record)
 
 
+class _ConsoleFormatter(logging.Formatter):
+    """Texts from outside must not control the terminal, nor forge lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.args, tuple):
+            record.args = tuple(
+                arg if isinstance(arg, int | float) else printable(arg) for arg in record.args
+            )
+        return printable(super().format(record), keep_lines=True)
+
+
 def start_logging(*, is_main: bool, file: Path | None = None) -> logging.Logger:
     """Log to the console and, where it is given, to a file; other processes show warnings only.
 
@@ -60,7 +71,7 @@ def start_logging(*, is_main: bool, file: Path | None = None) -> logging.Logger:
     LOG.propagate = False
     LOG.setLevel(logging.INFO if is_main else logging.WARNING)
     console = _ConsoleHandler()
-    console.setFormatter(logging.Formatter("%(message)s"))
+    console.setFormatter(_ConsoleFormatter("%(message)s"))
     LOG.addHandler(console)
     if file is not None and is_main:
         handler = _FileHandler(file, encoding="utf-8", delay=True)

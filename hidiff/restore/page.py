@@ -9,6 +9,7 @@ import base64
 import hashlib
 import html
 import io
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from hidiff.data.decode import read_header
 from hidiff.data.image import to_uint8
 from hidiff.restore.photo import read_photo
 from hidiff.utils.errors import UserError
-from hidiff.utils.files import read_regular_file, write_bytes
+from hidiff.utils.files import read_regular_file, write_bytes, write_text
 
 MARK = '<meta name="generator" content="hidiff comparison">'
 """Stands in every page, by which an earlier one is known."""
@@ -55,6 +56,7 @@ class Comparison:
         before, after: files of the blurry and the restored picture.
         sharp: that of the sharp one, where it is known.
         scores: what is said of the picture, such as {'PSNR': '28.10 → 33.40 dB'}.
+        steps: files of the reverse process's steps, from z_T to z_0; empty where they are unknown.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Comparison:
     after: Path
     sharp: Path | None = None
     scores: Mapping[str, str] = field(default_factory=dict)
+    steps: Sequence[Path] = ()
 
 
 def check_replaceable(page: Path) -> None:
@@ -81,6 +84,45 @@ def check_replaceable(page: Path) -> None:
         raise UserError(f"{page}: cannot be read ({error.strerror or error})") from None
     if not ours:
         raise UserError(f"{page} exists and is no comparison page; move it or choose another name")
+
+
+def earlier_entries(page: Path) -> list[Comparison]:
+    """What `keep_entries` has noted beside a page, as far as the pictures are still there."""
+    try:
+        content = json.loads(read_regular_file(_record(page)))
+        found = [
+            Comparison(
+                name,
+                page.parent / before,
+                page.parent / after,
+                steps=[page.parent / step for step in steps],
+            )
+            for name, before, after, steps in content
+        ]
+    except (UserError, ValueError, TypeError):
+        return []
+    return [entry for entry in found if entry.before.is_file() and entry.after.is_file()]
+
+
+def keep_entries(page: Path, entries: Sequence[Comparison]) -> None:
+    """Note beside a page what it shows, so that the next one in this folder shows it, too.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+
+    def place(path: Path) -> str:
+        return os.path.relpath(path, page.parent)
+
+    rows = [
+        (entry.name, place(entry.before), place(entry.after), [*map(place, entry.steps)])
+        for entry in entries
+    ]
+    write_text(_record(page), json.dumps(rows, indent=1) + "\n")
+
+
+def _record(page: Path) -> Path:
+    return page.with_suffix(".json")
 
 
 def write_page(
@@ -163,6 +205,9 @@ def _item(entry: Comparison, page: Path, embed: bool) -> str:
         raise UserError(f"the versions of {entry.name} differ in size ({found})")
     ((width, height),) = sizes
     data |= {"width": str(width), "height": str(height)}
+    if entry.steps:
+        urls = [_picture(path, page, embed)[0] for path in entry.steps]
+        data["steps"] = json.dumps(urls)
     attributes = "".join(f' data-{name}="{html.escape(value)}"' for name, value in data.items())
     scores = "".join(
         f"<span><b>{html.escape(name)}</b> {html.escape(value)}</span> "

@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,9 +17,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hidiff.data.dataset import to_tensor
-from hidiff.data.image import listing
+from hidiff.data.decode import HEIF_ENDINGS
+from hidiff.data.image import listing, write_image
 from hidiff.options import LocalMode, LocalOptions
-from hidiff.restore.image import Progress
+from hidiff.restore.image import Progress, to_image
 from hidiff.restore.photo import (
     ENDINGS,
     FORMATS,
@@ -29,16 +30,18 @@ from hidiff.restore.photo import (
     to_pixels,
     write_photo,
 )
-from hidiff.utils.errors import UserError, memory_errors, missing
-from hidiff.utils.files import read_regular_file
+from hidiff.utils.errors import UserError, memory_errors, missing, printable
+from hidiff.utils.files import partial_files, read_regular_file
 from hidiff.utils.workers import run_in_order
 
 LOG = logging.getLogger("hidiff")
 
-"""What restoring needs of a stage 2."""
+SEARCHED = tuple(dict.fromkeys((*ENDINGS, *HEIF_ENDINGS)))
+"""Endings of photographs; HEIF's always, so that those that cannot be read are named."""
 
 Restore = Callable[[Tensor, str, Progress], Tensor]
-"""From an image (3, H, W), its name and a function to tell the progress to, to (3, H, W)."""
+"""From an image (3, H, W), its name and a function to tell the progress to, to (3, H, W); or to
+(T + 1, 3, H, W), the steps of the reverse process, of which the last one is the result."""
 
 
 @dataclass
@@ -50,6 +53,7 @@ class Job:
         state: what came of it.
         seconds: of reading, restoring and writing.
         remarks: why it failed, or what a person should know.
+        photo: as read; None before and after that.
     """
 
     source: Path
@@ -58,6 +62,13 @@ class Job:
     seconds: float = 0.0
     remarks: list[str] = field(default_factory=list)
     photo: Photo | None = None
+
+    @property
+    def steps(self) -> list[Path]:
+        """Where the steps of the reverse process lie, from z_T to z_0, if there are some."""
+        folder = self.target.with_name(f"{self.target.stem}_trajectory")
+        found = [path for path in folder.glob("z*.png") if path.stem[1:].isdigit()]
+        return sorted(found, key=lambda path: -int(path.stem[1:]))
 
 
 def local_options(
@@ -70,9 +81,13 @@ def local_options(
         overlap: in pixels; None for 32, or half the size if that is less.
 
     Raises:
-        UserError: a number that cannot be.
+        UserError: a number that cannot be, or one without --local.
     """
-    size = size or patch_size or LocalOptions.size
+    for option, value in (("--size", size), ("--overlap", overlap)):
+        if mode == "none" and value is not None:
+            raise UserError(f"{option} {value} is of --local tile and --local tlc; add one of them")
+    if size is None:
+        size = patch_size or LocalOptions.size
     try:
         return LocalOptions(mode, size, min(32, size // 2) if overlap is None else overlap)
     except UserError as error:
@@ -80,7 +95,7 @@ def local_options(
 
 
 def find_jobs(
-    inputs: Iterable[Path],
+    inputs: Sequence[Path],
     out: Path,
     *,
     recursive: bool = False,
@@ -89,9 +104,12 @@ def find_jobs(
 ) -> tuple[list[Job], list[str]]:
     """The photographs to restore, and notices about what is left out.
 
+    What cannot be searched or read is among the jobs, as failed.
+
     Args:
         inputs: files and folders.
-        out: the folder of the results. In a folder that is searched it is passed over.
+        out: the folder of the results, or of one photograph the file. In a folder that is searched
+            it is passed over.
         recursive: search sub-folders too, and keep them in `out`.
         suffix: added to the names of the results.
         ending: of the results, such as `.png`; None: that of the photograph, `.jpg` where its
@@ -101,46 +119,66 @@ def find_jobs(
         UserError: an input does not exist or holds no photograph; `out` is no folder or one of the
             inputs; two results would have one name, or one would replace a photograph.
     """
-    if not out.is_dir() and (out.exists() or out.suffix.lower() in ENDINGS):
-        raise UserError(f"-o: {out} is no folder; name one for the restored photographs")
     if os.sep in suffix or "/" in suffix or "\0" in suffix:
         raise UserError(f"--suffix: {suffix!r} becomes part of file names")
+    for given in inputs:
+        if not os.path.lexists(given):
+            raise UserError(missing(given))
+    single = _single_target(inputs, out, suffix, ending)
     jobs: dict[str, Job] = {}
-    sources: set[Path] = set()
+    failed: list[Job] = []
+    sources: set[str] = set()
     notices: list[str] = []
     for given in inputs:
-        if not given.exists():
-            raise UserError(missing(given))
         if given.is_dir():
-            found = [
-                (path, path.relative_to(given)) for path in _search(given, out, recursive, notices)
-            ]
+            photos = _search(given, out, recursive, notices, failed)
+            found = [(path, path.relative_to(given)) for path in photos]
         else:
             found = [(given, Path(given.name))]
         for path, place in found:
             own = path.suffix if path.suffix.lower() in FORMATS else ".jpg"
             if ending is not None and FORMATS.get(own.lower()) != FORMATS[ending]:
                 own = ending
-            job = Job(path, out / place.with_name(f"{place.stem}{suffix}{own}"))
-            sources.add(path.resolve())
+            job = Job(path, single or out / place.with_name(f"{place.stem}{suffix}{own}"))
+            sources.add(os.path.realpath(path))
             # Names that differ in upper and lower case are one on Windows and macOS.
             other = jobs.setdefault(str(job.target).casefold(), job)
-            if other.source.resolve() != path.resolve():
+            if os.path.realpath(other.source) != os.path.realpath(path):
                 raise UserError(
                     f"{other.source} and {path} would both become {job.target}; restore them in "
                     "two calls with a folder (-o) for each, or rename one"
                 )
     for job in jobs.values():
-        if job.target.resolve() in sources:
+        if os.path.realpath(job.target) in sources:
             raise UserError(
                 f"{job.target} is a photograph to restore, and the result of {job.source} would "
                 "replace it; name another folder with -o, or add --suffix _restored"
             )
-    return list(jobs.values()), notices
+    return [*jobs.values(), *failed], notices
 
 
-def _search(folder: Path, out: Path, recursive: bool, notices: list[str]) -> list[Path]:
-    """The photographs in a folder, in order."""
+def _single_target(
+    inputs: Sequence[Path], out: Path, suffix: str, ending: str | None
+) -> Path | None:
+    """The file of the result where -o names one; None where it names a folder.
+
+    Raises:
+        UserError: it names a file, and there is no single photograph for it.
+    """
+    kind = FORMATS.get(out.suffix.lower())
+    if out.is_dir() or (kind is None and not out.exists()):
+        return None
+    if kind is None or len(inputs) != 1 or inputs[0].is_dir():
+        raise UserError(f"-o: {out} is no folder; name one for the restored photographs")
+    if suffix or (ending is not None and FORMATS[ending] != kind):
+        raise UserError(f"-o: {out} is a whole name; leave out --suffix and --format")
+    return out
+
+
+def _search(
+    folder: Path, out: Path, recursive: bool, notices: list[str], failed: list[Job]
+) -> list[Path]:
+    """The photographs in a folder, in order; folders that cannot be read are added to `failed`."""
     if folder.resolve() == out.resolve():
         raise UserError(
             f"-o: {out} is the folder of the photographs; a second call would take the results for "
@@ -150,7 +188,11 @@ def _search(folder: Path, out: Path, recursive: bool, notices: list[str]) -> lis
     others: list[str] = []
 
     def fail(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror or error})") from None
+        reason = f"{error.filename}: cannot be read ({error.strerror or error})"
+        if Path(error.filename) == folder:
+            raise UserError(reason)
+        place = Path(error.filename)
+        failed.append(Job(place, place, state="failed", remarks=[reason]))
 
     for place, inner, names in os.walk(folder, onerror=fail):
         where = Path(place)
@@ -159,8 +201,11 @@ def _search(folder: Path, out: Path, recursive: bool, notices: list[str]) -> lis
         if results and recursive:
             notices.append(f"{where / results[0]} is the folder of the results and not searched")
             inner.remove(results[0])
+        links = [name for name in inner if (where / name).is_symlink()]
+        if recursive:
+            notices += [f"{where / name} is a link to a folder and not searched" for name in links]
         names = [name for name in names if not name.startswith(".")]
-        images = [name for name in names if Path(name).suffix.lower() in ENDINGS]
+        images = [name for name in names if Path(name).suffix.lower() in SEARCHED]
         photos += [where / name for name in sorted(images)]
         others += {*names} - {*images}
         if not recursive:
@@ -171,12 +216,15 @@ def _search(folder: Path, out: Path, recursive: bool, notices: list[str]) -> lis
         advice = "" if recursive else "; --recursive searches sub-folders too"
         raise UserError(f"{folder} holds no photograph ({', '.join(ENDINGS)}); {found}{advice}")
     if others:
-        notices.append(f"{folder}: {len(others)} others are not used ({listing(others)})")
+        count = "1 other is" if len(others) == 1 else f"{len(others)} others are"
+        notices.append(f"{folder}: {count} not used ({listing(others)})")
     return photos
 
 
-def prepare_folder(out: Path) -> None:
+def prepare_folder(out: Path, jobs: Iterable[Job] = ()) -> None:
     """Make the folder of the results, and make sure that files can be written there.
+
+    What killed calls have left half-written of these results is removed.
 
     Raises:
         UserError: they cannot.
@@ -189,10 +237,22 @@ def prepare_folder(out: Path) -> None:
         raise UserError(
             f"-o: {out} cannot be written ({error.strerror or error}); name another folder"
         ) from None
+    # See `hidiff.utils.files.replacing` for the names; those of other programs' files stay.
+    starts = {(job.target.parent, f".{job.target.name[:50]}.") for job in jobs}
+    for folder in {folder for folder, _ in starts}:
+        for part in partial_files(folder):
+            if (folder, part.name.removesuffix(".part")[:-12]) in starts:
+                with suppress(OSError):
+                    part.unlink()
 
 
 def restore_photos(
-    jobs: Sequence[Job], restore: Restore, *, overwrite: bool = False, workers: int = 0
+    jobs: Sequence[Job],
+    restore: Restore,
+    *,
+    overwrite: bool = False,
+    steps: bool = False,
+    workers: int = 0,
 ) -> None:
     """Restore photographs one after the other, and tell of each; the jobs say what came of them.
 
@@ -203,12 +263,13 @@ def restore_photos(
         jobs: of `find_jobs`.
         restore: see there.
         overwrite: replace results that are there; otherwise their photographs are skipped.
+        steps: not those that have no steps of the reverse process yet.
         workers: threads that read the next ones meanwhile, see `hidiff.utils.workers.run_in_order`.
     """
     started, count = time.monotonic(), len(jobs)
     done = run_in_order(
         jobs,
-        read=functools.partial(_step, functools.partial(_read, overwrite=overwrite)),
+        read=functools.partial(_step, functools.partial(_read, overwrite=overwrite, steps=steps)),
         # Written before the next one is restored, which takes longer: an interruption then loses
         # only the one that is being restored.
         work=functools.partial(_step, functools.partial(_work, restore=restore)),
@@ -232,24 +293,24 @@ def restore_photos(
         raise
     finally:
         for line in summary(jobs, time.monotonic() - started):
-            LOG.info(line)
+            LOG.info("%s", line)
 
 
 def summary(jobs: Sequence[Job], seconds: float) -> list[str]:
-    """How many photographs were restored, and which failed and why."""
+    """How many photographs were restored, and which of several failed and why."""
     counts = {
         state: sum(job.state == state for job in jobs)
         for state in ("written", "skipped", "failed", "waiting")
     }
     words = {
         "written": "restored",
-        "skipped": "skipped, as their results exist (--overwrite restores them again)",
+        "skipped": "skipped, as results exist (--overwrite restores again)",
         "failed": "failed",
         "waiting": "not reached",
     }
     parts = [f"{count} {words[state]}" for state, count in counts.items() if count]
     failed = [f"failed: {job.remarks[-1]}" for job in jobs if job.state == "failed"]
-    return [f"{', '.join(parts)}; {seconds:.1f} s", *failed]
+    return [f"{', '.join(parts)}; {seconds:.1f} s", *(failed if len(jobs) > 1 else [])]
 
 
 def _step(step: Callable[[Job], None], job: Job) -> Job:
@@ -259,7 +320,7 @@ def _step(step: Callable[[Job], None], job: Job) -> Job:
         try:
             with memory_errors(f"{job.source}: no memory for it", "close other programs"):
                 step(job)
-        except UserError as error:
+        except (UserError, OSError) as error:
             text = str(error)
             known = str(job.source) in text or str(job.target) in text
             job.remarks.append(text if known else f"{job.source}: {text}")
@@ -268,12 +329,14 @@ def _step(step: Callable[[Job], None], job: Job) -> Job:
     return job
 
 
-def _read(job: Job, *, overwrite: bool) -> None:
+def _read(job: Job, *, overwrite: bool, steps: bool) -> None:
     if job.target.is_dir():
         raise UserError(f"{job.target} is a folder; move it away, or add --suffix _restored")
-    if job.target.exists() and not overwrite:
+    if job.target.exists() and not overwrite and (job.steps or not steps):
         job.state = "skipped"
         return
+    if job.source.suffix.lower() in HEIF_ENDINGS and job.source.suffix.lower() not in ENDINGS:
+        raise UserError(f"{job.source}: to read HEIF: pip install pillow-heif")
     job.photo = read_photo(read_regular_file(job.source), str(job.source))
     job.remarks += job.photo.notices
     require_room(job.target, job.photo)
@@ -284,13 +347,23 @@ def _work(job: Job, *, restore: Restore) -> None:
     # A bar from 0 to 1, as `restore` tells how far it is.
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
     with tqdm(
-        desc=job.source.name, total=1, leave=False, disable=None, bar_format=form, smoothing=0
+        desc=printable(job.source.name),
+        total=1,
+        leave=False,
+        disable=None,
+        bar_format=form,
+        smoothing=0,
     ) as bar:
 
         def tell(done: float) -> None:
             bar.update(done - bar.n)
 
         restored = restore(to_tensor(job.photo.pixels), job.source.stem, tell)
+    if restored.ndim == 4:
+        folder = job.target.with_name(f"{job.target.stem}_trajectory")
+        for number, step in enumerate(restored):
+            write_image(folder / f"z{len(restored) - 1 - number}.png", to_image(step))
+        restored = restored[-1]
     lost = write_photo(job.target, job.photo, to_pixels(restored, job.photo))
     if lost:
         job.remarks.append(f"{job.target.suffix} files do not hold {', '.join(lost)}")

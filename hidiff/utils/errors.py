@@ -6,6 +6,7 @@ import difflib
 import io
 import os
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,31 @@ def expanded(path: str) -> str:
     """A path with `~` and `$HOME` (or another variable) replaced."""
     # pathlib would fail where a user is unknown; this leaves the text as it is.
     return os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111
+
+
+_BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+def printable(text: object, *, keep_lines: bool = False) -> str:
+    """A text from outside (a file's name, metadata) without what controls a terminal.
+
+    Control characters, separators of lines, marks of the writing direction and parts of file names
+    that are no UTF-8 are written as escapes such as \\x1b.
+
+    Args:
+        text: what is to be printed.
+        keep_lines: leave the ends of lines as they are.
+    """
+
+    def shown(character: str) -> str:
+        if character == "\t" or (keep_lines and character == "\n"):
+            return character
+        controls = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+        if controls or character in _BIDIRECTIONAL:
+            return character.encode("unicode_escape").decode()
+        return character
+
+    return "".join(map(shown, str(text)))
 
 
 def print_problems(problems: Sequence[str], what: str, hint: str) -> None:
@@ -186,7 +212,7 @@ def friendly_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error, keep_lines=True)}", file=sys.stderr)
         raise SystemExit(2) from None
     except Interrupted as stop:
         print(stop, file=sys.stderr)

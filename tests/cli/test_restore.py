@@ -107,6 +107,37 @@ def test_the_page_shows_what_was_restored(here, tmp_path):
         main(arguments)
 
 
+def test_the_page_shows_what_earlier_calls_restored_and_the_steps(here, tmp_path):
+    photos, out = photographs(tmp_path / "in"), tmp_path / "out"
+    arguments = ["-o", str(out), "-m", "tiny_S2", "--compare"]
+    for index in range(2):
+        more = ["--trajectory"] if index == 1 else []
+        assert main([str(photos / f"{index}.png"), *arguments, *more]) == 0
+    page = (out / "compare.html").read_text()
+    assert page.count("data-after=") == 2
+    assert page.count("data-steps=") == 1
+    steps = sorted(path.name for path in (out / "1_trajectory").iterdir())
+    assert steps[0] == "z0.png"
+    assert all(f"1_trajectory/{name}" in page for name in steps)
+    assert np.array_equal(read_image(out / "1.png"), read_image(out / "1_trajectory/z0.png"))
+    (out / "0.png").unlink()
+    assert main([str(photos / "1.png"), *arguments]) == 0
+    assert (out / "compare.html").read_text().count("data-after=") == 1
+
+
+def test_options_without_effect_are_refused(here, tmp_path):
+    photos = photographs(tmp_path / "in", 1)
+    arguments = [str(photos), "-o", str(tmp_path / "out"), "-m", "tiny_S2"]
+    mistakes = (["--size", "64"], ["--embed"], ["--trajectory", "--seeds", "2"])
+    for mistake in mistakes:
+        with pytest.raises(UserError, match=mistake[0]):
+            main([*arguments, *mistake])
+    with pytest.raises(SystemExit):
+        main([*arguments, "--local", "tile", "--size", "0"])
+    assert main([str(photos / "0.png"), "-o", str(tmp_path / "sharp.tiff"), "-m", "tiny_S2"]) == 0
+    assert read_image(tmp_path / "sharp.tiff").shape == (21, 30, 3)
+
+
 def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert find_device("auto") == find_device("cpu") == torch.device("cpu")

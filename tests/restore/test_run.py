@@ -8,13 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from small_data import picture
 
 from hidiff import UserError
 from hidiff.data.image import read_image
 from hidiff.restore.photo import ENDINGS
-from hidiff.restore.run import Job, find_jobs, prepare_folder, restore_photos
+from hidiff.restore.run import (
+    Job,
+    find_jobs,
+    local_options,
+    prepare_folder,
+    restore_photos,
+)
 
 
 def save(path, seed=1, **options):
@@ -87,6 +94,70 @@ def test_suffix_and_format_make_the_name(tree):
         assert names([f"phone{more}"], "out") == {f"phone{more}": "out/phone.jpg"}
 
 
+def test_one_photograph_may_name_the_file_of_its_result(tree):
+    assert names(["in/a.jpeg"], "sharp.png") == {"in/a.jpeg": "sharp.png"}
+    assert names(["in/a.jpeg"], "in/sharp.tiff") == {"in/a.jpeg": "in/sharp.tiff"}
+    assert names(["in/a.jpeg"], "sharp.jpg", ending=".jpeg") == {"in/a.jpeg": "sharp.jpg"}
+    with pytest.raises(UserError, match="sharp.jpg"):
+        names(["in/a.jpeg"], "sharp.jpg", ending=".png")
+    with pytest.raises(UserError, match="replace it"):
+        names(["in/a.jpeg"], "in/a.jpeg")
+
+
+def test_what_cannot_be_read_fails_and_the_rest_goes_on(tree, monkeypatch):
+    Path("in/loop.png").symlink_to("loop.png")
+    Path("in/phone.heic").write_bytes(b"x")
+    Path("in/linked").symlink_to("deep")
+    monkeypatch.setattr("hidiff.restore.run.ENDINGS", (".png", ".jpg", ".jpeg"))
+    inputs = [Path("in"), Path("in/loop.png")]
+    jobs, notices = find_jobs(inputs, Path("out"), recursive=True)
+    assert any("in/linked" in notice for notice in notices)
+    restore_photos(jobs, same)
+    failed = {job.source.name: job.remarks[-1] for job in jobs if job.state == "failed"}
+    assert set(failed) == {"loop.png", "phone.heic"}
+    assert "pip install pillow-heif" in failed["phone.heic"]
+    assert sum(job.state == "written" for job in jobs) == 4
+    long = Job(Path("in/b.PNG"), Path("out") / f"{'x' * 300}.png")
+    restore_photos([long], same)
+    assert long.state == "failed"
+
+
+def test_a_single_failure_is_said_once(said):
+    Path("a.png").write_bytes(b"x")
+    restore_photos(make_jobs(("a.png", "out/a.png")), same)
+    assert sum("a.png" in message for message in said.messages) == 1
+
+
+def test_half_written_results_of_a_killed_call_are_removed(tree):
+    Path("out").mkdir()
+    for name in (".a.jpeg.0123456789ab.part", ".other.txt.0123456789ab.part", ".a.jpeg.part"):
+        (Path("out") / name).touch()
+    jobs, _ = find_jobs([Path("in")], Path("out"))
+    prepare_folder(Path("out"), jobs)
+    assert content("out") == [".a.jpeg.part", ".other.txt.0123456789ab.part"]
+
+
+def test_sizes_without_tiles_are_refused():
+    for numbers in ({"size": 64, "overlap": None}, {"size": None, "overlap": 8}):
+        with pytest.raises(UserError, match="--local tile"):
+            local_options("none", **numbers, patch_size=None)
+    assert local_options("tile", size=64, overlap=None, patch_size=32).overlap == 32
+    assert local_options("tile", size=None, overlap=None, patch_size=48).size == 48
+
+
+def test_steps_of_the_reverse_process_are_written_beside_the_result():
+    save(Path("a.png"), 1)
+    jobs = make_jobs(("a.png", "out/a.png"))
+    restore_photos(jobs, lambda image, name, progress: torch.stack([image * 0, image]), steps=True)
+    assert [path.name for path in jobs[0].steps] == ["z1.png", "z0.png"]
+    assert not read_image("out/a_trajectory/z1.png").any()
+    for place in ("out/a.png", "out/a_trajectory/z0.png"):
+        assert np.array_equal(read_image(place), picture(1, 14, 9))
+    again = make_jobs(("a.png", "out/a.png"))
+    restore_photos(again, None, steps=True)
+    assert again[0].state == "skipped"
+
+
 @pytest.mark.parametrize(
     ("inputs", "options"),
     [
@@ -134,7 +205,8 @@ def test_results_inside_of_the_input_are_no_photographs(tree):
         (["empty"], "out", "empty"),
         (["texts"], "out", r"texts.*x\.txt.*--recursive"),
         (["in"], "in/b.PNG", "-o: in/b.PNG"),
-        (["in/b.PNG"], "sharp.png", "-o: sharp.png"),
+        (["in/b.PNG", "in/a.jpeg"], "sharp.png", "-o: sharp.png"),
+        (["in"], "sharp.png", "-o: sharp.png"),
     ],
 )
 def test_mistakes_in_the_call_are_named(tree, inputs, out, place):
