@@ -27,6 +27,8 @@ COMMANDS = {
     "unpack": "take a packed file apart into weights files and an option file",
     "info": "say what is known about a model",
     "ablation": "train and test option files over several seeds",
+    "export": "write a model as one ONNX file",
+    "ablation": "train and score a list of option files with one budget",
     "complexity": "count parameters and multiply-accumulates",
     "benchmark": "measure time and memory",
 }
