@@ -28,7 +28,6 @@ COMMANDS = {
     "info": "say what is known about a model",
     "ablation": "train and test option files over several seeds",
     "export": "write a model as one ONNX file",
-    "ablation": "train and score a list of option files with one budget",
     "complexity": "count parameters and multiply-accumulates",
     "benchmark": "measure time and memory",
 }

@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 
 EPILOG = """\
-The file takes an image (1, 3, H, W), RGB in [0, 1], and gives the restored one; the reverse chain is
-inside. The starting noise is a second input with a fixed default. docs/onnx.md shows how to run it.
+The file takes an image (1, 3, H, W), RGB in [0, 1], and gives the restored one; the reverse chain
+is inside. The starting noise is a second input with a fixed default. docs/onnx.md shows how to run
+it.
 
   hidiff export bundled -o model.onnx                  for all sides that are multiples of 8
   hidiff export bundled -o model.onnx --size 720 1280  for one size only"""

@@ -114,7 +114,7 @@ def export_onnx(
     free: dict[str, Any] | None = None
     if size is None:
         rows, columns = (torch.export.Dim(name, min=2, max=4096) for name in ("rows", "columns"))
-        free = {name: None for name in inputs}
+        free = dict.fromkeys(inputs)
         free["image"] = {2: multiples[0] * rows, 3: multiples[1] * columns}
     said = io.StringIO()
     try:
