@@ -26,7 +26,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageCms, UnidentifiedImageError, features
 
-from hidiff.data.tags import EXIF_MARK, check_directories, orientation_of, valid_turn
+from hidiff.data.tags import EXIF_MARK, check_directories, exif_block, orientation_of, valid_turn
 from hidiff.utils.errors import UserError, is_out_of_memory
 from hidiff.utils.files import is_file
 
@@ -59,18 +59,16 @@ FORMATS: list[str] = [
 ]
 """Pillow's names of the formats that are read; MPO is JPEG's."""
 
-HEIF_ENDINGS = (".heic", ".heif")
 PHOTO_EXTENSIONS = (
     *EXTENSIONS,
     *([".avif"] if features.check("avif") else []),
-    *(HEIF_ENDINGS if "HEIF" in FORMATS else []),
+    ".heic",
+    ".heif",
 )
-"""File name endings (lower case) of the photographs that can be read here."""
+"""File name endings (lower case) of photographs; HEIC needs the package pillow-heif."""
 
 _JPEG, _PNG, _TIFF = b"\xff\xd8\xff", b"\x89PNG", (b"II*\0", b"MM\0*")
 _BITS, _SAMPLES, _EXTRA_SAMPLES = 0x0102, 0x0115, 0x0152
-RAW_EXIF = "Raw profile type exif"
-"""The text of a PNG file in which ImageMagick wrote EXIF."""
 
 
 @dataclass(frozen=True)
@@ -184,33 +182,6 @@ def check_size(width: int, height: int, where: str) -> None:
         )
 
 
-def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Name and content of each chunk of a PNG file."""
-    at = 8
-    while at + 8 <= len(data):
-        length, name = struct.unpack_from(">I4s", data, at)
-        yield name, data[at + 8 : at + 8 + length]
-        at += 12 + length
-
-
-def exif_block(image: Image.Image, data: bytes) -> bytes | None:
-    """The EXIF block of an image that is not TIFF, without its mark; None where there is none.
-
-    Raises:
-        ValueError: one that ImageMagick wrote as text is damaged.
-    """
-    if image.format == "PNG":
-        for name, content in png_chunks(data):
-            if name == b"eXIf":
-                return content
-        if RAW_EXIF.encode() in data:
-            image.load()  # Texts may stand after the pixels.
-            if text := image.text.get(RAW_EXIF):  # type: ignore[attr-defined]
-                return bytes.fromhex("".join(text.split("\n")[3:])).removeprefix(EXIF_MARK)
-    block = image.info.get("exif")
-    return None if block is None else block.removeprefix(EXIF_MARK)
-
-
 @contextmanager
 def open_image(data: bytes, name: str) -> Iterator[Image.Image]:
     """The image in a file's content, opened by Pillow; what is said of it is read, no pixels.
@@ -241,6 +212,8 @@ def open_image(data: bytes, name: str) -> Iterator[Image.Image]:
         if is_out_of_memory(error):
             raise
         reason = "" if isinstance(error, UnidentifiedImageError) else f"; {error}"
+        if data[4:11] == b"ftyphei" and "HEIF" not in FORMATS:
+            reason = "; HEIC files need a package that is not installed: pip install pillow-heif"
         raise UserError(
             f"{name}: truncated or damaged, not an image, or of a kind that is not read "
             f"({len(data)} bytes{reason}); copy or download it again, convert it to PNG of 8 or 16 "
@@ -296,7 +269,7 @@ def decode_opened(image: Image.Image, data: bytes, name: str, *, thorough: bool 
     colours = pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., :1]
     if image.format == "MPO":
         notices.append("the further pictures in the file (previews, depth, stereo) are left out")
-    if (depth := _heif_depth(data)) > 8:
+    if (depth := heif_depth(data)) > 8:
         notices.append(f"its {depth} bits a channel are read as 8")
     return Decoded(
         np.ascontiguousarray(np.broadcast_to(colours, (*pixels.shape[:2], 3))),
@@ -379,7 +352,7 @@ def _require_undamaged(image: Image.Image, data: bytes) -> None:
         image.load()
 
 
-def _heif_depth(data: bytes) -> int:
+def heif_depth(data: bytes) -> int:
     """Bits a channel of a HEIF or AVIF file, by its box `pixi` (ISO/IEC 23008-12, 6.5.6)."""
     at = data.find(b"pixi", 0, 65536) if data[4:8] == b"ftyp" else -1
     return data[at + 9] if 0 <= at < len(data) - 9 else 8

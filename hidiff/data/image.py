@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from hidiff.data.decode import EXTENSIONS, decode
-from hidiff.utils.errors import UserError, missing
+from hidiff.utils.errors import UserError
 from hidiff.utils.files import read_regular_file, write_bytes
 
 
@@ -61,94 +61,8 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
     write_bytes(path, data.tobytes(), sync=False)
 
 
-def _entries(folder: str | os.PathLike[str], where: str) -> tuple[list[Path], list[str]]:
-    """The image files of a folder, and the names of everything else in it but hidden files."""
-    images, others = [], []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                # Asked for the type first: it costs no access to the file.
-                if entry.is_dir():
-                    others.append(f"{entry.name}/")
-                elif Path(entry.name).suffix.lower() in EXTENSIONS:
-                    images.append(Path(entry.path))
-                else:
-                    others.append(entry.name)
-    except FileNotFoundError:
-        raise UserError(
-            f"{where}: the folder {missing(folder)}; "
-            "datasets/README.md shows the layout, hidiff prepare makes it"
-        ) from None
-    except NotADirectoryError:
-        raise UserError(
-            f"{where}: {folder} is a file, and a folder is wanted; all images of a folder are "
-            f"used: name {Path(folder).parent}, or put the file into a folder of its own"
-        ) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{where}: the folder {folder} cannot be read ({reason})") from None
-    return sorted(images), sorted(others)
-
-
 def listing(names: Iterable[str], limit: int = 5) -> str:
     """The first few names of a long list, and how many more there are."""
     names = sorted(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
-
-
-def passed_over(folder: str | os.PathLike[str], where: str) -> str | None:
-    """A notice of what `list_images` leaves out of a folder; None when that is nothing.
-
-    Raises:
-        UserError: the folder cannot be read.
-    """
-    others = _entries(folder, where)[1]
-    if not others:
-        return None
-    return (
-        f"{where}: {len(others)} of the files and sub-folders in {folder} are not used "
-        f"({listing(others)}); images are files that end in {', '.join(EXTENSIONS)}"
-    )
-
-
-def list_images(folder: str | os.PathLike[str], where: str) -> dict[str, Path]:
-    """The images directly inside a folder, by stem (file name without ending), in name order.
-
-    Args:
-        where: what asks for the folder (a YAML path or command-line option), for messages.
-
-    Raises:
-        UserError: the folder is missing or holds no image, or the stems of two files are equal
-            but for upper and lower case.
-    """
-    folder = Path(folder)
-    images: dict[str, Path] = {}
-    by_case: dict[str, Path] = {}
-    paths, others = _entries(folder, where)
-    for path in paths:
-        # Results are files of these names, which Windows and macOS would mix up.
-        other = by_case.setdefault(path.stem.casefold(), path)
-        if other is not path:
-            raise UserError(
-                f"{where}: {other.name} and {path.name} in {folder} share a name, but for ending "
-                "and upper or lower case; pairs are matched by it, so remove or rename one"
-            )
-        images[path.stem] = path
-    if images:
-        return images
-    if (folder / "data.mdb").exists():
-        raise UserError(f"{where}: {folder} is an LMDB; set io_backend: {{type: lmdb}}")
-    found = f"it holds {listing(others)}" if others else "it is empty"
-    inner = next((name for name in others if name.endswith("/")), None)
-    advice = (
-        f"images in sub-folders are not searched: name one of them, such as {folder / inner}, or "
-        "make the flat layout with hidiff prepare"
-        if inner
-        else "datasets/README.md shows the layout, hidiff prepare makes it"
-    )
-    raise UserError(
-        f"{where}: {folder} holds no image ({', '.join(EXTENSIONS)}); {found}; {advice}"
-    )

@@ -12,26 +12,20 @@ from pathlib import Path
 
 from hidiff.data.decode import EXTENSIONS
 from hidiff.data.image import listing
+from hidiff.data.names import (
+    EQUAL_NAMES,
+    SIDES,
+    check_template,
+    core_of,
+    guess_template,
+    word_templates,
+)
 from hidiff.data.store import SHAPE, find_images, is_lmdb
 from hidiff.utils.errors import UserError, counted_from, missing
 from hidiff.utils.files import is_file, read_lines
 
-SIDES = (
-    ("input", "target"),
-    ("blur", "sharp"),
-    ("blurry", "sharp"),
-    ("lq", "gt"),
-    ("input", "gt"),
-    ("blur", "gt"),
-)
-"""Names of the folders of blurry and sharp images that stand beside each other, in any case; both
-may begin with the same text, as REDS's train_blur and train_sharp do."""
-
 PARTS = ("train", "test", "val", "valid", "validation")
 """Names of folders (in any case) that are parts of a data set and no scenes."""
-
-EQUAL_NAMES = "{}"
-"""The template of pairs whose two images have the same name."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +125,7 @@ def find_pairs(
         UserError: something is missing, holds no image, or is not paired.
     """
     if template is not None:
-        _check_template(template, where)
+        check_template(template, where)
     if blurry is None:
         assert root is not None
         blurry = sharp = root
@@ -203,7 +197,7 @@ def _match(
     found = Pairs(notices=list(notices))
     used = set()
     for name, location in sharp.items():
-        core = _core(name, gt_template or EQUAL_NAMES)
+        core = core_of(name, gt_template or EQUAL_NAMES)
         *folders, last = (core or name).split("/")
         wanted = "/".join([*folders, lq_template.format(last)])
         if core is None or wanted not in blurry:
@@ -214,60 +208,8 @@ def _match(
         found.pairs.append(Pair(full, blurry[wanted], location, *_scene(core, above)))
     found.no_sharp = [name for name in blurry if name not in used]
     if found.no_blurry and found.no_sharp:
-        found.template = _guess_template(blurry, sharp)
+        found.template = guess_template(blurry, sharp)
     return found
-
-
-def _core(name: str, template: str) -> str | None:
-    """What stands for the braces of a template in a name; None where it does not fit."""
-    before, _, after = template.partition("{}")
-    *folders, last = name.split("/")
-    if len(last) < len(before) + len(after):
-        return None
-    if not (last.startswith(before) and last.endswith(after)):
-        return None
-    return "/".join([*folders, last[len(before) : len(last) - len(after)]])
-
-
-def _check_template(template: str, where: str) -> None:
-    parts = template.split("|")
-    braces = ["".join(c for c in part if c in "{}") for part in parts]
-    if len(parts) > 2 or any(
-        b != "{}" or "{}" not in p for b, p in zip(braces, parts, strict=True)
-    ):
-        raise UserError(
-            f"{where}.filename_tmpl: '{template}' must contain {{}} once, for the sharp image's "
-            "name; or be two such names, blurry|sharp"
-        )
-
-
-def _guess_template(blurry: Iterable[str], sharp: Iterable[str]) -> str | None:
-    """The template by which all images of two sides would be paired, if there is one."""
-    lq, gt = ([name.rsplit("/", 1)[-1] for name in names] for names in (blurry, sharp))
-    (lq_before, lq_after), (gt_before, gt_after) = _affixes(lq), _affixes(gt)
-    if lq_before == gt_before:
-        lq_before = gt_before = ""
-    if lq_after == gt_after:
-        lq_after = gt_after = ""
-    lq_template, gt_template = f"{lq_before}{{}}{lq_after}", f"{gt_before}{{}}{gt_after}"
-    lq_cores = sorted(str(_core(name, lq_template)) for name in lq)
-    gt_cores = sorted(str(_core(name, gt_template)) for name in gt)
-    if lq_cores != gt_cores or lq_template == gt_template:
-        return None
-    return lq_template if gt_template == EQUAL_NAMES else f"{lq_template}|{gt_template}"
-
-
-def _affixes(names: Sequence[str]) -> tuple[str, str]:
-    """What all names begin and end with; digits at its edge belong to what tells them apart."""
-    before = re.sub(r"\d+$", "", _common_start(names))
-    after = _common_start([name[len(before) :][::-1] for name in names])[::-1]
-    return before, re.sub(r"^\d+", "", after)
-
-
-def _common_start(names: Sequence[str]) -> str:
-    first, last = min(names), max(names)
-    pairs = enumerate(zip(first, last, strict=False))
-    return first[: next((i for i, (a, b) in pairs if a != b), min(len(first), len(last)))]
 
 
 # One folder -------------------------------------------------------------------------------------
@@ -315,13 +257,13 @@ def _sides(folders: Iterable[str]) -> list[tuple[str, str]]:
 
 def _by_template(root: str, template: str | None, where: str) -> Pairs:
     images, notices = find_images(root, where)
-    templates = [template] if template else _word_templates(images)
+    templates = [template] if template else word_templates(images)
     for candidate in templates:
         lq_template, _, gt_template = candidate.partition("|")
-        blurry = {n: at for n, at in images.items() if _core(n, lq_template) is not None}
+        blurry = {n: at for n, at in images.items() if core_of(n, lq_template) is not None}
         sharp = {n: at for n, at in images.items() if n not in blurry or not lq_template[2:]}
         if gt_template:
-            sharp = {n: at for n, at in images.items() if _core(n, gt_template) is not None}
+            sharp = {n: at for n, at in images.items() if core_of(n, gt_template) is not None}
             blurry = {n: at for n, at in blurry.items() if n not in sharp}
         if not blurry or not sharp:
             continue
@@ -335,20 +277,6 @@ def _by_template(root: str, template: str | None, where: str) -> Pairs:
         f"other ({known}), nor names such as 07_blur and 07_sharp. Name the folder of each side, "
         "the names with filename_tmpl: '{}_blur|{}_sharp', or list the pairs in a meta_info_file"
     )
-
-
-def _word_templates(names: Iterable[str]) -> list[str]:
-    """Templates of the words of `SIDES`, at the end or the beginning of names, that fit some."""
-    lasts = [name.rsplit("/", 1)[-1] for name in names]
-    forms = [f"{{}}{s}{{word}}" for s in ("_", "-", ".")] + [f"{{word}}{s}{{}}" for s in ("_", "-")]
-    templates = []
-    for lq, gt in SIDES:
-        for form in forms:
-            lq_template, gt_template = (form.replace("{word}", word) for word in (lq, gt))
-            fits = [any(_core(n, t) is not None for n in lasts) for t in (lq_template, gt_template)]
-            if all(fits):
-                templates.append(f"{lq_template}|{gt_template}")
-    return templates
 
 
 # Lists ------------------------------------------------------------------------------------------
@@ -414,7 +342,7 @@ def _fields(line: str, lq_root: str, gt_root: str, template: str) -> tuple[str |
         return None, ""
     lq_template, _, gt_template = template.partition("|")
     path = Path(text)
-    core = _core(path.stem, gt_template or EQUAL_NAMES)
+    core = core_of(path.stem, gt_template or EQUAL_NAMES)
     return text, str(path.with_name(lq_template.format(core or path.stem) + path.suffix))
 
 

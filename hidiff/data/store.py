@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from hidiff.data.decode import EXTENSIONS
-from hidiff.data.image import listing, passed_over
+from hidiff.data.image import listing
 from hidiff.utils.errors import UserError, counted_from, missing
 from hidiff.utils.files import is_file, read_regular_file
 
@@ -82,7 +82,13 @@ def find_images(root: str, where: str) -> tuple[dict[str, str], list[str]]:
     return names, notices
 
 
+def list_images(folder: str | os.PathLike[str], where: str) -> dict[str, Path]:
+    """The image files of a folder by name, see `find_images`."""
+    return {name: Path(file) for name, file in find_images(str(folder), where)[0].items()}
+
+
 def _image_files(root: str, where: str) -> tuple[list[Path], list[str]]:
+    """The images of a folder, or where it has none those of its sub-folders; and notices."""
     if not os.path.isdir(root):  # noqa: PTH112 (that of `Path` raises for impossible names)
         if is_file(root):
             raise UserError(f"{where}: {root} is a file; name the folder that it lies in")
@@ -90,33 +96,35 @@ def _image_files(root: str, where: str) -> tuple[list[Path], list[str]]:
             f"{where}: the folder {missing(root)}; datasets/README.md shows the layout, "
             "hidiff prepare makes it"
         )
-    notices: list[str] = []
+    files: list[Path] = []
+    others: list[str] = []
 
     def unreadable(error: OSError) -> None:
-        notices.append(
-            f"{where}: {error.filename} cannot be read ({error.strerror}) and is left out"
-        )
+        others.append(f"{error.filename}, which cannot be read ({error.strerror})")
 
-    files: list[Path] = []
     for place, folders, names in os.walk(root, onerror=unreadable):
-        linked = [name for name in folders if Path(place, name).is_symlink()]
-        notices += [f"{where}: {Path(place, name)} is a link and not followed" for name in linked]
+        names = [name for name in sorted(names) if not name.startswith(".")]
+        images = [name for name in names if Path(name).suffix.lower() in EXTENSIONS]
+        files += [Path(place, name) for name in images]
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [
-            Path(place, name)
-            for name in sorted(names)
-            if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
-        ]
+        others += sorted({*names} - {*images})
         if files and Path(place) == Path(root):
-            others = passed_over(root, where)
-            return files, [] if others is None else [others]
+            others += [f"{name}/" for name in folders]
+            break
+        others += [f"{name}/, a link" for name in folders if Path(place, name).is_symlink()]
+    kinds = f"images are files that end in {', '.join(EXTENSIONS)}"
     if not files:
+        found = f"it holds {listing(others)}" if others else "it is empty"
         raise UserError(
-            f"{where}: {root} holds no image ({', '.join(EXTENSIONS)})"
-            f"{': ' + listing(notices) if notices else ''}; datasets/README.md shows the layout, "
-            "hidiff prepare makes it"
+            f"{where}: {root} holds no image; {found}; {kinds}; datasets/README.md shows the "
+            "layout, hidiff prepare makes it"
         )
-    return files, notices
+    if not others:
+        return files, []
+    return files, [
+        f"{where}: {len(others)} of the files and sub-folders in {root} are not used "
+        f"({listing(others)}); {kinds}"
+    ]
 
 
 def _lmdb() -> ModuleType:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 Tags = dict[int, "tuple[int, bytes] | Tags"]
 """By number: kind and bytes of a value, or the directory that the tag points to."""
@@ -38,6 +39,10 @@ LAYOUT = {
 }  # fmt: skip
 """Tags of a TIFF file that say how its pixels are stored, and those kept apart or not at all: XMP,
 the colour profile, and what Photoshop adds (layers and previews of the image as it was)."""
+
+
+RAW_EXIF = "Raw profile type exif"
+"""The text of a PNG file in which ImageMagick wrote EXIF."""
 
 
 def _order(block: bytes) -> str:
@@ -98,6 +103,33 @@ def orientation_of(block: bytes) -> int:
             if tag == ORIENTATION:
                 return valid_turn(struct.unpack_from(f"{order}H", block, position + 8)[0])
     return 0
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Name and content of each chunk of a PNG file."""
+    at = 8
+    while at + 8 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, at)
+        yield name, data[at + 8 : at + 8 + length]
+        at += 12 + length
+
+
+def exif_block(image: Image.Image, data: bytes) -> bytes | None:
+    """The EXIF block of an image that is not TIFF, without its mark; None where there is none.
+
+    Raises:
+        ValueError: one that ImageMagick wrote as text is damaged.
+    """
+    if image.format == "PNG":
+        for name, content in png_chunks(data):
+            if name == b"eXIf":
+                return content
+        if RAW_EXIF.encode() in data:
+            image.load()  # Texts may stand after the pixels.
+            if text := image.text.get(RAW_EXIF):  # type: ignore[attr-defined]
+                return bytes.fromhex("".join(text.split("\n")[3:])).removeprefix(EXIF_MARK)
+    block = image.info.get("exif")
+    return None if block is None else block.removeprefix(EXIF_MARK)
 
 
 def read_tags(block: bytes) -> tuple[str, Tags]:

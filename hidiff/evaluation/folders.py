@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from hidiff.data.image import list_images, listing, read_image, to_uint8
+from hidiff.data.image import listing, read_image, to_uint8
+from hidiff.data.store import list_images
 from hidiff.evaluation.record import ImageScore, Scores
 from hidiff.metrics.protocols import check_protocol, evaluate_pair
 from hidiff.utils.errors import UserError

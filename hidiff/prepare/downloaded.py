@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hidiff.data.image import list_images
+from hidiff.data.store import list_images
 from hidiff.prepare.check import LAYOUT, check_dataset, layout_sources
 from hidiff.prepare.layout import (
     REALBLUR_LISTS,

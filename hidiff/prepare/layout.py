@@ -18,8 +18,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from tqdm import tqdm
 
-from hidiff.data.image import list_images, listing
+from hidiff.data.image import listing
 from hidiff.data.pairs import find_pairs
+from hidiff.data.store import list_images
 from hidiff.prepare.check import LAYOUT, against_benchmark
 from hidiff.utils.errors import UserError
 from hidiff.utils.files import read_lines, replacing

@@ -11,8 +11,9 @@ import numpy as np
 from tqdm import tqdm
 
 from hidiff.data.decode import read_header
-from hidiff.data.image import list_images, listing, read_image, to_uint8, write_image
+from hidiff.data.image import listing, read_image, to_uint8, write_image
 from hidiff.data.pairs import find_pairs
+from hidiff.data.store import list_images
 from hidiff.utils.errors import UserError, print_problems
 from hidiff.utils.workers import run_in_order
 

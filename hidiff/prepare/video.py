@@ -20,7 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from hidiff.data.decode import check_size
-from hidiff.data.image import list_images, listing, read_image, to_uint8, write_image
+from hidiff.data.image import listing, read_image, to_uint8, write_image
+from hidiff.data.store import list_images
 from hidiff.synthesis.tone import linear_to_srgb, srgb_to_linear
 from hidiff.utils.errors import UserError, missing, print_problems, suggestion
 from hidiff.utils.workers import run_in_order

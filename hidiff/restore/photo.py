@@ -19,12 +19,9 @@ from torch import Tensor
 
 from hidiff.data.decode import (
     PHOTO_EXTENSIONS,
-    RAW_EXIF,
     Decoded,
     decode_opened,
-    exif_block,
     open_image,
-    png_chunks,
 )
 from hidiff.data.image import to_uint8
 from hidiff.data.tags import (
@@ -32,9 +29,12 @@ from hidiff.data.tags import (
     LAYOUT,
     LONG,
     RATIONAL,
+    RAW_EXIF,
     SHORT,
     UNDEFINED,
+    exif_block,
     numbers,
+    png_chunks,
     read_tags,
     upright,
     write_tags,

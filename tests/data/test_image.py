@@ -7,10 +7,12 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from small_data import picture
 
 from hidiff import UserError
+from hidiff.data import decode as decoding
 from hidiff.data.decode import decode, read_header
 from hidiff.data.image import write_image
 
@@ -154,3 +156,43 @@ def test_a_picture_too_large_for_its_format_is_named(tmp_path, ending):
     with pytest.raises(UserError, match=rf"sheet\{ending}: .*2×70000 "):
         write_image(path, np.zeros((70000, 2, 3), np.uint8))
     assert not list(tmp_path.iterdir())
+
+
+def test_further_bands_and_pages_are_refused():
+    bands = np.dstack([RGB, RGB[..., :1]])
+    for pixels_of in (bands, bands.astype(np.uint16) * 257):
+        file = io.BytesIO()
+        tifffile.imwrite(file, pixels_of, photometric="rgb", extrasamples=["unspecified"])
+        with pytest.raises(UserError, match=r"^here: 4 bands"):
+            pixels(file.getvalue(), "here")
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.stack([RGB, RGB]), photometric="rgb")
+    with pytest.raises(UserError, match=r"^here: 2 pictures"):
+        pixels(file.getvalue(), "here")
+
+
+def test_tags_that_lie_over_each_other_are_refused_before_they_are_read(monkeypatch):
+    count, size = 2000, 100_000
+    entries = b"".join(struct.pack("<HHII", 40000 + n, 1, size, 8) for n in range(count))
+    block = b"II*\0" + struct.pack("<IH", 8, count) + entries + bytes(4 + size)
+    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("was opened"))
+    with pytest.raises(UserError, match=r"^here: "):
+        pixels(block, "here")
+
+
+def test_a_heic_file_names_the_package_that_it_needs(monkeypatch):
+    monkeypatch.setattr(decoding, "FORMATS", [f for f in decoding.FORMATS if f != "HEIF"])
+    with pytest.raises(UserError, match="pip install pillow-heif"):
+        pixels(b"\0\0\0\x18ftypheic" + bytes(40), "here")
+
+
+@pytest.mark.skipif("AVIF" not in decoding.FORMATS, reason="Pillow has no AVIF")
+def test_bits_that_are_lost_are_said(monkeypatch):
+    """No encoder here writes 10 bits, so the box of an 8-bit file is read as if it said so."""
+    data = encoded("AVIF")
+    assert decode(data, "x").notices == ()
+    assert decoding.heif_depth(data) == 8
+    at = data.index(b"pixi") + 9
+    assert decoding.heif_depth(data[:at] + b"\x0a" + data[at + 1 :]) == 10
+    monkeypatch.setattr(decoding, "heif_depth", lambda _: 10)
+    assert "10 bits" in " ".join(decode(data, "x").notices)
