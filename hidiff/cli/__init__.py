@@ -27,6 +27,7 @@ COMMANDS = {
     "unpack": "take a packed file apart into weights files and an option file",
     "info": "say what is known about a model",
     "ablation": "train and test option files over several seeds",
+    "app": "serve a page on this machine to drop photographs on",
     "export": "write a model as one ONNX file",
     "complexity": "count parameters and multiply-accumulates",
     "benchmark": "measure time and memory",
