@@ -212,7 +212,7 @@ def open_image(data: bytes, name: str) -> Iterator[Image.Image]:
         if is_out_of_memory(error):
             raise
         reason = "" if isinstance(error, UnidentifiedImageError) else f"; {error}"
-        if data[4:11] == b"ftyphei" and "HEIF" not in FORMATS:
+        if name.lower().endswith((".heic", ".heif")) and "HEIF" not in FORMATS:
             reason = "; HEIC files need a package that is not installed: pip install pillow-heif"
         raise UserError(
             f"{name}: truncated or damaged, not an image, or of a kind that is not read "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hidiff.data.image import list_images
+from hidiff.data.store import list_images
 from hidiff.evaluation.folders import restored_folder
 from hidiff.evaluation.record import ImageScore
 from hidiff.report.rows import Row

@@ -17,7 +17,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hidiff.data.dataset import to_tensor
-from hidiff.data.decode import HEIF_ENDINGS
 from hidiff.data.image import listing, write_image
 from hidiff.options import LocalMode, LocalOptions
 from hidiff.restore.image import Progress, to_image
@@ -36,8 +35,6 @@ from hidiff.utils.workers import run_in_order
 
 LOG = logging.getLogger("hidiff")
 
-SEARCHED = tuple(dict.fromkeys((*ENDINGS, *HEIF_ENDINGS)))
-"""Endings of photographs; HEIF's always, so that those that cannot be read are named."""
 
 Restore = Callable[[Tensor, str, Progress], Tensor]
 """From an image (3, H, W), its name and a function to tell the progress to, to (3, H, W); or to
@@ -205,7 +202,7 @@ def _search(
         if recursive:
             notices += [f"{where / name} is a link to a folder and not searched" for name in links]
         names = [name for name in names if not name.startswith(".")]
-        images = [name for name in names if Path(name).suffix.lower() in SEARCHED]
+        images = [name for name in names if Path(name).suffix.lower() in ENDINGS]
         photos += [where / name for name in sorted(images)]
         others += {*names} - {*images}
         if not recursive:
@@ -335,8 +332,6 @@ def _read(job: Job, *, overwrite: bool, steps: bool) -> None:
     if job.target.exists() and not overwrite and (job.steps or not steps):
         job.state = "skipped"
         return
-    if job.source.suffix.lower() in HEIF_ENDINGS and job.source.suffix.lower() not in ENDINGS:
-        raise UserError(f"{job.source}: to read HEIF: pip install pillow-heif")
     job.photo = read_photo(read_regular_file(job.source), str(job.source))
     job.remarks += job.photo.notices
     require_room(job.target, job.photo)

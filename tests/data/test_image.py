@@ -183,7 +183,7 @@ def test_tags_that_lie_over_each_other_are_refused_before_they_are_read(monkeypa
 def test_a_heic_file_names_the_package_that_it_needs(monkeypatch):
     monkeypatch.setattr(decoding, "FORMATS", [f for f in decoding.FORMATS if f != "HEIF"])
     with pytest.raises(UserError, match="pip install pillow-heif"):
-        pixels(b"\0\0\0\x18ftypheic" + bytes(40), "here")
+        pixels(b"\0\0\0\x18ftypheic" + bytes(40), "a.HEIC")
 
 
 @pytest.mark.skipif("AVIF" not in decoding.FORMATS, reason="Pillow has no AVIF")
