@@ -31,8 +31,14 @@ class _ConsoleHandler(logging.Handler):
     """Prints above a running progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except OSError as error:
+            raise UserError(
+                f"the console cannot be written any more ({error.strerror or error}); earlier "
+                "checkpoints are whole, and --auto_resume goes on from the newest"
+            ) from None
 
 
 class _FileHandler(logging.FileHandler):

@@ -1,16 +1,14 @@
-"""Mistakes that a person can mend, used-up memory, and a console that a program outlives."""
+"""Mistakes that a person can mend, memory that is used up, and the exit codes of programs."""
 
 from __future__ import annotations
 
 import difflib
-import io
 import os
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 
 class UserError(ValueError):
@@ -105,20 +103,25 @@ def require_positive(least: float = 1, /, **values: float) -> None:
             raise UserError(f"{name} {value} must be {limit}")
 
 
-_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
-"""Of the RuntimeErrors with which torch's CPU allocator, CUDA and cuBLAS say it."""
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "ALLOC_FAILED",
+    "could not create a primitive",
+)
+"""Of the RuntimeErrors with which torch's CPU allocator, CUDA, cuBLAS and oneDNN say it."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of Python, NumPy, OpenCV, torch or CUDA means that memory is used up."""
-    import cv2  # here, so that programs that only print their help need not wait for them
-    import torch
-
-    if isinstance(error, cv2.error):
+    cv2 = sys.modules.get("cv2")  # an error of OpenCV comes from one that is imported
+    if cv2 is not None and isinstance(error, cv2.error):
         return error.code == cv2.Error.STS_NO_MEM
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+    if isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+    # CUDA's error is a RuntimeError, too: "CUDA out of memory".
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 @contextmanager
@@ -140,64 +143,25 @@ def memory_errors(what: str, hint: str) -> Iterator[None]:
         raise UserError(f"{what}; {hint}") from None
 
 
-class _Lossy(io.RawIOBase):
-    """Drops what cannot be written, and remembers why.
-
-    A training is worth more than its console: the terminal may be gone, the other end of the pipe
-    closed, the disk of a redirected output full.
-    """
-
-    def __init__(self, raw: io.RawIOBase) -> None:
-        self._raw = raw
-        self.failure: OSError | None = None
-
-    def writable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self._raw.fileno()
-
-    def isatty(self) -> bool:
-        return self._raw.isatty()
-
-    def write(self, data: Any) -> int:
-        try:
-            written = self._raw.write(data)
-        except OSError as error:
-            self.failure, written = error, None
-        return len(data) if written is None else written
-
-
-def keep_console() -> None:
-    """From now on no writing to `sys.stdout` and `sys.stderr` fails, nor their end at exit.
-
-    What the console's encoding lacks is written as an escape sequence. Streams that somebody has
-    put in place of Python's own are left as they are.
-    """
+def _prepare_console() -> None:
+    """Escape what the console's encoding lacks; without a console nothing is printed."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # the program was started with the stream closed
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 (Python closes it)
-        elif stream is getattr(sys, f"__{name}__"):
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _print_last(message: str) -> None:
+    """Print to standard error; where it or standard output is lost, Python's exit must not fail."""
+    for stream, text in ((sys.stdout, ""), (sys.stderr, f"{message}\n")):
+        try:
+            stream.write(text)
             stream.flush()
-            raw = getattr(stream.buffer, "raw", stream.buffer)  # `python -u` has no buffer
-            kept = io.TextIOWrapper(
-                io.BufferedWriter(_Lossy(raw)),
-                encoding=stream.encoding,
-                errors="backslashreplace",
-                line_buffering=stream.line_buffering,
-                write_through=stream.write_through,
-            )
-            setattr(sys, name, kept)
-
-
-def console_failure() -> OSError | None:
-    """Why something could not be written, if that was so."""
-    for stream in (sys.stdout, sys.stderr):
-        raw = getattr(getattr(stream, "buffer", None), "raw", None)
-        if isinstance(raw, _Lossy) and raw.failure is not None:
-            return raw.failure
-    return None
+        except OSError:
+            with suppress(OSError), Path(os.devnull).open("w") as nothing:
+                os.dup2(nothing.fileno(), stream.fileno())
 
 
 @contextmanager
@@ -205,18 +169,22 @@ def friendly_errors() -> Iterator[None]:
     """Turn a `UserError`, a stop or Ctrl-C into a message on standard error and an exit code.
 
     Exit codes: 2 for a `UserError`, 75 for a run that was stopped and can go on, 130 for Ctrl-C
-    elsewhere. Any other exception is a defect of this project and keeps its traceback. A console
-    that is lost ends nothing (`keep_console`).
+    elsewhere, 1 where the console is lost. Any other exception is a defect of this project and
+    keeps its traceback.
     """
-    keep_console()
+    _prepare_console()
     try:
         yield
+        sys.stdout.flush()
     except UserError as error:
-        print(f"error: {printable(error, keep_lines=True)}", file=sys.stderr)
+        _print_last(f"error: {printable(error, keep_lines=True)}")
         raise SystemExit(2) from None
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        _print_last(str(stop))
         raise SystemExit(EXIT_INTERRUPTED) from None
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _print_last("interrupted")
         raise SystemExit(130) from None
+    except BrokenPipeError:  # for instance of `hidiff … | head`
+        _print_last("error: the console was closed")
+        raise SystemExit(1) from None
