@@ -8,7 +8,7 @@ from small_data import train_options
 from small_training import assert_same_weights, build, parameters, quick_options, spoil, train
 
 from hidiff import UserError
-from hidiff.data.transfer import DeviceBatches
+from hidiff.data import transfer
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +110,11 @@ def test_steps_are_those_of_whole_batches(data, stage1, tmp_path, monkeypatch, f
     assert_equal_steps(found, expected)
 
 
-def memory_for(trainer, images, error=torch.cuda.OutOfMemoryError("CUDA out of memory.")):
+CUDA = torch.cuda.OutOfMemoryError("CUDA out of memory.")
+ONEDNN = RuntimeError("could not create a primitive")
+
+
+def memory_for(trainer, images, error=CUDA):
     """Let the second part of a step fail where it has more images; gives the failures."""
     forward = trainer.model.forward
     calls, failures = itertools.count(1), []
@@ -125,10 +129,7 @@ def memory_for(trainer, images, error=torch.cuda.OutOfMemoryError("CUDA out of m
     return failures
 
 
-ONEDNN = RuntimeError("could not create a primitive")
-
-
-@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory."), ONEDNN])
+@pytest.mark.parametrize("error", [CUDA, ONEDNN])
 def test_memory_that_runs_out_changes_no_step(data, tmp_path, monkeypatch, float64, error):
     """Half of a batch's gradient was there when it ran out."""
     whole = quick_options(data, reference_world_size=2, total_iter=2)
@@ -148,14 +149,14 @@ def test_memory_that_runs_out_while_a_batch_is_copied_loses_no_batch(data, monke
     expected = parameters(train(quick_options(data, micro_batch="auto")))
     options = {**quick_options(data, micro_batch="auto"), "name": "again"}
     run = build(options)
-    copy, calls = DeviceBatches._copy, itertools.count(1)
+    copy, calls = transfer.to_device, itertools.count(1)
 
-    def failing(self, batch):
+    def failing(*arguments):
         if next(calls) == 3:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
-        return copy(self, batch)
+            raise CUDA
+        return copy(*arguments)
 
-    monkeypatch.setattr(DeviceBatches, "_copy", failing)
+    monkeypatch.setattr(transfer, "to_device", failing)
     run.run()
     assert run.micro_batches.halved
     for name, tensor in parameters(run).items():
@@ -173,7 +174,11 @@ def test_memory_that_runs_out_while_a_batch_is_copied_loses_no_batch(data, monke
 def test_one_image_that_does_not_fit_ends_the_run_with_advice(data, set_already, advice):
     options = hidiff_options(data, 1, None, **set_already)
     run = build(options)
-    memory_for(run, 0)
+
+    def failing(lq, gt, **draws):
+        raise ONEDNN
+
+    run.model.forward = failing
     with pytest.raises(UserError) as caught:
         run.run()
     said = {"train.micro_batch", "train.activation_checkpointing", "gt_size"}
