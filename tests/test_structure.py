@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "hidiff").rglob("*.py"))
 LAYERS = [
     ("utils",),
-    ("registry", "options"),
+    ("registry",),
+    ("options",),
     ("kernels",),
     ("diffusion", "losses", "metrics"),
     ("archs",),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from hidiff import __version__
-from hidiff.utils.errors import friendly_errors, suggestion
+from hidiff.utils.errors import UserError, friendly_errors, suggestion
 
 COMMANDS = {
     "restore": "restore your own photographs",
@@ -74,8 +74,12 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, message)
 
     def error(self, message: str) -> NoReturn:
-        """End the program with exit code 2; a mistake of one line is not drowned in the usage."""
-        self.exit(2, f"error: {message}\n'{self.prog} --help' says more.\n")
+        """Refuse the call; a mistake of one line is not drowned in the usage.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"{message}\n'{self.prog} --help' says more")
 
 
 def _same(flag: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -18,13 +17,13 @@ DEBUG_FREQUENCY = 8
 
 def for_debugging(options: Options) -> Options:
     """The same experiment as `debug_{name}`, logging, saving and validating all the time."""
-    return dataclasses.replace(
-        options,
-        name=f"debug_{options.name}",
-        logger=dataclasses.replace(
-            options.logger, print_freq=1, save_checkpoint_freq=DEBUG_FREQUENCY
-        ),
-        val=dataclasses.replace(options.val, val_freq=DEBUG_FREQUENCY),
+    logger = {"print_freq": 1, "save_checkpoint_freq": DEBUG_FREQUENCY}
+    return options.model_copy(
+        update={
+            "name": f"debug_{options.name}",
+            "logger": options.logger.model_copy(update=logger),
+            "val": options.val.model_copy(update={"val_freq": DEBUG_FREQUENCY}),
+        }
     )
 
 

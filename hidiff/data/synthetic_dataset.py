@@ -20,13 +20,12 @@ from hidiff.data.pairs import Pair
 from hidiff.data.sampler import CropRequest
 from hidiff.data.store import file_of, find_images, read_location
 from hidiff.data.transforms import SYMMETRIES, draw_offset
-from hidiff.registry import DATASETS
+from hidiff.registry import DATASETS, check_call
 from hidiff.synthesis.exposure import Window
 from hidiff.synthesis.recipe import Recipe
 from hidiff.synthesis.recipe import Sample as BlurSample
 from hidiff.utils.errors import UserError, expanded, suggestion
 from hidiff.utils.random import StreamKey, rng
-from hidiff.utils.typecheck import check_call
 
 KEPT_BYTES = 128 * 2**20
 """Decoded photographs that each process keeps, those read last."""

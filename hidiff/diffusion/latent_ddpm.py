@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hidiff.diffusion.schedule import MAX_BETA, beta_schedule
+from hidiff.registry import DIFFUSIONS
 
 DenoiseFn = Callable[[Tensor, Tensor, "Tensor | float"], Tensor]
 
@@ -68,6 +69,7 @@ def noised(z: Tensor, noise: Tensor, mean_scale: Tensor, std: Tensor) -> Tensor:
     return mean_scale * z + std * noise
 
 
+@DIFFUSIONS.register()
 class LatentDDPM(nn.Module):
     """One of the two released diffusion forms, chosen by `apply_ldm`.
 

@@ -16,7 +16,7 @@ import torch
 from hidiff.engine.gradients import MicroBatches
 from hidiff.engine.optim import build_lr_schedule
 from hidiff.models import DeblurModel
-from hidiff.options import Options, Section, flatten
+from hidiff.options import Options, Section, compare_options
 from hidiff.utils.distributed import Processes
 from hidiff.utils.errors import UserError
 from hidiff.utils.files import replacing
@@ -37,23 +37,6 @@ STATE_ENTRIES = {"networks", "average", "optimizer", "options", "micro_batches",
 
 KEPT_STATES = 3
 """Training states kept in an experiment."""
-
-WITHOUT_INFLUENCE = (
-    r"name",
-    r"num_gpu",
-    r"logger\..*",
-    r"val\..*",
-    r"datasets\.(val|test).*",
-    r"datasets\.train(\[\d+\])?\.(name|num_worker_per_gpu|timeout|dataroot_\w+|io_backend.*)",
-    r"datasets\.train(\[\d+\])?\.(meta_info_file|cache|num_prefetch_queue|pin_memory)",
-    r"path\..*",
-    r"dist_params\..*",
-    r"train\.(max_bad_steps|on_bad_image)",
-    r"kernels",
-    r"train\.(compile|activation_checkpointing|micro_batch)",
-    r"train\.reference_world_size",
-)
-"""Options that do not change the weights that a run ends with."""
 
 SCHEDULE = re.compile(r"train\.(total_iter|warmup_iter|scheduler\..*): ")
 """Options that decide how the learning rate goes on; what was done may be the same for all that."""
@@ -158,21 +141,6 @@ class TrainingState:
         """Whether every step that was done has the learning rate of these options."""
         ours, theirs = (_learning_rate(options) for options in (self.options, content["options"]))
         return all(ours(step) == theirs(step) for step in range(1, content["step"] + 1))
-
-
-def compare_options(
-    before: Mapping[str, Any], now: Mapping[str, Any]
-) -> tuple[list[str], list[str]]:
-    """Lines about options that have changed: those that change the result, and the others."""
-    old, new = flatten(before), flatten(now)
-    deciding: list[str] = []
-    harmless: list[str] = []
-    for path in sorted({*old, *new}):
-        if old.get(path) != new.get(path):
-            line = f"{path}: {old.get(path, 'absent')} → {new.get(path, 'absent')}"
-            neutral = any(re.fullmatch(pattern, path) for pattern in WITHOUT_INFLUENCE)
-            (harmless if neutral else deciding).append(line)
-    return deciding, harmless
 
 
 def _learning_rate(options: Mapping[str, Any]) -> Any:

@@ -41,11 +41,17 @@ def _register_optimizer(name: str, optimizer: type[torch.optim.Optimizer]) -> No
     def build(**options: Any) -> torch.optim.Optimizer:
         return optimizer(**options)
 
-    defaults = {**DEFAULTS.get(name, {}), **({"fused": True} if name in FUSED else {})}
+    defaults: dict[str, Any] = {
+        **DEFAULTS.get(name, {}),
+        **({"fused": True} if name in FUSED else {}),
+    }
+    defaults["lr"] = inspect.Parameter.empty  # torch's own is right for nobody, so it is required
     signature = inspect.signature(optimizer)
     build.__signature__ = signature.replace(  # type: ignore[attr-defined]  # `inspect` reads it
         parameters=[
-            parameter.replace(default=defaults.get(key, parameter.default))
+            parameter.replace(
+                default=defaults.get(key, parameter.default), kind=inspect.Parameter.KEYWORD_ONLY
+            )
             for key, parameter in signature.parameters.items()
         ]
     )

@@ -25,7 +25,7 @@ from hidiff.evaluation.record import (
     read_scores,
 )
 from hidiff.models import DeblurModel
-from hidiff.options import Options, flatten
+from hidiff.options import Options, score_options
 from hidiff.utils.errors import UserError
 from hidiff.utils.files import archive, file_sha256, read_regular_file, write_text
 from hidiff.weights.experiment import RESULTS
@@ -40,16 +40,6 @@ Key = tuple[str, int | None, str]
 
 LOG = logging.getLogger("hidiff")
 
-_WITHOUT_INFLUENCE = (
-    *("name", "num_gpu", "manual_seed", "dist_params", "logger", "train", "path"),
-    *("val.val_freq", "val.num_workers", "val.use_ema", "val.pbar"),
-    *("datasets.train", "datasets.val"),
-)
-"""Options and sections that change nothing in the scores; the weights are compared themselves."""
-
-_OF_LOADING = ("cache", "num_worker_per_gpu")
-"""Options of a test set that change no pixel."""
-
 
 def describe_run(
     options: Options, model: DeblurModel, *, device: str, seeds: int
@@ -63,9 +53,7 @@ def describe_run(
     """
     found = {
         path: json.dumps(value, default=str)
-        for path, value in flatten(options.sections).items()
-        if not any(f"{path}.".startswith(f"{part}.") for part in _WITHOUT_INFLUENCE)
-        and path.rpartition(".")[2] not in _OF_LOADING
+        for path, value in score_options(options.sections).items()
     }
     for name, network in model.networks().items():
         found[_weights_of(name)] = state_sha256(network.state_dict())

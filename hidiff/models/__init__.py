@@ -14,9 +14,8 @@ from hidiff.models.regression import Regression
 from hidiff.models.split import SplitStage2
 from hidiff.models.stage1 import Stage1
 from hidiff.models.stage2 import Stage2
-from hidiff.registry import LOSSES, MODELS
+from hidiff.registry import LOSSES, MODELS, check_call
 from hidiff.utils.errors import UserError
-from hidiff.utils.typecheck import check_call
 
 __all__ = [
     "DeblurModel",

@@ -1,7 +1,15 @@
 """Option files and what is in them."""
 
-from hidiff.options.parsing import flatten, load_datasets, load_options, parse_options
+from hidiff.options.parsing import (
+    compare_options,
+    flatten,
+    load_datasets,
+    load_options,
+    parse_options,
+    score_options,
+)
 from hidiff.options.sections import (
+    MANUAL_SEED,
     DatasetOptions,
     DistOptions,
     LocalMode,
@@ -17,6 +25,7 @@ from hidiff.options.sections import (
 from hidiff.options.yaml_file import shipped_options
 
 __all__ = [
+    "MANUAL_SEED",
     "DatasetOptions",
     "DistOptions",
     "LocalMode",
@@ -28,9 +37,11 @@ __all__ = [
     "Section",
     "TrainOptions",
     "ValOptions",
+    "compare_options",
     "flatten",
     "load_datasets",
     "load_options",
     "parse_options",
+    "score_options",
     "shipped_options",
 ]

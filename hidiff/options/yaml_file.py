@@ -1,4 +1,7 @@
-"""Reading YAML option files: safely, merged with their base, every repeated key seen."""
+"""Reading YAML option files: safely, merged with their base, every repeated key seen.
+
+For messages each option's origin is remembered: the file, or `--force_yml`, that has set it.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,25 @@ from typing import Any
 import yaml
 
 from hidiff.utils.errors import UserError, missing
+from hidiff.utils.files import read_regular_file
 
-MAX_VALUES = 100_000
-"""Values that an option file may have, each alias counted with all that it stands for."""
+MAX_BYTES = 2**20
+"""Of an option file."""
 
 MAX_DEPTH = 50
 """Sections and lists that may stand within each other."""
+
+MAX_ALIASES = 30
+"""Uses of `*name` in a file; each may double what stands in it."""
 
 MAX_LAYERS = 10
 """Files that may be based on one another."""
 
 OPTION_FILES = "options"
 """Name of the folder of this project's option files, in the checkout."""
+
+Origins = dict[str, str]
+"""YAML path of an option → what has set it."""
 
 _MERGE = "tag:yaml.org,2002:merge"
 _KINDS = ("null", "bool", "int", "float", "str", "seq", "map")
@@ -47,38 +57,18 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self.repeated: list[tuple[str, Any, Any, int]] = []
-        self._depth = 0
+        self._depth = self._aliases = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._aliases += self.check_event(yaml.AliasEvent)
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise yaml.YAMLError(f"more than {MAX_DEPTH} sections or lists within each other")
+        if self._aliases > MAX_ALIASES:
+            raise yaml.YAMLError(f"more than {MAX_ALIASES} aliases (*name)")
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
-
-    def get_single_node(self) -> yaml.Node | None:
-        node = super().get_single_node()
-        if node is not None:
-            self._count(node, {})
-        return node
-
-    def _count(self, node: yaml.Node, known: dict[int, int | None]) -> int:
-        """The values in a node; aliases may make them exponentially more than its lines."""
-        if id(node) in known:
-            if (count := known[id(node)]) is None:
-                line = node.start_mark.line + 1
-                raise yaml.YAMLError(f"line {line}: what stands here is a part of itself")
-            return count
-        known[id(node)] = None
-        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
-        if isinstance(node, yaml.MappingNode):
-            inner = [part for pair in inner for part in pair]
-        count = 1 + sum(self._count(part, known) for part in inner)
-        if count > MAX_VALUES:
-            raise yaml.YAMLError(f"more than {MAX_VALUES} values, counted with what aliases repeat")
-        known[id(node)] = count
-        return count
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[Hashable, Any] = {}
@@ -105,36 +95,73 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _require_shallow(value: Any, depth: int = 0) -> None:
+    """Refuse what contains itself, which aliases can write."""
+    if depth > MAX_DEPTH:
+        raise yaml.YAMLError(f"more than {MAX_DEPTH} sections or lists within each other")
+    for inner in value.values() if isinstance(value, dict) else value:
+        if isinstance(inner, (dict, list)):
+            _require_shallow(inner, depth + 1)
+
+
 @functools.lru_cache(maxsize=256)  # many option files have the same bases
 def _parse(text: str) -> tuple[Any, list[tuple[str, Any, Any, int]]]:
     """The content, and (key, earlier value, later value, line) of each key that stands twice.
 
-    To be copied by the caller: who asks for the same text gets the same.
-
     Raises:
-        yaml.YAMLError: the text is no YAML, or nested or repeated by aliases beyond reason.
+        yaml.YAMLError: the text is no YAML, or has values that options cannot have.
     """
-    loader = _Loader(text)
     try:
-        return loader.get_single_data(), loader.repeated
+        loader = _Loader(text)
+        content = loader.get_single_data()
+    except RecursionError:
+        raise yaml.YAMLError("too many sections or lists within each other") from None
     except ValueError as error:  # a number with thousands of digits
         raise yaml.YAMLError(str(error)) from None
+    _require_shallow([content])
+    return content, loader.repeated
+
+
+def _what_is_wrong(error: yaml.YAMLError, text: str) -> str:
+    """', line N: what is wrong there' of a text that is no YAML."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if mark is None:
+        return f": {error}"
+    lines = text.splitlines()
+    near = range(max(mark.line - 1, 0), min(mark.line + 1, len(lines)))
+    for number in reversed(near):
+        if re.match(r"\s*[\w-]+:[^\s:/]", lines[number]):
+            return (
+                f", line {number + 1}: a space is missing after the colon: {lines[number].strip()}"
+            )
+    problem = getattr(error, "problem", None) or str(error)
+    if "'\\t'" in problem:
+        problem = "a tab; YAML is indented with spaces"
+    if "block" in problem or "mapping values" in problem:
+        problem = (
+            f"this line is indented under nothing, or two values stand in one line ({problem})"
+        )
+    there = lines[mark.line].strip() if mark.line < len(lines) else "the end of the file"
+    return f", line {mark.line + 1}: {problem}: {there[:80]}"
 
 
 def _read_one(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The content of one option file, its base not looked at, and notices; see `read_yaml`."""
+    """The content of one option file, its base not looked at, and notices; see `read_layers`."""
+    if not path.exists():
+        raise UserError(f"the option file {missing(path)}")
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"the option file {missing(path)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the option file {path} cannot be read: {error}") from None
+        text = read_regular_file(path, MAX_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{path}: this is no option file, which is a text (YAML); a model's file is named by "
+            "path.weights, or with -m"
+        ) from None
     try:
         content, repeated = copy.deepcopy(_parse(text))
     except yaml.YAMLError as error:
-        raise UserError(f"the option file {path} is not valid YAML: {error}") from None
+        raise UserError(f"{path}{_what_is_wrong(error, text)}") from None
     if not isinstance(content, dict):
-        raise UserError(f"the option file {path} holds no sections")
+        raise UserError(f"{path}: the option file holds no sections")
     notices = []
     for key, earlier, later, line in repeated:
         if earlier != later or type(earlier) is not type(later):
@@ -144,23 +171,6 @@ def _read_one(path: Path) -> tuple[dict[str, Any], list[str]]:
             )
         notices.append(f"{path.name}, line {line}: '{key}' is repeated with the same value")
     return content, notices
-
-
-def _merged(base: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with what `content` sets; a section of another `type` takes nothing from its base."""
-    merged = dict(base)
-    for key, value in content.items():
-        old = base.get(key)
-        if isinstance(value, dict) and isinstance(old, dict):
-            same_type = value.get("type", old.get("type")) == old.get("type")
-            value = _merged(old, value) if same_type else value
-        merged[key] = value
-    return merged
-
-
-def merged(layers: Mapping[Path, dict[str, Any]]) -> dict[str, Any]:
-    """The content of the first of the `read_layers`, with all that it takes over."""
-    return functools.reduce(_merged, reversed([*layers.values()]))
 
 
 def shipped_options() -> Path:
@@ -179,9 +189,8 @@ def find_option_file(path: str | Path) -> Path:
     return ours if ours.exists() else path
 
 
-def read_layers(path: str | Path) -> tuple[dict[Path, dict[str, Any]], list[str]]:
-    """An option file and the files it is based on, see `read_yaml`, each with its own content."""
-    path = find_option_file(path)
+def _read_layers(path: Path) -> tuple[dict[Path, dict[str, Any]], list[str]]:
+    """An option file and the files that it is based on, each with its own content, and notices."""
     layers: dict[Path, dict[str, Any]] = {}
     notices: list[str] = []
     where = ""
@@ -205,30 +214,53 @@ def read_layers(path: str | Path) -> tuple[dict[Path, dict[str, Any]], list[str]
             raise UserError(f"{where}more than {MAX_LAYERS} files are based on one another")
 
 
-def read_yaml(path: str | Path) -> tuple[dict[str, Any], list[str]]:
+def _merge(
+    content: dict[str, Any], more: Mapping[Any, Any], origins: Origins, source: str, prefix: str
+) -> None:
+    """Set in `content` what `more` says, in place, and note where it comes from."""
+    for key, value in more.items():
+        place, old = f"{prefix}{key}", content.get(key)
+        origins[place] = source
+        if isinstance(value, dict):
+            same_type = isinstance(old, dict) and value.get("type", old.get("type")) == old.get(
+                "type"
+            )
+            content[key] = dict(old) if same_type and isinstance(old, dict) else {}
+            _merge(content[key], value, origins, source, f"{place}.")
+        else:
+            content[key] = value
+
+
+def read_yaml(path: str | Path) -> tuple[dict[str, Any], list[str], Origins]:
     """Parse an option file.
 
     `base: other.yml`, a path from the file's own folder, takes over that file: sections are merged,
     other values replaced. A section with another `type` than its base's stands alone.
 
     Returns:
-        The content, and a notice for every key that stands twice with the same value.
+        The content; a notice for every key that stands twice with the same value; and the origin
+        of each option.
 
     Raises:
         UserError: a file is missing, is no YAML, or repeats a key with another value; files are
             based on one another in a circle or more than `MAX_LAYERS` deep.
     """
-    layers, notices = read_layers(path)
-    return merged(layers), notices
+    layers, notices = _read_layers(find_option_file(path))
+    content: dict[str, Any] = {}
+    origins: Origins = {}
+    for file, layer in reversed(layers.items()):
+        _merge(content, layer, origins, str(file), "")
+    return content, notices, origins
 
 
-def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> None:
+def apply_overrides(
+    content: dict[str, Any], overrides: Sequence[str], origins: Origins | None = None
+) -> None:
     """Set options from `--force_yml` texts such as `train:total_iter=1000`, in place.
 
     Sections are parted by `:` or `.`. Values are YAML: numbers, true/false, lists like [1, 2], ~
     for nothing; `none` is nothing too, as in the release. Sections on the way must exist or are
-    made; whether the option exists is checked with the rest. Of a list of sections `train[0]` is
-    the first.
+    made; whether the option exists is checked with the rest.
 
     Raises:
         UserError: an override is not of that form.
@@ -236,9 +268,9 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> None:
     for override in overrides:
         path, equals, text = override.partition("=")
         keys = re.split("[:.]", path.strip())
-        if not equals or not all(keys):
+        if not equals or not all(keys) or len(keys) > MAX_DEPTH:
             raise UserError(
-                f"--force_yml {override}: write section:option=value, "
+                f"--force_yml {override[:100]}: write section:option=value, "
                 "for example train:total_iter=1000"
             )
         try:
@@ -247,25 +279,18 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> None:
             raise UserError(f"--force_yml {override}: '{text}' is not a YAML value") from None
         section = content
         for key in keys[:-1]:
-            section = _inner(section, key, f"--force_yml {override}")
+            if section.get(key) is None:
+                section[key] = {}
+            if not isinstance(section[key], dict):
+                raise UserError(f"--force_yml {override}: '{key}' is an option, not a section")
+            section = section[key]
         section[keys[-1]] = value
+        if origins is not None:
+            origins[".".join(keys)] = "--force_yml"
 
 
-def _inner(section: dict[str, Any], key: str, where: str) -> dict[str, Any]:
-    """The section of that name, made where it is missing, or one of a list, as in `train[0]`."""
-    match = re.fullmatch(r"(.*?)(?:\[(\d+)\])?", key, re.DOTALL)
-    assert match is not None  # the pattern takes every text
-    name, index = match.groups()
-    if index is None and section.get(name) is None:
-        section[name] = {}
-    found = section.get(name)
-    if isinstance(found, list) and index is None:
-        raise UserError(f"{where}: '{name}' is a list; name one of its sections, as in {name}[0]")
-    if index is not None:
-        several = found if isinstance(found, list) else []
-        if int(index) >= len(several):
-            raise UserError(f"{where}: '{name}' has no section [{index}]")
-        found = several[int(index)]
-    if not isinstance(found, dict):
-        raise UserError(f"{where}: '{key}' is an option, not a section")
-    return found
+def origin(place: str, origins: Origins) -> str:
+    """What has set an option; for one that is missing, what has set its section; '' if nothing."""
+    while place and place not in origins:
+        place = re.sub(r"(\.|^)[^.\[]*$|\[\d+\]$", "", place)
+    return origins.get(place, "")

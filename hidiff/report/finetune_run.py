@@ -25,7 +25,7 @@ from hidiff.engine.logger import start_logging
 from hidiff.engine.trainer import Trainer
 from hidiff.evaluation.record import Scores, for_json, read_json, read_scores
 from hidiff.evaluation.test_run import run_test
-from hidiff.options import Options, load_options, parse_options
+from hidiff.options import MANUAL_SEED, Options, load_options, parse_options
 from hidiff.options.yaml_file import apply_overrides
 from hidiff.report.finetune_pairs import FoundPair, find_pairs, split, usable
 from hidiff.utils.distributed import Processes
@@ -67,7 +67,7 @@ class Asked:
     lr: float = 5e-5
     test: Sequence[str] = ()
     held_out: int | None = None
-    seed: int = Options.manual_seed
+    seed: int = MANUAL_SEED
     overrides: Sequence[str] = ()
 
 

@@ -84,11 +84,13 @@ def local_options(
         if mode == "none" and value is not None:
             raise UserError(f"{option} {value} is of --local tile and --local tlc; add one of them")
     if size is None:
-        size = patch_size or LocalOptions.size
+        size = patch_size or LocalOptions().size
+    if overlap is None:
+        overlap = min(32, size // 2)
     try:
-        return LocalOptions(mode, size, min(32, size // 2) if overlap is None else overlap)
+        return LocalOptions.checked({"mode": mode, "size": size, "overlap": overlap}, "")
     except UserError as error:
-        raise UserError(str(error).replace("val.local.", "--")) from None
+        raise UserError(f"--{error}") from None
 
 
 def find_jobs(

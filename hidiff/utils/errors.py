@@ -41,7 +41,10 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     """'; did you mean …?' for a misspelled name, or the list of the known ones."""
     known = sorted(known)
     by_lower = {other.lower(): other for other in reversed(known)}
-    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
+    lower = str(name).lower()
+    close = difflib.get_close_matches(lower, by_lower, n=1, cutoff=0.6)
+    # 'psnr' is meant by nobody but for 'calculate_psnr'.
+    close = close or [other for other in by_lower if len(lower) > 2 and lower in other][:1]
     if close:
         return f"; did you mean '{by_lower[close[0]]}'?"
     return f"; known: {', '.join(known)}" if known else ""

@@ -12,9 +12,9 @@ import torch
 import yaml
 
 from hidiff.models import section_of
+from hidiff.registry import plain
 from hidiff.utils.errors import UserError
 from hidiff.utils.files import write_bytes, write_text
-from hidiff.utils.typecheck import plain
 from hidiff.weights.experiment import MODEL_SUFFIX
 from hidiff.weights.find import FoundModel
 from hidiff.weights.model_file import save_model

@@ -24,9 +24,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import hidiff
 from hidiff.models import DeblurModel, build_model, section_of
+from hidiff.registry import plain
 from hidiff.utils.errors import UserError, missing
 from hidiff.utils.files import file_sha256, write_bytes
-from hidiff.utils.typecheck import plain
 from hidiff.weights.experiment import MODEL_SUFFIX
 from hidiff.weights.tensors import Weights, load_network, require_weights, state_sha256
 

@@ -14,10 +14,9 @@ from torch import Tensor
 from hidiff.archs import build_network
 from hidiff.diffusion import LatentDDPM
 from hidiff.models import section_of
-from hidiff.registry import ARCHS
+from hidiff.registry import ARCHS, check_call
 from hidiff.utils.errors import UserError
 from hidiff.utils.files import file_sha256
-from hidiff.utils.typecheck import check_call
 from hidiff.weights.experiment import MODEL_SUFFIX
 from hidiff.weights.model_file import read_tensors
 from hidiff.weights.tensors import Weights, require_weights

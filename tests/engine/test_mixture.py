@@ -30,15 +30,17 @@ def mixed_options(folder, weights=(2, 1), **changes):
     options = train_options(folder, 1, ema_decay=0.9, **changes)
     first = options["datasets"]["train"]
     del options["datasets"]["val"]
+    own = {key: first.pop(key) for key in ("type", "dataroot_lq", "dataroot_gt")}
     second = {
-        "type": first["type"],
-        "name": "deep",
+        "type": own["type"],
         **{f"dataroot_{side}": str(folder / "deep" / part)
            for side, part in (("lq", "input"), ("gt", "target"))},
     }  # fmt: skip
-    options["datasets"]["train"] = [{**first, "name": "small"}, second]
-    for entry, weight in zip(options["datasets"]["train"], weights, strict=True):
-        entry["weight"] = weight
+    options["datasets"]["train"] = {
+        **first,
+        "small": {**own, "weight": weights[0]},
+        "deep": {**second, "weight": weights[1]},
+    }
     return options
 
 
@@ -70,11 +72,11 @@ def section(options):
 def test_resuming_ends_where_an_uninterrupted_run_ends(folder, whole, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = mixed_options(folder)
-    options["datasets"]["train"][0]["num_worker_per_gpu"] = 2
+    options["datasets"]["train"]["num_worker_per_gpu"] = 2
     trainer = Trainer(parse_options(copy.deepcopy(options)), ALONE)
     trainer.total_iter = 3
     trainer.run()
-    options["datasets"]["train"][0]["num_worker_per_gpu"] = 0
+    options["datasets"]["train"]["num_worker_per_gpu"] = 0
     for key, tensor in parameters(train(options, auto_resume=True)).items():
         assert torch.equal(tensor, whole[1][key]), key
     log = (tmp_path / "experiments/tiny_S1").glob("*.log")
@@ -88,17 +90,17 @@ def counted(log):
 def test_the_log_says_how_many_samples_of_each_set_went_in(whole):
     """Steps of 2, 2, 1 and 1 samples at weights 2 : 1."""
     assert counted(whole[2]) == [
-        "datasets.train[0] (small) 3, datasets.train[1] (deep) 1",
-        "datasets.train[0] (small) 4, datasets.train[1] (deep) 2",
+        "datasets.train.small 3, datasets.train.deep 1",
+        "datasets.train.small 4, datasets.train.deep 2",
     ]
-    assert "(deep): 2 pairs, weight 1, 2 of 6 samples" in whole[2]
+    assert "datasets.train.deep: 2 pairs, weight 1, 2 of 6 samples" in whole[2]
 
 
 def test_a_batch_of_two_bit_depths_has_the_pixels_of_both(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     batch = next(Trainer(parse_options(mixed_options(folder, (1, 1))), ALONE).batches)
     names = {name.partition("/")[0] for name in batch["name"]}
-    assert names == {"train[0]", "train[1]"}
+    assert names == {"train.small", "train.deep"}
     assert batch["lq"].shape == batch["gt"].shape == (2, 3, 16, 16)
     assert 0.2 < batch["gt"].mean(dim=(1, 2, 3)).min() <= batch["gt"].max() <= 1
 
@@ -106,7 +108,7 @@ def test_a_batch_of_two_bit_depths_has_the_pixels_of_both(folder, tmp_path, monk
 def test_items_are_those_of_the_sets(folder):
     mixture = build_training_set(section(mixed_options(folder)))
     assert len(mixture) == 5
-    for index, name in ((2, "train[0]/scene-002"), (3, "train[1]/scene-000")):
+    for index, name in ((2, "train.small/scene-002"), (3, "train.deep/scene-000")):
         part = mixture.sets[index // 3]
         request = CropRequest(index, 16, 32, (1, 2, 3))
         item, own = mixture[request], part[dataclasses.replace(request, index=index % 3)]
@@ -119,7 +121,7 @@ def test_items_are_those_of_the_sets(folder):
 def test_blur_made_on_the_fly_mixes_with_pairs(folder, workers):
     """The same batches from any number of processes, and from the middle on."""
     options = mixed_options(folder)
-    options["datasets"]["train"][1] = {
+    options["datasets"]["train"]["deep"] = {
         "type": "SyntheticBlurDataset",
         "dataroot_gt": [str(folder / "train" / "target"), str(folder / "deep" / "target")],
         "min_size": 32,
@@ -141,7 +143,8 @@ def test_blur_made_on_the_fly_mixes_with_pairs(folder, workers):
         assert batch["name"] == other["name"]
         assert torch.equal(batch["lq"], other["lq"])
         assert torch.equal(batch["gt"], other["gt"])
-    assert {name.partition("/")[0] for b in alone for name in b["name"]} == {"train[0]", "train[1]"}
+    found = {name.partition("/")[0] for batch in alone for name in batch["name"]}
+    assert found == {"train.small", "train.deep"}
 
 
 def test_a_bad_image_is_replaced_by_one_of_its_own_set(folder, tmp_path, monkeypatch):
@@ -154,56 +157,78 @@ def test_a_bad_image_is_replaced_by_one_of_its_own_set(folder, tmp_path, monkeyp
     batches = [next(trainer.batches) for _ in range(4)]
     assert [notice for batch in batches for notice in batch["notices"]]
     sets = [name.partition("/")[0] for batch in batches for name in batch["name"]]
-    assert sets.count("train[0]") == sets.count("train[1]") == 3
+    assert sets.count("train.small") == sets.count("train.deep") == 3
 
 
 def test_a_set_of_weight_0_is_not_even_opened(folder):
     options = mixed_options(folder, (0, 0.5))
-    options["datasets"]["train"][0]["dataroot_lq"] = "nowhere"
+    options["datasets"]["train"]["small"]["dataroot_lq"] = "nowhere"
     mixture = build_training_set(section(options))
-    assert [part.label for part in mixture.sections] == ["datasets.train[1] (deep)"]
+    assert [part.label for part in mixture.sections] == ["datasets.train.deep"]
     assert mixture.shares.counts(7) == [7]
 
 
 @pytest.mark.parametrize(
-    ("change", "place"),
+    ("key", "value", "place"),
     [
-        (lambda sets: sets[1].update(gt_size=16), r"datasets\.train\[1\]\.gt_size: .*train\[0\]"),
-        (lambda sets: sets[1].update(mean=[0, 0, 0]), r"datasets\.train\[1\]\.mean: "),
-        (lambda sets: sets[1].update(wieght=1), r"datasets\.train\[1\]\.wieght: "),
-        (lambda sets: sets[1].update(weight=-1), r"datasets\.train\[1\]\.weight: "),
-        (lambda sets: sets[0].update(weight="1"), r"datasets\.train\[0\]\.weight: .*quotes"),
-        (lambda sets: [s.update(weight=0) for s in sets], r"datasets\.train: .*weight is 0"),
-        (lambda sets: sets.clear(), r"datasets\.train: .*\[\]"),
-        (lambda sets: sets.append(5), r"datasets\.train\[2\]: .*got 5"),
-        (lambda sets: sets[1].update(dataroot_lq="/no"), r"datasets\.train\[1\]\.dataroot_lq: "),
-        (lambda sets: sets[1].pop("dataroot_gt"), r"datasets\.train\[1\]\.dataroot_gt: "),
-        (lambda sets: sets[0].update(gt_size=24), r"datasets\.train\[0\]\.gt_size: "),
+        ("deep.gt_size", 16, r"deep\.gt_size: .*move it to datasets\.train"),
+        ("deep.mean", [0, 0, 0], r"deep\.mean: "),
+        ("deep.wieght", 1, r"deep\.wieght: "),
+        ("deep.weight", -1, r"deep\.weight: "),
+        ("small.weight", "1", r"small\.weight: .*quotes"),
+        ("small", {"type": "PairedImageIRDatasett"}, r"small\.type: .*'PairedImageIRDataset'"),
+        ("small", {"weight": 1}, r"small: .*sets are deep"),
+        ("deep.dataroot_lq", "/no", r"deep\.dataroot_lq: "),
+        ("deep.dataroot_gt", None, r"deep\.dataroot_gt: "),
+        ("gt_size", 24, r"gt_size: "),
+        ("weight", 2, r"weight: "),
     ],
 )
-def test_a_mistake_in_a_mixture_is_named_with_its_place(folder, change, place):
+def test_a_mistake_in_a_mixture_is_named_with_its_place(folder, key, value, place):
     options = mixed_options(folder)
-    change(options["datasets"]["train"])
-    with pytest.raises(UserError, match=f"^{place}"):
+    section = options["datasets"]["train"]
+    *outer, last = key.split(".")
+    for name in outer:
+        section = section[name]
+    section[last] = value
+    with pytest.raises(UserError, match=rf"^datasets\.train\.{place}"):
         Trainer(parse_options(options), ALONE)
 
 
-def test_the_command_line_reaches_into_a_mixture(folder, tmp_path):
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ([{"type": "PairedImageIRDataset"}], r"datasets\.train: expected .*names"),
+        ({"gt_size": 32}, r"datasets\.train\.type: "),
+    ],
+)
+def test_what_is_no_mixture_is_refused(folder, content, place):
+    options = mixed_options(folder)
+    options["datasets"]["train"] = content
+    with pytest.raises(UserError, match=f"^{place}"):
+        parse_options(options)
+
+
+def test_not_all_weights_are_0(folder):
+    with pytest.raises(UserError, match=r"^datasets\.train: .*weight is 0"):
+        parse_options(mixed_options(folder, (0, 0)))
+
+
+def test_the_command_line_and_a_base_reach_into_a_mixture(folder, tmp_path):
     path = write_yaml(tmp_path / "T.yml", mixed_options(folder))
-    options = load_options(path, ["datasets:train[1]:weight=5", "datasets.train[0].timeout=9"])
+    options = load_options(path, ["datasets:train:deep:weight=5", "datasets.train.timeout=9"])
     data = options.for_training()[1]
     assert ([entry.weight for entry in data.mixture], data.timeout) == ([2, 5], 9)
-    for override, place in (
-        ("datasets:train:timeout=9", r"^--force_yml datasets:train:timeout=9: .*train\[0\]"),
-        ("datasets:train[2]:weight=1", r"^--force_yml .*'train' has no section \[2\]"),
-        ("datasets:train[1]:weight=-5", r"^--force_yml: datasets\.train\[1\]\.weight: "),
-        ("datasets:train[1]:weight:a=5", r"'weight' is an option"),
-    ):
-        with pytest.raises(UserError, match=place):
-            load_options(path, [override])
-    path = write_yaml(tmp_path / "U.yml", mixed_options(folder, (1, -1)))
-    with pytest.raises(UserError, match=r"U\.yml: datasets\.train\[1\]\.weight: "):
-        load_options(path, ["datasets:train[0]:weight=5"])
+    with pytest.raises(UserError, match=r"^--force_yml: datasets\.train\.deep\.weight: "):
+        load_options(path, ["datasets:train:deep:weight=-5"])
+    (tmp_path / "U.yml").write_text(
+        "base: T.yml\ndatasets: {train: {small: ~, deep: {weight: 3}}}\n"
+    )
+    data = load_options(tmp_path / "U.yml").for_training()[1]
+    assert [(entry.name, entry.weight) for entry in data.mixture] == [("deep", 3)]
+    (tmp_path / "V.yml").write_text("base: U.yml\ndatasets: {train: {deep: {weight: -1}}}\n")
+    with pytest.raises(UserError, match=r"V\.yml: datasets\.train\.deep\.weight: "):
+        load_options(tmp_path / "V.yml")
 
 
 def test_a_single_section_has_no_weight(folder):
@@ -216,8 +241,8 @@ def test_a_single_section_has_no_weight(folder):
 @pytest.mark.parametrize(
     ("change", "place"),
     [
-        (lambda sets: sets[1].update(weight=3), r"train\[1\]\.weight: 1 → 3"),
-        (lambda sets: sets.pop(), r"train\[1\]\.weight: 1 → absent"),
+        (lambda sets: sets["deep"].update(weight=3), r"train\.deep\.weight: 1 → 3"),
+        (lambda sets: sets.pop("deep"), r"train\.deep\.weight: 1 → absent"),
     ],
 )
 def test_resuming_another_mixture_is_refused(folder, whole, monkeypatch, change, place):
@@ -231,7 +256,7 @@ def test_resuming_another_mixture_is_refused(folder, whole, monkeypatch, change,
 def test_pairs_that_moved_from_set_to_set_are_noticed(folder, whole, tmp_path, monkeypatch):
     monkeypatch.chdir(whole[0])
     options = mixed_options(folder)
-    first, second = options["datasets"]["train"]
+    first, second = (options["datasets"]["train"][key] for key in ("small", "deep"))
     make_pairs(tmp_path / "two", 2)
     make_pairs(tmp_path / "three", 3)
     for entry, name in ((first, "two"), (second, "three")):
@@ -245,17 +270,17 @@ def test_the_model_knows_what_it_was_trained_on(whole, monkeypatch):
     monkeypatch.chdir(whole[0])
     data = find_model("tiny_S1").data
     assert [part["weight"] for part in data.values()] == [2, 1]
-    assert data["train[1] (deep)"]["dataroot_lq"].endswith("deep/input")
+    assert data["deep"]["dataroot_lq"].endswith("deep/input")
 
 
 def test_checking_an_option_file_looks_at_every_set(folder, tmp_path):
     options = mixed_options(folder)
     photographs = {"type": "SyntheticBlurDataset", "dataroot_gt": ["a", "b"]}
-    options["datasets"]["train"].append(photographs)
+    options["datasets"]["train"]["photographs"] = photographs
     sources = dataset_folders(write_yaml(tmp_path / "T.yml", options))
     assert [(source.name, source.lq[-10:], source.patch_size) for source in sources] == [
-        ("datasets.train[0] (small)", "rain/input", 32),
-        ("datasets.train[1] (deep)", "deep/input", 32),
-        ("datasets.train[2]", "a", 32),
-        ("datasets.train[2]", "b", 32),
+        ("datasets.train.small", "rain/input", 32),
+        ("datasets.train.deep", "deep/input", 32),
+        ("datasets.train.photographs", "a", 32),
+        ("datasets.train.photographs", "b", 32),
     ]

@@ -17,18 +17,14 @@ from small_data import make_pairs, train_options
 from small_programs import start
 
 from hidiff import UserError, files
-from hidiff.archs import Transformer
 from hidiff.data import BatchPlan, PhaseBatchSampler, build_dataset, training_batches
 from hidiff.data.loader import STOP_SIGNALS
 from hidiff.engine import checkpoint
-from hidiff.engine.checkpoint import compare_options
 from hidiff.engine.trainer import Trainer
-from hidiff.losses import L1Loss
 from hidiff.options import parse_options
 from hidiff.utils.distributed import Processes
 from hidiff.utils.errors import EXIT_INTERRUPTED, Interrupted
 from hidiff.utils.files import hold
-from hidiff.utils.typecheck import _signature
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 
@@ -370,53 +366,6 @@ def test_without_any_usable_image_skipping_ends_too(tmp_path):
         path.write_bytes(b"")
     with pytest.raises(UserError):
         list(loaded)
-
-
-def test_changed_options_are_listed_or_refused(data):
-    content = train_options(data, 1)
-
-    def sections():
-        return parse_options(copy.deepcopy(content)).sections
-
-    before = sections()
-    content["logger"]["print_freq"] = 7
-    content["datasets"]["train"]["num_worker_per_gpu"] = 2
-    content["datasets"]["train"]["cache"] = "folder"
-    assert compare_options(before, sections(), "it") == [
-        "changed since the run was started: datasets.train.cache: None → folder",
-        "changed since the run was started: datasets.train.num_worker_per_gpu: 0 → 2",
-        "changed since the run was started: logger.print_freq: 1 → 7",
-    ]
-    # What is said and what is left out may be the same.
-    content["train"] |= {"precision": "tf32", "compile": False, "activation_checkpointing": []}
-    assert len(compare_options(before, sections(), "it")) == 3
-    content["train"] |= {"precision": "bf16", "warmup_iter": 3}
-    content["train"]["optim_total"]["lr"] = 1.0
-    with pytest.raises(UserError) as refused:
-        compare_options(before, sections(), "it")
-    for path in ("train.precision: ", "train.warmup_iter: ", "train.optim_total.lr: "):
-        assert path in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    ("class_", "option", "path"),
-    [(Transformer, "num_refinement_blocks", "network_g"), (L1Loss, "reduction", "train.pixel_opt")],
-)
-def test_a_changed_default_is_noticed(data, monkeypatch, class_, option, path):
-    content = train_options(data, 1)
-    content["train"]["pixel_opt"] = {"type": "L1Loss"}
-    content["network_g"].pop(option, None)
-    before = parse_options(copy.deepcopy(content)).sections
-    other = {"num_refinement_blocks": 3, "reduction": "sum"}[option]
-    defaults = {**class_.__init__.__kwdefaults__, option: other}
-    monkeypatch.setattr(class_.__init__, "__kwdefaults__", defaults)
-    _signature.cache_clear()
-    try:
-        now = parse_options(copy.deepcopy(content)).sections
-    finally:
-        _signature.cache_clear()
-    with pytest.raises(UserError, match=re.escape(f"{path}.{option}: ")):
-        compare_options(before, now, "it")
 
 
 def test_resuming_with_another_global_batch_is_refused(data):

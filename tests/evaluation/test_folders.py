@@ -243,7 +243,7 @@ def test_any_two_folders(folder):
     assert first.key == ("x", "basicsr", "pictures")
     assert second.key == ("HIDE", "matlab", "pictures")
     for arguments in (pictures, [*pictures, "--dataset", "x", "y", "--output", "out"]):
-        with pytest.raises(SystemExit):
+        with pytest.raises(UserError):
             main(arguments)
 
 

@@ -14,7 +14,7 @@ from hidiff.archs import Denoiser
 from hidiff.options import Phase, load_options, parse_options
 from hidiff.options.yaml_file import apply_overrides, read_yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 OPTION_FILES = sorted((ROOT / "options").rglob("*.yml"))
 RELEASED = load_json("released_options.json")
 RELEASED_PHASES = [(128, 16), (160, 10), (192, 8), (256, 4), (320, 2), (384, 2)]
@@ -171,7 +171,6 @@ def test_mistakes_name_their_place_and_the_way_out(content, path, value, message
         ("gt_size", 256, "256 is less than the largest of gt_sizes, 384"),
         ("mini_batch_sizes", [32, 10, 8, 4, 2, 2], "32 exceeds batch_size_per_gpu 16"),
         ("iters", None, "progressive training also needs iters"),
-        ("gt_sizes", [100, 160, 192, 256, 320, 384], "patch size 100 must be a multiple of 8"),
         ("iters", [20000, 0, 1, 1, 1, 1], r"datasets\.train\.iters\[1\]: "),
     ],
 )
@@ -212,8 +211,6 @@ def test_crops_may_be_larger_than_the_largest_patch(content):
         ("datasets.train.pin_memory", True, True),
         ("datasets.train.num_prefetch_queue", 3, True),
         ("datasets.train.persistent_workers", True, False),
-        ("datasets.train.mean", [0.5, 0.5, 0.5], True),
-        ("datasets.train.std", [0.5, 0.5, 0.5], True),
         ("train.ema_decay", 0, True),
         ("train.optim_total.amsgrad", True, True),
         ("val.pbar", False, True),
@@ -302,7 +299,7 @@ def test_a_merge_key_gives_defaults(tmp_path):
     path.write_text(
         "first: &base {x: 1, y: 2}\nmore: &more {<<: *base, z: 3}\na:\n  <<: [*more]\n  y: 5\n"
     )
-    content, notices = read_yaml(path)
+    content, notices, _ = read_yaml(path)
     assert content["a"] == {"x": 1, "y": 5, "z": 3}
     assert notices == []
 
@@ -329,7 +326,7 @@ def test_a_file_takes_over_what_its_base_says(tmp_path):
     )
     written(tmp_path / "more", middle="base: ../root.yml\na: {y: [3], s: {type: A, q: 2}}\n")
     path = written(tmp_path, child="base: more/middle.yml\na: {t: {type: B, q: 3}}\nb: 2\nc: ~\n")
-    content, _ = read_yaml(path)
+    content, *_ = read_yaml(path)
     assert content == {
         "a": {"x": 1, "y": [3], "s": {"type": "A", "p": 1, "q": 2}, "t": {"type": "B", "q": 3}},
         "b": 2,
@@ -431,7 +428,7 @@ def test_an_override_cannot_run_code(content):
         ("network_g.type", ["Transformer"], r"network_g\.type: there is no network"),
         ("network_d.out_channel", 8, r"network_d\.out_channel: 8 must equal in_channel 256"),
         ("network_d.group", 8, r"network_d\.group: 8 differs from network_g\.group 4"),
-        ("network_le_dm.block_num", -3, r"network_le_dm: block_num -3 must be at least 0"),
+        ("network_le_dm.block_num", -3, r"network_le_dm\.block_num: .*-3"),
         ("manual_seed", -1, r"manual_seed: "),
         ("train.optim_total.lr", -1.0, r"train\.optim_total: Invalid learning rate"),
         ("train.optim_total.betas", [0.9, 1.5], r"train\.optim_total: Invalid beta"),
@@ -439,8 +436,9 @@ def test_an_override_cannot_run_code(content):
         ("train.scheduler.periods", [0, 5], r"train\.scheduler\.periods: \[0, 5\]"),
         ("train.ema_decay", 1.0, r"train\.ema_decay: "),
         ("val.metrics.psnr.better", "highest", r"val\.metrics\.psnr\.better: .*'higher'"),
-        ("datasets.train.std", [1, 0, 1], r"datasets\.train\.std\[1\]: "),
-        ("datasets.train.mean", [0.5], r"datasets\.train\.mean: "),
+        ("datasets.train.std", [1, 1, 1], r"datasets\.train\.std: not supported"),
+        ("datasets.train.mean", [0.5], r"datasets\.train\.mean: not supported"),
+        ("train.optim_total", {"type": "AdamW"}, r"train\.optim_total\.lr: this option is missing"),
         ("datasets.train.num_prefetch_queue", 0, r"datasets\.train\.num_prefetch_queue: "),
         ("name", "a" * 300, r"name: 300 bytes"),
         ("name", "a" + "ä" * 100, r"name: 201 bytes"),
@@ -538,7 +536,7 @@ def test_a_date_is_text(tmp_path, text):
     """Training states hold the options, and dates are no plain data."""
     path = tmp_path / "a.yml"
     path.write_text(f"a: {text}\nb: {{c: [{text}]}}\n")
-    content, _ = read_yaml(path)
+    content, *_ = read_yaml(path)
     apply_overrides(content, [f"d={text}"])
     assert content == {"a": text, "b": {"c": [text]}, "d": text}
 
