@@ -89,7 +89,8 @@ def _training_set(content: Any) -> dict[str, Any]:
         if key == "weight" or (key not in known and value is not None):
             raise option_error(
                 f"{place}.{key}",
-                f"there is no such option of a mixture, whose sets are {', '.join(sets)}{suggestion(key, known)}",
+                f"there is no such option of a mixture, whose sets are {', '.join(sets)}"
+                f"{suggestion(key, known)}",
             )
     for key, part in sets.items():
         for option in part:

@@ -70,7 +70,7 @@ def test_tiles(here, tmp_path):
     tiles = ["--local", "tile", "--size", "16", "--overlap", "8"]
     assert main([str(photos), "-o", str(out), "-m", "tiny_S2", *tiles]) == 0
     model, image = load_model("tiny_S2").model, to_tensor(picture(0, 21, 30))
-    local = LocalOptions("tile", 16, 8)
+    local = LocalOptions(mode="tile", size=16, overlap=8)
     expected = restore_image(model, image, name="0", local=local)
     assert np.array_equal(read_image(out / "0.png"), to_image(expected))
     for mistake in (["--size", "20"], ["--overlap", "16"]):

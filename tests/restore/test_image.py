@@ -120,7 +120,9 @@ def test_windows_of_a_coarser_level_lie_in_the_same_places():
 
 def test_an_image_of_one_tile_is_restored_as_without_tiles(model):
     image = torch.rand(3, 37, 43)
-    tiled = restore_image(model, image, name="x", local=LocalOptions("tile", 48, 8))
+    tiled = restore_image(
+        model, image, name="x", local=LocalOptions(mode="tile", size=48, overlap=8)
+    )
     assert torch.equal(tiled, restore_image(model, image, name="x"))
 
 
@@ -153,7 +155,7 @@ def test_eq_6s_noise_is_that_of_the_image_however_many_tiles_are_computed_at_onc
     tmp_path, monkeypatch
 ):
     model, image = stage2(tmp_path, reverse_noise=True), torch.rand(3, 24, 40)
-    local, results = LocalOptions("tile", 16, 8), []
+    local, results = LocalOptions(mode="tile", size=16, overlap=8), []
     for at_once in (1, 2, 5):
         monkeypatch.setattr("hidiff.restore.image.TILES_AT_ONCE", {"cpu": at_once})
         results.append(restore_image(model, image, name="x", local=local))
@@ -181,7 +183,11 @@ def test_statistics_of_windows_are_a_mode_of_their_own(model):
     image, seen = torch.rand(3, 37, 43), []
     none, tlc, wide = (
         restore_image(model, image, name="a", local=local, progress=seen.append)
-        for local in (None, LocalOptions("tlc", 16, 8), LocalOptions("tlc", 48, 8))
+        for local in (
+            None,
+            LocalOptions(mode="tlc", size=16, overlap=8),
+            LocalOptions(mode="tlc", size=48, overlap=8),
+        )
     )
     assert not torch.allclose(tlc, none, rtol=0, atol=1e-6)
     # The weights and the prior are the same: it is not another picture.
