@@ -27,6 +27,13 @@ from hidiff.registry import ARCHS
 from hidiff.utils.errors import UserError
 
 Guidance = Literal["multi_scale", "single_scale", "vector", "none"]
+TITLES: dict[Guidance, str] = {
+    "multi_scale": "HI-Diff",
+    "single_scale": "HI-Diff with a prior of one scale",
+    "vector": "DiffIR",
+    "none": "Restormer",
+}
+"""What people call the network with each kind of guidance."""
 
 Priors = tuple[Tensor | None, Tensor | None, Tensor | None]
 """What guides level 1, levels 2 and 3, and the latent level 4."""
@@ -259,7 +266,7 @@ class Transformer(ImageNetwork):
                 f"out_channels {out_channels} must equal inp_channels {inp_channels}: the input "
                 "image is added to the output (without dual_pixel_task)"
             )
-        self.title = f"Transformer, width {dim}, guidance {guidance}"
+        self.title = f"{TITLES[guidance]}, width {dim}"
         self.in_channels = inp_channels
         self.ffn_expansion_factor = ffn_expansion_factor
         self.group = 1 if guidance == "vector" else group

@@ -24,6 +24,9 @@ from hidiff.utils.errors import UserError
 Transform = Callable[[Tensor, Tensor | None], Tensor]
 """From images (B, 3, H, W) and prior (B, N, C') to images, as the Transformer does."""
 
+CHANNELS = 3
+"""Of the images in all data sets: RGB."""
+
 IMAGE_LOSSES = ("l_pix", "l_percep", "l_edge", "l_freq")
 """Those between restored and sharp images."""
 
@@ -68,9 +71,7 @@ class DeblurModel(nn.Module):
         networks: by official name; a network that is None is left out.
         losses: by name; one that is None is left out.
         frozen: networks that the stage uses and does not train.
-        from_stage1: networks that start from the weights of stage 1, and from which network of
-            its: 'net_g', or for a part of it 'net_g.G'. What has the same name takes the place of
-            the same part.
+        from_stage1: networks that start from stage 1's weights of the same name.
         guided: whether prior tokens guide the Transformer; its option `guidance` must fit.
         restores_from_gt: `restore` needs the sharp image: its scores are an upper bound.
 
@@ -93,12 +94,12 @@ class DeblurModel(nn.Module):
         losses: Mapping[str, nn.Module | None],
         *,
         frozen: tuple[str, ...] = (),
-        from_stage1: Mapping[str, str] | None = None,
+        from_stage1: tuple[str, ...] = (),
         guided: bool = False,
         restores_from_gt: bool = False,
     ) -> None:
         super().__init__()
-        self.frozen, self.from_stage1 = frozen, dict(from_stage1 or {})
+        self.frozen, self.from_stage1 = frozen, from_stage1
         self.guided, self.restores_from_gt = guided, restores_from_gt
         self.notices: tuple[str, ...] = ()
         """What of the model differs from the release, to be told to the user."""
@@ -121,19 +122,20 @@ class DeblurModel(nn.Module):
                 f"trains a {' or '.join(kind.__name__ for kind in self.trains)}"
             )
         if isinstance(self.net_g, Transformer):
-            self._check_transformer(self.net_g)
+            self._check_guidance(self.net_g)
+        if self.net_g.in_channels != CHANNELS:
+            raise UserError(
+                f"network_g: it takes {self.net_g.in_channels} channels, but the data sets "
+                f"hold RGB images, {CHANNELS}; change its option for that"
+            )
         self.train()
 
-    def _check_transformer(self, network: Transformer) -> None:
+    def _check_guidance(self, network: Transformer) -> None:
         if (network.guidance != "none") != self.guided:
             wanted = "multi_scale or single_scale" if self.guided else "none"
             raise UserError(
                 f"network_g.guidance: '{network.guidance}' does not fit the model_type, which "
                 f"trains a network {'with' if self.guided else 'without'} a prior; use {wanted}"
-            )
-        if (channels := network.patch_embed.proj.in_channels) != 3:
-            raise UserError(
-                f"network_g.inp_channels: {channels}, but the data sets hold RGB images: 3"
             )
 
     def use_kernels(self, mode: Mode) -> None:
@@ -350,7 +352,7 @@ def _check_images(lq: Tensor, gt: Tensor | None) -> None:
             continue
         if not isinstance(images, Tensor):
             found = f"a {type(images).__name__}"
-        elif not images.is_floating_point() or images.ndim != 4 or images.shape[1] != 3:
+        elif not images.is_floating_point() or images.ndim != 4 or images.shape[1] != CHANNELS:
             found = f"{images.dtype} {tuple(images.shape)}"
         elif name == "gt" and images.shape != lq.shape:
             raise UserError(f"gt {tuple(images.shape)} must have the shape of lq {tuple(lq.shape)}")

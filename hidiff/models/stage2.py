@@ -33,7 +33,7 @@ class DiffusionModel(DeblurModel):
             losses,
             frozen=frozen,
             guided=True,
-            from_stage1={"net_g": "net_g", "net_le": "net_le"},
+            from_stage1=("net_g", "net_le"),
         )
         self.diffusion = diffusion
         self.notices = diffusion.notices

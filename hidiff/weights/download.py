@@ -21,7 +21,7 @@ from hidiff.utils.files import file_sha256, write_text
 from hidiff.weights.archives import CHUNK, unpacked
 from hidiff.weights.experiment import downloaded_model, user_folder
 from hidiff.weights.model_file import build_from, save_model
-from hidiff.weights.published import PART, SUFFIXES, infer_sections, load_weights, recognise
+from hidiff.weights.published import PART, SUFFIXES, infer_sections, load_published, recognise
 from hidiff.weights.tensors import Weights
 
 DRIVE = "https://drive.google.com/"
@@ -340,15 +340,17 @@ def _one_model(folder: Path, name: str, source: Path) -> dict[str, Weights]:
     }
     for place in sorted(places):
         try:
-            weights = load_weights(place, "--from", None)
-            role = _role(recognise(weights.state_dict, place.name))
+            networks = {
+                _role(recognise(weights.state_dict, place.name)): weights
+                for weights in load_published(place).values()
+            }
         except UserError as error:
             problems.append(str(error))
             continue
         model = models.setdefault(place.parent, {})
-        if role in model:
+        for role in networks.keys() & model.keys():
             problems.append(f"{place.name} and {model[role].path.name} are both {role}")
-        model[role] = weights
+        model |= networks
     models = {place: model for place, model in models.items() if "net_g" in model}
     if len(models) > 1:
         named = {p: m for p, m in models.items() if p.name.lower().endswith(name)}
@@ -365,6 +367,6 @@ def _role(section: Mapping[str, Any]) -> str:
     """What a network is in its model, by its option section."""
     if section["type"] in ("denoising", "simple_denoise"):
         return "net_d"
-    if section["type"].startswith("latent_encoder"):
+    if "in_chans" in section:
         return "net_le_dm" if section["in_chans"] == 3 else "net_le"
     return "net_g"

@@ -45,6 +45,7 @@ from hidiff.weights.published import (
     PART,
     SUFFIXES,
     infer_sections,
+    load_published,
     load_weights,
     network_files,
 )
@@ -108,6 +109,8 @@ class FoundModel:
         parameters = sum(p.numel() for network in networks for p in network.parameters()) / 1e6
         title = getattr(self.model.net_g, "title", type(self.model.net_g).__name__)
         step = "" if self.step is None else f", step {self.step}"
+        if self.model.restores_from_gt:
+            title += ", stage 1"
         origin = "published weights" if self.published or self.source else f"from {self.place}"
         return f"{title}, {parameters:.3g} M parameters{step}, {origin}"
 
@@ -225,10 +228,9 @@ def find_weights(text: str | Path) -> FoundWeights:
     if is_model_file(path):
         return _from_model_file(place, path)
     if path.suffix in SUFFIXES:
-        weights = load_weights(path, str(text), None)
         called = re.fullmatch(r"(net_(?:g|le_dm|le|d))(_\w+)?", path.stem)
-        network = called[1] if called else "net_g"
-        return FoundWeights(place, {network: weights}, {"name": path.stem})
+        weights = load_published(path, called[1] if called else "net_g")
+        return FoundWeights(place, weights, {"name": path.stem})
     raise UserError(f"{path}: {_what_it_is(path)}")
 
 
@@ -375,15 +377,11 @@ def _from_folder(place: Place) -> FoundWeights:
         raise UserError(f"{folder} {problem}")
     if packed:
         return _from_model_file(place, packed[0])
-    if any(folder.glob(f"*{PART}")):
-        return FoundWeights(
-            place, {"net_g": load_weights(folder, "net_g", None)}, {"name": folder.name}
-        )
     single = [path for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES]
-    if len(single) == 1:
-        return FoundWeights(
-            place, {"net_g": load_weights(single[0], "net_g", None)}, {"name": folder.name}
-        )
+    in_parts = any(path.suffix == PART for path in single)
+    if in_parts or len(single) == 1:
+        weights = load_published(folder if in_parts else single[0])
+        return FoundWeights(place, weights, {"name": folder.name})
     inside = [path.name for path in sorted(folder.iterdir())]
     words = f"it holds {', '.join(inside[:5])}" if inside else "it is empty"
     if len(inside) > 5:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hidiff.archs import build_network
+from hidiff.archs.baselines.diffir import published_networks
 from hidiff.diffusion import LatentDDPM
 from hidiff.models import section_of
 from hidiff.registry import ARCHS, check_call
@@ -39,8 +41,9 @@ COUNTERS = ("total_ops", "total_params")
 SCHEDULES = {
     "denoising": {"apply_ldm": False, "timesteps": 8},
     "simple_denoise": {"apply_ldm": True, "timesteps": 16},
+    "vector": {"apply_ldm": True, "timesteps": 4},
 }
-"""What the released models beside each denoiser were trained with, where it is not the default."""
+"""Of the released models with each denoiser, and of DiffIR's, whose guidance is 'vector'."""
 
 
 UNRECOGNISED = (
@@ -84,6 +87,27 @@ def load_weights(path: Path, where: str, param_key: str | None = "params") -> We
     numbers = (content.get(key) for key in ("step", "total_iter"))
     step, total_iter = (number if isinstance(number, int) else None for number in numbers)
     return Weights(path, where, state_dict, step, total_iter, sha256, (*notices, *more))
+
+
+def load_published(path: Path, name: str = "net_g") -> dict[str, Weights]:
+    """The weights of all networks in a published file, or in a folder of a network's parts.
+
+    Args:
+        path: see `load_weights`; the averaged weights are taken where they are there.
+        name: of the network, where it is one.
+
+    Raises:
+        UserError: see `load_weights`.
+    """
+    weights = load_weights(path, name, None)
+    try:
+        networks = published_networks(weights.state_dict)
+    except ValueError:
+        return {name: weights}
+    return {
+        name: dataclasses.replace(weights, where=name, state_dict=state_dict)
+        for name, state_dict in networks.items()
+    }
 
 
 def _entry(
@@ -217,7 +241,7 @@ def infer_sections(weights: Mapping[str, Weights], place: str) -> tuple[dict[str
     if net_g and net_g.get("guidance", "none") == "none":
         return {"model_type": "Regression", **sections}, []
     absent = [name for name in ("net_g", "net_le_dm", "net_d") if name not in found]
-    if absent and {"net_g", "net_le"} <= set(found):
+    if set(found) == {"net_g", "net_le"}:
         return {"model_type": "HI_Diff_S1", **sections}, []
     if absent:
         files = ", ".join(f"{name}.pth" for name in absent)
@@ -225,11 +249,14 @@ def infer_sections(weights: Mapping[str, Weights], place: str) -> tuple[dict[str
             f"{place} is one part of a model; restoring needs {files} too: put them into one "
             "folder, and name that"
         )
-    group, kind = found["net_le_dm"]["group"], found["net_d"]["type"]
-    for section in found.values():
-        if "group" in section:  # what not every shape shows
-            section["group"] = group
+    kind = "vector" if net_g["guidance"] == "vector" else found["net_d"]["type"]
     schedule = check_call(LatentDDPM, SCHEDULES[kind], "diffusion_schedule")
+    # What not every shape shows.
+    shared = {"group": found["net_le_dm"].get("group")}
+    if kind == "vector":
+        shared["timesteps"] = schedule["timesteps"]
+    for section in found.values():
+        section |= {k: v for k, v in shared.items() if k in section and v is not None}
     sections["diffusion_schedule"] = schedule
     words = ", ".join(f"{key} {value}" for key, value in schedule.items() if value is not None)
     notice = (

@@ -84,7 +84,7 @@ class _Reader:
             return self._named_file(name, given, where, param_key)
         elsewhere = self.source is not None and self.options.path.stage1 is None and training
         if name in model.from_stage1 and (training or name in model.frozen) and not elsewhere:
-            return self._of_stage1(model.from_stage1[name], param_key)
+            return self._of_stage1(name, param_key)
         if self.source is not None:
             raise UserError(
                 f"path.weights: {self.source.place} holds {', '.join(self.source.weights)} and no "
@@ -138,7 +138,6 @@ class _Reader:
                 advice = _train_first(self.options)
                 raise UserError(f"path.stage1: {error}; {advice}") from None
         found = self.stage1
-        name, _, part = name.partition(".")
         if name not in found.weights:
             raise UserError(
                 f"path.stage1: {found.place} holds {', '.join(found.weights)} and no {name}; "
@@ -148,15 +147,7 @@ class _Reader:
         if found.file is not None:
             average = param_key == "params_ema"
             weights = found.file.weights(name, "path.stage1", average=average)
-        weights = _renamed(weights, "path.stage1")
-        if part:
-            own = {
-                key.removeprefix(f"{part}."): value
-                for key, value in weights.state_dict.items()
-                if key.startswith(f"{part}.")
-            }
-            weights = dataclasses.replace(weights, state_dict=own)
-        return weights
+        return _renamed(weights, "path.stage1")
 
 
 def _renamed(weights: Weights, where: str, notices: list[str] | None = None) -> Weights:
