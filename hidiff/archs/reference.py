@@ -3,7 +3,7 @@
 The modules of `hidiff.archs` compute the same formulas in a faster order. These functions are what
 the tests compare them with, what benchmarks take as the baseline, and what multiply-accumulates are
 counted from. Each takes a module for its parameters, and computes what its `forward` computes;
-`as_written()` makes the modules use them.
+`reference_formulas()` makes the modules use them.
 
 The symbols are the papers': X a feature map (B, C, H, W), z a prior (B, N, C').
 """
@@ -60,10 +60,10 @@ def mdta(layer: restormer.Attention, x: Tensor) -> Tensor:
     return layer.project_out((attention @ v).reshape_as(x))
 
 
-def gdfn_gate(layer: restormer.DepthwiseConv2d, x: Tensor) -> Tensor:
-    """GELU(W_d¹ X) ⊙ W_d² X, the gate of the feed-forward network (Restormer, Eq. 2)."""
-    gate, value = layer(x).chunk(2, dim=1)
-    return F.gelu(gate) * value
+def gdfn(layer: restormer.FeedForward, x: Tensor) -> Tensor:
+    """The gated feed-forward network (Restormer, Eq. 2): W_p (GELU(W_d¹ X) ⊙ W_d² X)."""
+    gate, value = layer.dwconv(layer.project_in(x)).chunk(2, dim=1)
+    return layer.project_out(F.gelu(gate) * value)
 
 
 def him(layer: transformer.HIM, x: Tensor, z: Tensor) -> Tensor:
@@ -100,18 +100,18 @@ FORWARD: tuple[tuple[Any, str, Any], ...] = (
     (restormer.LayerNorm2d, "forward", modulated_norm),
     (restormer.Attention, "forward", mdta),
     (restormer.DepthwiseConv2d, "forward", restormer.Conv2d.forward),
-    (restormer.DepthwiseConv2d, "gated", gdfn_gate),
+    (restormer.FeedForward, "forward", gdfn),
     (restormer.Downsample, "forward", resample),
     (restormer.Upsample, "forward", resample),
     (transformer.HIM, "forward", him),
     # The papers' code keeps features in PyTorch's default layout.
     (transformer, "FEATURE_FORMAT", torch.contiguous_format),
 )
-"""What `as_written` replaces: owner, attribute, reference."""
+"""What `reference_formulas` replaces: owner, attribute, reference."""
 
 
 @contextmanager
-def as_written() -> Iterator[None]:
+def reference_formulas() -> Iterator[None]:
     """Every network of this process computes by the functions above while this is entered."""
     fast = [getattr(owner, name) for owner, name, _ in FORWARD]
     try:

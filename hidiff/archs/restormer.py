@@ -10,7 +10,7 @@ norms of q and k, softmax, and everything that is computed from the prior.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -20,16 +20,33 @@ from hidiff.kernels import (
     Mode,
     depthwise_conv3x3,
     gated_depthwise_conv3x3,
+    gelu_gate,
     gram_matrix,
 )
 
 LAYER_NORM_EPS = 1e-5
 NORMALIZE_EPS = 1e-12
 
+ALIGNED = 16
+"""Channels of a vector register: GDFN's hidden width is filled up with zeros to a multiple when it
+is computed, because its 127, 255 or 510 channels take longer than 128, 256 or 512."""
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """bfloat16 → float32; float32 and float64 as they are."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@overload
+def fill_halves(halves: Tensor, missing: int) -> Tensor: ...
+@overload
+def fill_halves(halves: Tensor | None, missing: int) -> Tensor | None: ...
+def fill_halves(halves: Tensor | None, missing: int) -> Tensor | None:
+    """`missing` rows of zeros after each half of the first axis: (2h, …) → (2h + 2·missing, …)."""
+    if halves is None or missing == 0:
+        return halves
+    pairs = halves.unflatten(0, (2, -1))
+    return torch.cat([pairs, pairs.new_zeros(2, missing, *pairs.shape[2:])], dim=1).flatten(0, 1)
 
 
 class Conv2d(nn.Conv2d):
@@ -59,12 +76,18 @@ class DepthwiseConv2d(Conv2d):
             return depthwise_conv3x3(x, self.weight, self.bias, mode=self.kernels)
         return super().forward(x)
 
-    def gated(self, x: Tensor) -> Tensor:
-        """GELU of the result's first half times its second: (B, 2h, H, W) → (B, h, H, W)."""
+    def gated(self, x: Tensor, missing: int = 0) -> Tensor:
+        """GELU of the result's first half times its second: (B, 2h, H, W) → (B, h, H, W).
+
+        Args:
+            x: see above; with `missing` channels of zeros after those of each half.
+            missing: see above.
+        """
+        weight, bias = fill_halves(self.weight, missing), fill_halves(self.bias, missing)
         if self.fused(x):
-            return gated_depthwise_conv3x3(x, self.weight, self.bias, mode=self.kernels)
-        gate, value = super().forward(x).chunk(2, dim=1)
-        return F.gelu(gate) * value
+            return gated_depthwise_conv3x3(x, weight, bias, mode=self.kernels)
+        bias = None if bias is None else bias.to(x.dtype)
+        return gelu_gate(F.conv2d(x, weight.to(x.dtype), bias, padding=1, groups=len(weight)))
 
 
 class _ChannelNormBody(nn.Module):
@@ -250,7 +273,14 @@ class FeedForward(PriorModulation):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, dim, H, W) → (B, dim, H, W)."""
-        return self.project_out(self.dwconv.gated(self.project_in(x)))
+        widen, narrow = self.project_in, self.project_out
+        missing = -narrow.in_channels % ALIGNED
+        bias = fill_halves(widen.bias, missing)
+        bias = None if bias is None else bias.to(x.dtype)
+        hidden = F.conv2d(x, fill_halves(widen.weight, missing).to(x.dtype), bias)
+        gated = self.dwconv.gated(hidden, missing)  # GELU(0) · 0 = 0
+        weight = F.pad(narrow.weight, (0, 0, 0, 0, 0, missing)).to(x.dtype)
+        return F.conv2d(gated, weight, None if narrow.bias is None else narrow.bias.to(x.dtype))
 
 
 class TransformerBlock(nn.Module):

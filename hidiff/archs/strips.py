@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hidiff.archs.restormer import (
+    ALIGNED,
     Attention,
     Conv2d,
     DepthwiseConv2d,
@@ -38,13 +39,11 @@ from hidiff.archs.restormer import (
     LayerNorm2d,
     Upsample,
     at_least_float32,
+    fill_halves,
 )
 from hidiff.archs.transformer import HIM, BasicLayer, Transformer
 from hidiff.archs.windows import Windows
-
-ALIGNED = 16
-"""Channels of a vector register: GDFN's hidden width is filled up with zeros to a multiple, because
-its 127, 255 or 510 channels are computed one by one otherwise."""
+from hidiff.kernels import gelu_gate
 
 ATTENTION_COSTS, FEED_FORWARD_COST = (3, 2), 9
 """Of MDTA's two passes and GDFN's one, in C² multiply-adds a pixel or so; for the progress."""
@@ -261,13 +260,9 @@ class _Run:
     ) -> None:
         """x + ffn(norm(x)), in place."""
         missing = -ffn.project_out.in_channels % ALIGNED
-
-        def fill(halves: Tensor) -> Tensor:
-            pairs = halves.unflatten(0, (2, -1))
-            zeros = pairs.new_zeros(2, missing, *pairs.shape[2:])
-            return torch.cat([pairs, zeros], dim=1).flatten(0, 1)
-
-        widened = _Widened.of(ffn.project_in, ffn.dwconv, self.dtype, fill)
+        widened = _Widened.of(
+            ffn.project_in, ffn.dwconv, self.dtype, lambda halves: fill_halves(halves, missing)
+        )
         matrix = F.pad(ffn.project_out.weight.flatten(1), (0, missing)).to(self.dtype)
         matrix = matrix.t().contiguous()
         bias = _as(ffn.project_out.bias, self.dtype)
@@ -275,9 +270,7 @@ class _Run:
         for window, *place in self._windows(
             x, norm, affine, widened, FEED_FORWARD_COST, changed=True
         ):
-            gate, value = widened.convolve(window).chunk(2, dim=-1)
-            # GELU of what is contiguous takes a fraction of the time, copying included.
-            gated = F.gelu(gate.contiguous()).mul_(value)
+            gated = gelu_gate(widened.convolve(window), dim=-1)
             x[tuple(place)] += _multiplied(gated, matrix, bias)
 
     def _windows(

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hidiff.archs.reference import as_written
+from hidiff.archs.reference import reference_formulas
 from hidiff.benchmark.roofline import Machine, restoring, training_step
 from hidiff.benchmark.timing import Timing, alternate, bytes_for_backward
 from hidiff.engine.optim import GRAD_CLIP_NORM, build_optimizer, clip_gradients
@@ -41,7 +41,7 @@ class Variant:
 
     def formulas(self) -> AbstractContextManager[Any]:
         """What to compute within."""
-        return as_written() if self.reference else nullcontext()
+        return reference_formulas() if self.reference else nullcontext()
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hidiff.kernels.operators import Mode, depthwise, gated_depthwise, gram
+from hidiff.kernels.operators import Mode, depthwise, gated_depthwise, gelu_gate, gram
 
-__all__ = ["Mode", "depthwise_conv3x3", "gated_depthwise_conv3x3", "gram_matrix"]
+__all__ = [
+    "Mode",
+    "depthwise_conv3x3",
+    "gated_depthwise_conv3x3",
+    "gelu_gate",
+    "gram_matrix",
+]
 
 
 def depthwise_conv3x3(
@@ -69,8 +75,7 @@ def gated_depthwise_conv3x3(
     """
     assert x.shape[1] % 2 == 0, x.shape
     if mode == "eager":
-        gate, value = depthwise_conv3x3(x, weight, bias, mode=mode).chunk(2, dim=1)
-        return F.gelu(gate) * value
+        return gelu_gate(depthwise_conv3x3(x, weight, bias, mode=mode))
     assert mode in ("triton", "auto"), mode
     assert weight.shape == (x.shape[1], 1, 3, 3), (weight.shape, x.shape)
     return gated_depthwise(x, weight, bias, mode)

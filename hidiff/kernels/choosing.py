@@ -101,12 +101,17 @@ def cuda_milliseconds(work: Callable[[], object], *, calls: int = 5, repeats: in
 
 
 def agree(reference: Any, result: Any) -> bool:
-    """Whether two implementations differ by rounding only, TF32's and bfloat16's included."""
+    """Whether two implementations differ by rounding only, TF32's and bfloat16's included.
+
+    Where the reference is not finite there is nothing to compare; where only the result is not,
+    it is another.
+    """
     if isinstance(reference, Tensor):
         result, reference = (result,), (reference,)
     limits = (ROUNDING, *[SUM_ROUNDING] * 2)
     for ours, theirs, limit in zip(result, reference, limits, strict=False):
-        # `>` and not `<=`: where the reference is not finite there is nothing to compare.
-        if (ours.float() - theirs.float()).norm() > limit * theirs.float().norm():
+        size, error = theirs.float().norm(), (ours.float() - theirs.float()).norm()
+        # NaN is not within a limit.
+        if torch.isfinite(size) and not error <= limit * size:
             return False
     return True

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hidiff.archs import Transformer
-from hidiff.archs.reference import as_written
+from hidiff.archs.reference import reference_formulas
 from hidiff.models import DeblurModel, build_model
 from hidiff.utils.errors import UserError
 
@@ -88,7 +88,7 @@ def count_macs(network: Callable[..., Any], *inputs: Tensor | int | None) -> int
         inputs: what it is called with, on the same device.
     """
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), as_written(), counter:
+    with torch.no_grad(), reference_formulas(), counter:
         network(*inputs)
     return counter.get_total_flops() // 2
 

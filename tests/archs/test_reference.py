@@ -5,7 +5,7 @@ import torch
 from small_data import TRANSFORMERS
 
 from hidiff import build_network
-from hidiff.archs.reference import as_written
+from hidiff.archs.reference import reference_formulas
 
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5}
 
@@ -40,7 +40,7 @@ def test_forward_and_gradients_are_those_of_the_reference(options, dtype):
     weights = torch.randn(2, 3, 16, 24, dtype=dtype)
     inputs = [p for p in (*network.parameters(), prior) if p is not None]
 
-    with as_written():
+    with reference_formulas():
         reference = network(x, prior)
         expected = torch.autograd.grad((reference * weights).sum(), inputs, allow_unused=True)
     out = network(x, prior)
@@ -69,7 +69,7 @@ def test_the_reference_is_another_computation(options):
     prior = None if options.get("guidance") == "none" else torch.randn(1, 16, 32)
     with torch.no_grad():
         fast = network(x, prior)
-        with as_written():
+        with reference_formulas():
             reference = network(x, prior)
     assert not torch.equal(fast, reference)
 

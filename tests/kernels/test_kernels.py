@@ -336,3 +336,6 @@ def test_rounding_agrees_and_mistakes_do_not(dtype):
     without_row[:, :, -1] = 0
     assert not agree(exact, without_row)
     assert not agree((exact, weight), (rounded, 0 * weight))
+    nothing = torch.full_like(exact, torch.nan)
+    assert not agree(exact, nothing) and not agree(exact, exact / 0)
+    assert agree(nothing, exact)  # there is nothing to compare with

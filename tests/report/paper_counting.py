@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hidiff.archs import ImageNetwork
-from hidiff.archs.reference import as_written
+from hidiff.archs.reference import reference_formulas
 from hidiff.report.macs import count_macs
 
 OTHER_OUTPUTS = "heads of other outputs"
@@ -54,7 +54,7 @@ def besides(network, *inputs):
         for name in (operation, *(getattr(operation, o) for o in operation.overloads()))
     }
     counter = FlopCounterMode(display=False, custom_mapping=rules)
-    with torch.no_grad(), as_written(), counter:
+    with torch.no_grad(), reference_formulas(), counter:
         outputs = network(*inputs)
     counts = counter.get_flop_counts()
     found = Counter()
