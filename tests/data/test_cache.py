@@ -9,7 +9,6 @@ from small_data import picture, write_rgb
 
 from hidiff.data import CropRequest, PairedImageIRDataset
 from hidiff.data.cache import ImageCache, file_identity
-from hidiff.data.decode import decode
 from hidiff.data.image import read_image
 from hidiff.utils.errors import UserError
 
@@ -94,7 +93,3 @@ def test_files_are_known_by_place_size_and_time(tmp_path):
     os.utime(path, ns=(5, 7))
     assert file_identity(path) == [str(path), 3, 7]
     assert file_identity(tmp_path / "absent") == [str(tmp_path / "absent"), None, None]
-
-
-def test_a_decoded_image_is_that_of_the_decoder(place):
-    assert np.array_equal(decode(place.read_bytes(), "a").pixels, picture(1, 37, 33))

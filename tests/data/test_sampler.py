@@ -138,21 +138,6 @@ def test_resuming_goes_on_where_the_order_was(shares):
         assert rest == whole[3 * accumulation :]
 
 
-def test_another_seed_gives_another_order():
-    plan = BatchPlan(SMALL, 1)
-    orders = [
-        [r.index for b in PhaseBatchSampler(
-            size=50, plan=plan, rank=0, seed=seed, crop_size=32, total_iter=5) for r in b]
-        for seed in (1, 1, 2)
-    ]  # fmt: skip
-    assert orders[0] == orders[1] != orders[2]
-
-
 def test_a_reference_that_cannot_be_kept_shows_the_arithmetic():
     with pytest.raises(UserError, match=r"4 processes × .* 64, 40, 32, 16, 8, 8, which 3"):
         BatchPlan(RELEASED, 3, 4)
-
-
-def test_the_description_shows_processes_times_batch_times_accumulation():
-    line = BatchPlan(RELEASED, 2, 4).describe()[1]
-    assert "global batch 40 = 2 processes × 10 × 2 accumulated, 800000 samples" in line

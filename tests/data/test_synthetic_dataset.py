@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from small_data import make_lmdb, picture, write_rgb
+from small_data import picture, write_rgb
 
 from hidiff import UserError
 from hidiff.data import (
@@ -172,14 +172,6 @@ def test_several_folders_keep_their_names_apart(photographs):
     )
     assert len({pair.name for pair in data.pairs}) == len(data) == 6
     assert data.files(5) == [str(photographs / "photo-2.png")]
-
-
-def test_an_lmdb_gives_the_same_patches(photographs, tmp_path):
-    pytest.importorskip("lmdb")
-    make_lmdb(photographs, tmp_path / "photographs.lmdb")
-    data = dataset(tmp_path / "photographs.lmdb")
-    assert all(same(data[request(n, n)], dataset(photographs)[request(n, n)]) for n in range(3))
-    assert same(data[2], dataset(photographs)[2])
 
 
 def test_unusable_photographs_are_named_and_left_out(photographs, tmp_path):

@@ -1,10 +1,10 @@
-"""Symmetries of the square and the distribution of crops."""
+"""Symmetries of the square."""
 
 import numpy as np
 import pytest
 import torch
 
-from hidiff.data.transforms import draw_offset, symmetry, undo_symmetry
+from hidiff.data.transforms import symmetry, undo_symmetry
 
 
 def test_the_eight_symmetries_of_the_square():
@@ -29,17 +29,3 @@ def test_images_are_turned_as_numpy_does_and_back(index):
     turned = symmetry(batch, index)
     assert np.array_equal(turned[0].permute(1, 2, 0).numpy(), expected)
     assert torch.equal(undo_symmetry(turned, index), batch)
-
-
-def test_offsets_are_the_sum_of_two_uniform_draws():
-    """Length 6, crop 4, patch 2: both draws are from {0, 1, 2}, the sum is triangular."""
-    rng = np.random.default_rng(0)
-    draws = [draw_offset(6, 4, 2, rng) for _ in range(9000)]
-    counts = np.bincount(draws, minlength=5) / 9000
-    np.testing.assert_allclose(counts, np.array([1, 2, 3, 2, 1]) / 9, atol=0.02)
-
-
-def test_a_crop_of_the_whole_image_leaves_one_draw():
-    rng = np.random.default_rng(0)
-    draws = [draw_offset(4, 4, 2, rng) for _ in range(3000)]
-    np.testing.assert_allclose(np.bincount(draws) / 3000, np.ones(3) / 3, atol=0.04)
