@@ -4,8 +4,9 @@
     hidiff check -opt options/train/GoPro_S1.yml
     hidiff check --input DIR --target DIR
 
-Counts the pairs, matches them by name, decodes every image and compares the sizes. Exit code:
-0 all good, 1 problems found, 2 a mistake in the call.
+Lists what is wrong with pairs: missing partners, sizes that differ, damaged images, orientation,
+bands or pages that are not read, swapped folders, identical sides, training images in the
+validation, and with --align misaligned pairs.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hidiff.utils.errors import UserError, require_positive
+from hidiff.cli.arguments import add_jobs, at_least_one
+from hidiff.utils.errors import UserError
 
 if TYPE_CHECKING:
     from hidiff.prepare.check import DataSource, LayoutEntry, Report
@@ -36,14 +38,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", metavar="DIR", help="the sharp images of --input")
     parser.add_argument(
         "--patch",
-        type=int,
+        type=at_least_one,
         metavar="N",
         help="report images smaller than N pixels (default with -opt: the data set's gt_size)",
     )
     parser.add_argument(
         "--fast", action="store_true", help="read headers only: truncated files are not noticed"
     )
-    parser.add_argument("--jobs", type=int, metavar="N", help="threads (default: all cores)")
+    parser.add_argument(
+        "--align", action="store_true", help="look for misaligned pairs too (slow; by ECC)"
+    )
+    add_jobs(parser)
 
 
 def find_sources(options: argparse.Namespace) -> tuple[list[DataSource], list[LayoutEntry]]:
@@ -95,25 +100,29 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: a mistake in the call.
     """
-    from hidiff.prepare.check import check_dataset
+    from hidiff.prepare.check import check_dataset, shared_images
     from hidiff.utils.workers import available_cores
 
     if options.target is not None and options.input is None:
         raise UserError("--target: give the blurry images too, with --input")
-    given = {f"--{name}": getattr(options, name) for name in ("patch", "jobs")}
-    require_positive(**{name: value for name, value in given.items() if value is not None})
+    if options.align and options.fast:
+        raise UserError("--align: pixels are needed for it; leave --fast out")
     sources, absent = find_sources(options)
-    options.jobs = options.jobs or available_cores()
-    problems = 0
+    reports = []
     for source in sources:
         report = check_dataset(
             source,
             patch_size=options.patch,
             fast=options.fast,
-            jobs=options.jobs,
+            align=options.align,
+            jobs=options.jobs or available_cores(),
         )
         show(source, report)
-        problems += len(report.problems)
+        reports.append(report)
+    shared = shared_images(reports) if options.opt is not None else []
+    for problem in shared:
+        print(f"problem: {problem}")
+    problems = sum(len(report.problems) for report in reports) + len(shared)
     for entry in absent:
         print(f"{entry.name}: not there ({entry.pairs} pairs; made by {entry.command})")
     if options.fast:

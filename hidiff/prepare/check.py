@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from hidiff.data.decode import decode, read_header
 from hidiff.data.pairs import Pair, find_pairs
-from hidiff.data.store import file_of, read_location
-from hidiff.data.warnings import pair_warnings
+from hidiff.data.warnings import shared_pairs
 from hidiff.options import load_datasets
-from hidiff.prepare.noise import NOISY, noise_level
+from hidiff.prepare.pair_check import check_pair
 from hidiff.utils.errors import UserError, expanded
 from hidiff.utils.workers import run_in_order
 
@@ -106,10 +105,11 @@ class DataSource:
 
 @dataclass
 class Report:
-    """What was found: `problems` to mend, and `notes` worth knowing."""
+    """What was found: `problems` to mend, and `notes` worth knowing; `found` has the pairs."""
 
     name: str
     pairs: int = 0
+    found: list[Pair] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -200,80 +200,12 @@ def _find_pairs(source: DataSource, report: Report) -> list[Pair]:
     return found.pairs
 
 
-def _check_pair(
-    pair: Pair,
-    patch_size: int | None,
-    *,
-    fast: bool,
-    photographs: bool,
-) -> tuple[list[str], set[str], list[str]]:
-    """Problems of one pair, the conversions that reading it will make, and notes."""
-    problems, conversions, notes, sizes, pixels = [], set(), [], [], []
-    turns = []
-    for side, key in (("blurry", pair.lq), ("sharp", pair.gt)):
-        if key is None:
-            continue
-        try:
-            if fast:
-                source = Path(key) if key == file_of(key) else read_location(key)
-                header, image = read_header(source, key), None
-            else:
-                data = read_location(key)
-                header, image = read_header(data, key), decode(data, key, thorough=True).pixels
-        except UserError as error:
-            problems.append(f"{pair.name} ({side}): {error}")
-            continue
-        # Decoding turns a picture by its orientation tag; the header does not.
-        height, width = image.shape[:2] if image is not None else (header.height, header.width)
-        if patch_size is not None and min(height, width) < patch_size:
-            problems.append(
-                f"{pair.name} ({side}): {width}×{height} is smaller than the patch size "
-                f"{patch_size}; take the pair out (both images) or train with smaller patches"
-            )
-        if photographs and image is not None and (level := noise_level(image)) > NOISY:
-            notes.append(
-                f"{pair.name} is noisy ({level:.1f} of 255), or fine texture everywhere; networks "
-                "learn to make such noise: take it out, or make it smaller (the option scale)"
-            )
-        sizes.append((width, height))
-        turns.append(header.turn)
-        pixels.append(image)
-        for kind, is_so in (
-            ("grey", header.grey),
-            ("with an alpha channel", header.alpha),
-            ("of 16 bits", header.bits16),
-        ):
-            if is_so:
-                conversions.add(f"{side} images {kind}")
-    if len(sizes) == 2:
-        if turns[0] != turns[1]:
-            problems.append(
-                f"{pair.name}: the images are turned differently by their orientation tags "
-                f"(blurry {turns[0]}, sharp {turns[1]}, 1 is upright); save both upright, or check "
-                "by eye that they fit when turned"
-            )
-        if sizes[0] != sizes[1]:
-            blurry, sharp = (f"{width}×{height}" for width, height in sizes)
-            problems.append(f"{pair.name}: blurry is {blurry}, sharp {sharp} (width×height)")
-        elif _same(pair, *pixels):
-            problems.append(f"{pair.name}: the blurry image is identical to the sharp one")
-    return problems, conversions, notes
-
-
-def _same(pair: Pair, lq: np.ndarray | None, gt: np.ndarray | None) -> bool:
-    if lq is not None and gt is not None:
-        return np.array_equal(lq, gt)
-    # Without the pixels only two names of one file can be told; LMDB keys are no files.
-    if pair.gt is None or not (Path(pair.lq).exists() and Path(pair.gt).exists()):
-        return False
-    return Path(pair.lq).samefile(pair.gt)
-
-
 def check_dataset(
     source: DataSource,
     *,
     patch_size: int | None = None,
     fast: bool = False,
+    align: bool = False,
     jobs: int = 1,
     progress: bool = True,
 ) -> Report:
@@ -282,6 +214,7 @@ def check_dataset(
     Args:
         patch_size: report images with a side below this many pixels (default: the data set's own).
         fast: read the images' headers only; truncated and damaged files then pass.
+        align: look for misaligned pairs.
         jobs: threads (decoding runs outside Python's lock).
         progress: show a progress bar on standard error.
 
@@ -295,31 +228,41 @@ def check_dataset(
         report.problems.append(str(error))
         return report
     report.pairs = len(pairs)
-    if not fast:
-        report.notes += pair_warnings(pairs, source.name)
+    report.found = pairs
     entry = source.layout_entry()
     if entry is not None and (wrong := against_benchmark(len(pairs), entry)):
         report.problems.append(f"{wrong}; made by {entry.command}")
-
-    def check(pair: Pair) -> tuple[list[str], set[str], list[str]]:
-        return _check_pair(
-            pair,
-            patch_size or source.patch_size,
-            fast=fast,
-            photographs=source.photographs,
-        )
-
+    check = functools.partial(
+        check_pair,
+        patch_size=patch_size or source.patch_size,
+        fast=fast,
+        photographs=source.photographs,
+        align=align,
+    )
     conversions: Counter[str] = Counter()
+    sharper = []
     hidden = None if progress else True
     with closing(run_in_order(pairs, read=check, workers=jobs)) as checked:
-        for problems, found, notes in tqdm(
-            checked, source.name, len(pairs), unit="pair", disable=hidden
-        ):
-            report.problems += problems
-            report.notes += notes
-            conversions.update(found)
+        for found in tqdm(checked, source.name, len(pairs), unit="pair", disable=hidden):
+            report.problems += found.problems
+            report.notes += found.notes
+            conversions.update(found.conversions)
+            if found.sharper is not None:
+                sharper.append(found.sharper)
+    if sum(sharper) > max(1, len(sharper) / 2):
+        report.problems.append(
+            f"the blurry image is the sharper one in {sum(sharper)} of {len(sharper)} pairs: the "
+            "folders of blurry and sharp images seem to be swapped"
+        )
     report.notes += [
         f"{count} {kind}; converted to RGB on reading, see datasets/README.md"
         for kind, count in sorted(conversions.items())
     ]
     return report
+
+
+def shared_images(reports: Sequence[Report]) -> list[str]:
+    """What is wrong with validation sets of an option file that hold images of its training."""
+    training = [report for report in reports if report.name.startswith("datasets.train")]
+    others = {report.name: report.found for report in reports if report not in training}
+    return shared_pairs([pair for report in training for pair in report.found], others)

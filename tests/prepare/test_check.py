@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-import small_programs
+from PIL import Image
 from small_data import make_lmdb
 
 from hidiff.cli import call
@@ -278,29 +278,22 @@ def test_half_a_data_set_is_a_problem(tmp_path, capsys):
     assert "target does not exist" in capsys.readouterr().out
 
 
-def test_exit_codes_of_the_program(root, source, tmp_path):
-    def run(*arguments):
-        return small_programs.run(tmp_path, root / "scripts/check_data.py", *arguments)
-
-    good = run("--input", "in", "--target", "gt")
-    assert good.returncode == 0, good.stderr
-    assert good.stdout == "in, gt: 3 pairs: ok\nAll good: 1 data set.\n"
+def test_exit_codes(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--input", "in", "--target", "gt"]) == 0
+    assert capsys.readouterr().out == "in, gt: 3 pairs: ok\nAll good: 1 data set.\n"
     (tmp_path / "gt" / "1.png").unlink()
-    bad = run("--input", "in", "--target", "gt")
-    assert bad.returncode == 1
-    assert "problem: 1: blurry, but gt has no sharp image for it" in bad.stdout
-    usage = run("--root", "nowhere")
-    assert usage.returncode == 2
-    assert usage.stderr.startswith("error: --root: ")
-    assert "Traceback" not in usage.stderr
+    assert main(["--input", "in", "--target", "gt"]) == 1
+    assert "problem: 1: blurry" in capsys.readouterr().out
+    with pytest.raises(UserError, match="^--root: "):
+        main(["--root", "nowhere"])
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
         ["--target", "gt"],
-        ["--patch", "0"],
-        ["--jobs", "0"],
+        ["--align", "--fast"],
         ["--input", "nowhere"],
         ["--input", "x" * 300],
         ["--input", "in/0.png"],
@@ -325,3 +318,56 @@ def test_a_damaged_jpeg_is_a_problem(source, tmp_path):
     path.write_bytes(whole[:1500] + bytes(200) + whole[1700:])
     assert main(arguments) == 1
     assert main([*arguments, "--fast"]) == 0
+
+
+def test_swapped_folders_are_noticed(tmp_path):
+    for number in range(3):
+        sharp = picture(number, 64, 64)
+        write_image(tmp_path / "in" / f"{number}.png", sharp)
+        write_image(tmp_path / "gt" / f"{number}.png", cv2.blur(sharp, (5, 5)))
+    lq, gt = str(tmp_path / "in"), str(tmp_path / "gt")
+    (problem,) = check(DataSource("set", lq, gt)).problems
+    assert "swapped" in problem
+    assert check(DataSource("set", gt, lq)).problems == []
+
+
+def test_a_misaligned_pair_is_a_problem_with_align(tmp_path):
+    scene = cv2.resize(picture(0, 24, 32), (128, 96), interpolation=cv2.INTER_CUBIC)
+    for number, moved in enumerate((0, 4)):
+        write_image(
+            tmp_path / "in" / f"{number}.png", cv2.blur(scene, (5, 5))[:, moved : moved + 96]
+        )
+        write_image(tmp_path / "gt" / f"{number}.png", scene[:, :96])
+    arguments = ["--input", tmp_path / "in", "--target", tmp_path / "gt"]
+    assert main(arguments) == 0
+    assert main([*arguments, "--align"]) == 1
+    source = DataSource("set", str(tmp_path / "in"), str(tmp_path / "gt"))
+    (problem,) = check(source, align=True).problems
+    assert problem.startswith("1: misaligned")
+
+
+def test_training_images_in_the_validation_are_a_problem(source, tmp_path, capsys):
+    section = f"{{dataroot_lq: {source.lq}, dataroot_gt: {source.gt}}}"
+    file = tmp_path / "o.yml"
+    file.write_text(f"datasets:\n  train: {section}\n  val: {section}\n")
+    assert main(["-opt", file]) == 1
+    assert "datasets.val: 3 of its 3 pairs are trained on" in capsys.readouterr().out
+
+
+def test_bands_that_are_not_read_are_a_problem(source, tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    (tmp_path / "in" / "0.png").unlink()
+    bands = picture(0, channels=4)
+    options = {"photometric": "rgb", "extrasamples": ["unspecified"]}
+    tifffile.imwrite(tmp_path / "in" / "0.tif", bands, **options)
+    (problem,) = check(source).problems
+    assert problem.startswith("0 (blurry): ")
+
+
+def test_pairs_turned_on_one_side_are_a_problem(source, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    image = Image.fromarray(picture(0))
+    image.save(tmp_path / "in" / "0.png", exif=exif)
+    (problem,) = check(source).problems
+    assert problem.startswith("0: the images are turned differently")
