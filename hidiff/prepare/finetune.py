@@ -191,7 +191,7 @@ def _line(pair: Pair, data: Path) -> str:
 
 def _content(asked: Mapping[str, Any], name: str, start: FoundModel, patch: int) -> dict[str, Any]:
     """`options/finetune.yml` with the model's networks, the pairs and the arguments."""
-    content, _ = read_yaml(shipped_options() / "finetune.yml")
+    content, _, _ = read_yaml(shipped_options() / "finetune.yml")
     own = ("network_", "model_type", "diffusion_schedule")
     content = {key: value for key, value in content.items() if not key.startswith(own)}
     device = "cuda" if torch.cuda.is_available() else "cpu"
