@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from hidiff.utils.errors import printable
+
 if TYPE_CHECKING:
     from hidiff.weights.find import FoundModel
 
@@ -30,7 +32,7 @@ def lines_about(model: FoundModel) -> list[str]:
         metrics = sorted({metric for row in model.scores for metric in row["restored"]})
         header = ["data set", "protocol", "local", "source", "images", *metrics]
         lines += ["", *text_table(header, [_score_row(row, metrics) for row in model.scores])]
-    return [*lines, *model.notices]
+    return [printable(line) for line in (*lines, *model.notices)]
 
 
 def _text(value: Any) -> str:

@@ -18,6 +18,7 @@ from small_training import ALONE, compiled_blocks, train
 
 from hidiff import UserError, build_model
 from hidiff.archs.restormer import DepthwiseConv2d
+from hidiff.cli import call
 from hidiff.data import SyntheticBlurDataset
 from hidiff.data.image import read_image
 from hidiff.evaluation.record import ImageScore, read_scores
@@ -28,6 +29,7 @@ from hidiff.metrics import evaluate_pair
 from hidiff.models import base
 from hidiff.options import parse_options
 from hidiff.restore.image import DEFAULT_SEED, restore_image
+from hidiff.utils.files import file_sha256
 
 
 @pytest.fixture
@@ -466,3 +468,22 @@ def test_strips_are_as_the_option_says(trained, data, monkeypatch, val, wanted):
     options["val"] |= val
     assert run_test(parse_options(options), ALONE)
     assert seen == [wanted] * 2
+
+
+def test_a_model_is_tested_on_a_folder_without_an_option_file(tested, trained, data, capsys):
+    arguments = ["--model", "tiny_S2", "--data", str(data / "test")]
+    assert call("test", *arguments) == 0
+    (folder,) = (trained[0] / "results").glob("test_tiny_S2_*_test")
+    (scores,) = read_scores(folder)
+    assert scores.protocol == "basicsr"
+    assert [image.restored for image in scores.images] == [
+        image.restored for image in read_scores(tested)[0].images
+    ]
+    file = trained[0] / "experiments/tiny_S2/models/tiny_S2_4.safetensors"
+    assert scores.model.sha256 == file_sha256(file)
+    assert scores.model.trained_on
+    assert call("test", *arguments, "--protocol", "matlab", "--name", "named") == 0
+    assert read_scores(trained[0] / "results/named")[0].protocol == "matlab"
+    for mistake in (["--model", "tiny_S2"], ["--data", "x"], ["-opt", "x.yml", *arguments]):
+        with pytest.raises(UserError):
+            call("test", *mistake)
