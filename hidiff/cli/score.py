@@ -1,8 +1,8 @@
 """Score folders of restored pictures, whoever made them.
 
-hidiff score --dir results/test_HI_Diff_GoPro            every benchmark it has, as published
-hidiff score --dir results/NAME --dataset mine --target mine=DIR --protocol basicsr
-hidiff score --restored DIR --target DIR --output DIR    any two folders
+hidiff score --dir results/test_HI_Diff_GoPro              every benchmark it has, as published
+hidiff score --restored DIR --target DIR --output DIR      any two folders
+hidiff score --restored DIR --data PAIRS --output DIR      the blurry images, too
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from hidiff.cli.arguments import at_least_one, named_folders
+from hidiff.cli.arguments import PROTOCOLS, add_data, add_jobs, add_output, named_folders
 from hidiff.utils.errors import UserError
 
 EPILOG = (
@@ -42,14 +42,14 @@ def find_restored(args: argparse.Namespace, datasets: Sequence[str]) -> dict[str
         if not found:
             raise UserError(
                 f"--dir: {args.dir / 'visualization'} has no folder of {', '.join(datasets)}; "
-                "restore the images first, with test.py and val.save_img: true"
+                "restore the images first, with hidiff test and val.save_img: true"
             )
     for name, path in found.items():
         if not path.is_dir() or not any(path.iterdir()):
             raise UserError(
                 f"{'--dir' if args.restored is None else '--restored'}: {path} "
                 f"{'is empty' if path.is_dir() else 'does not exist'}; restore the images of "
-                f"{name} first, with test.py and val.save_img: true"
+                f"{name} first, with hidiff test and val.save_img: true"
             )
     return found
 
@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dir",
         type=Path,
         metavar="DIR",
-        help="result folder of test.py; the restored images are in DIR/visualization/DATASET",
+        help="result folder of a test; the restored images are in DIR/visualization/DATASET",
     )
     pictures.add_argument(
         "--restored", type=Path, metavar="DIR", help="folder of restored images; needs --output"
@@ -106,26 +106,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]DIR",
         help="folders of the sharp images (default: where the layout under datasets/ has them)",
     )
+    add_data(parser, required=False)
     parser.add_argument(
         "--protocol",
-        choices=("basicsr", "matlab", "realblur"),
+        choices=PROTOCOLS,
         help="default: that of the published scores, for other data sets basicsr",
     )
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="where the scores go (default: --dir)"
-    )
+    add_output(parser, "where the scores go (default: --dir)")
     parser.add_argument(
         "--suffix",
         default="",
         metavar="TEXT",
-        help="end of the restored images' names, where test.py was told a val.suffix (_TEXT)",
+        help="end of the restored images' names, where a test was told a val.suffix (_TEXT)",
     )
-    parser.add_argument(
-        "--jobs",
-        type=at_least_one,
-        metavar="N",
-        help="worker processes, one core each (default: all cores)",
-    )
+    add_jobs(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -146,7 +140,12 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--restored takes --output, and at most one --dataset")
     # Everything is checked before the first image is read.
     restored = find_restored(args, list(BENCHMARKS))
-    targets = find_targets(args.target, list(restored))
+    if args.data is not None and (len(restored) > 1 or args.target):
+        raise UserError("--data takes the place of --target, for one --dataset")
+    if args.data is None:
+        targets = find_targets(args.target, list(restored))
+    else:
+        targets = dict.fromkeys(restored, args.data)
     if (output / JSON).exists():
         read_scores(output)  # A file of another program is not replaced.
     scores, local = [], {}
@@ -158,6 +157,7 @@ def run(args: argparse.Namespace) -> int:
             targets[name],
             protocol=args.protocol or published_protocol(name),
             dataset=name,
+            pairs=args.data is not None,
             suffix=args.suffix,
             jobs=args.jobs or available_cores(),
         )

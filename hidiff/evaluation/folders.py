@@ -1,15 +1,17 @@
-"""Scoring a folder of restored images against the folder of sharp ones."""
+"""Scoring a folder of restored images against the sharp ones."""
 
 from __future__ import annotations
 
 import functools
-import os
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
-from hidiff.data.image import listing, read_image, to_uint8
-from hidiff.data.store import list_images
+from hidiff.data.decode import decode
+from hidiff.data.image import listing, to_uint8
+from hidiff.data.pairs import find_pairs
+from hidiff.data.store import find_images, read_location
 from hidiff.evaluation.record import ImageScore, Scores
 from hidiff.metrics.protocols import check_protocol, evaluate_pair
 from hidiff.utils.errors import UserError
@@ -23,6 +25,9 @@ DATA_FOLDERS = {
 }
 """Where the layout keeps a benchmark's `input` and `target`; the first one that exists counts."""
 
+Reference = tuple[str, str | None]
+"""Where a sharp image lies, and the blurry one, if it is to be scored, too."""
+
 
 def find_data(dataset: str) -> Path | None:
     """The folder of a data set that the layout has here, or None."""
@@ -30,16 +35,31 @@ def find_data(dataset: str) -> Path | None:
 
 
 def restored_folder(result: Path, dataset: str) -> Path:
-    """Where test.py puts the restored images of a data set."""
+    """Where a test puts the restored images of a data set."""
     return result / "visualization" / dataset
 
 
+def _by_name(folder: Path, what: str) -> dict[str, str]:
+    """The images in a folder and its scene folders by the names that a test gives them."""
+    images, _ = find_images(str(folder), what)
+    return {name.replace("/", "-"): place for name, place in images.items()}
+
+
+def _references(target: Path, *, pairs: bool) -> dict[str, Reference]:
+    """The sharp images by name: those of a folder, or with the blurry ones those of its pairs."""
+    if pairs:
+        found = find_pairs(target, where="--data").pairs
+        return {pair.name: (pair.gt, pair.lq) for pair in found if pair.gt is not None}
+    return {name: (place, None) for name, place in _by_name(target, "--target").items()}
+
+
 def score_folders(
-    restored: str | os.PathLike[str],
-    target: str | os.PathLike[str],
+    restored: Path,
+    target: Path,
     *,
     protocol: str,
     dataset: str,
+    pairs: bool = False,
     suffix: str = "",
     jobs: int = 1,
     progress: bool = True,
@@ -50,11 +70,13 @@ def score_folders(
     Every process uses one core and holds one pair at a time; only numbers are kept.
 
     Args:
-        restored, target: folders of images, 8 or 16 bits; 16 are rounded to 8.
+        restored: folder of images of 8 or 16 bits; 16 are rounded to 8.
+        target: the same of the sharp images.
         protocol: one of `hidiff.metrics.PROTOCOLS`.
         dataset: name of the data set, for the report.
+        pairs: `target` holds pairs, see `find_pairs`; the blurry images are scored, too.
         suffix: what the restored images' names have at their end and the sharp ones' have not
-            (test.py's `val.suffix`, with its underscore); other restored images are left out.
+            (an option file's `val.suffix`, with its underscore); others are left out.
         jobs: worker processes; with 1 this process does the work. The scores do not depend on it.
             Workers import the main module, so a program that asks for them needs the usual
             `if __name__ == "__main__":`.
@@ -65,11 +87,10 @@ def score_folders(
             occurs in both; a worker process was killed.
     """
     check_protocol(protocol)
-    restored, target = Path(restored), Path(target)
-    sharp = list_images(target, "sharp images")
+    sharp = _references(target, pairs=pairs)
     found = {
-        name.removesuffix(suffix): path
-        for name, path in list_images(restored, "restored images").items()
+        name.removesuffix(suffix): place
+        for name, place in _by_name(restored, "--restored").items()
         if name.endswith(suffix)
     }
     if restored.samefile(target):
@@ -82,11 +103,11 @@ def score_folders(
             f"({listing(found, 2) or 'none'}) and in {target} ({listing(sharp, 2)}); "
             "are these folders of the same data set?"
         )
-    pairs = [(name, found[name], sharp[name]) for name in names]
+    work = [(name, found[name], sharp[name]) for name in names]
     read = functools.partial(_score_pair, protocol)
-    results = run_in_order(pairs, read=read, workers=min(jobs, len(pairs)), processes=True)
+    results = run_in_order(work, read=read, workers=min(jobs, len(work)), processes=True)
     hidden = None if progress else True
-    images = list(tqdm(results, dataset, len(pairs), unit="image", disable=hidden))
+    images = list(tqdm(results, dataset, len(work), unit="image", disable=hidden))
     for side, missing in (
         ("restored", sharp.keys() - found.keys()),
         ("sharp", found.keys() - sharp.keys()),
@@ -99,15 +120,23 @@ def score_folders(
         images=images,
         folder=str(restored),
         target=str(target),
+        input=str(target) if pairs else None,
     )
 
 
-def _score_pair(protocol: str, pair: tuple[str, Path, Path]) -> ImageScore:
-    name, restored, target = pair
+def _read(place: str) -> np.ndarray:
+    return to_uint8(decode(read_location(place), place).pixels)
+
+
+def _score_pair(protocol: str, pair: tuple[str, str, Reference]) -> ImageScore:
+    name, restored, (sharp, blurry) = pair
     score = ImageScore(name=name)
     try:
-        images = to_uint8(read_image(restored)), to_uint8(read_image(target))
-        score.set_scores(evaluate_pair(*images, protocol=protocol))
+        target = _read(sharp)
+        score.set_scores(
+            evaluate_pair(_read(restored), target, protocol=protocol),
+            None if blurry is None else evaluate_pair(_read(blurry), target, protocol=protocol),
+        )
     except UserError as error:
         score.error = str(error)
     return score

@@ -35,7 +35,6 @@ from hidiff.utils.workers import run_in_order
 
 LOG = logging.getLogger("hidiff")
 
-
 Restore = Callable[[Tensor, str, Progress], Tensor]
 """From an image (3, H, W), its name and a function to tell the progress to, to (3, H, W); or to
 (T + 1, 3, H, W), the steps of the reverse process, of which the last one is the result."""

@@ -13,6 +13,7 @@ from small_data import picture, write_rgb
 from hidiff.cli import call
 from hidiff.evaluation.folders import score_folders
 from hidiff.evaluation.record import read_scores
+from hidiff.evaluation.summary import remarks
 from hidiff.metrics import evaluate_pair
 from hidiff.utils.errors import UserError
 
@@ -103,7 +104,7 @@ def test_nothing_scored_has_no_mean(folders):
     for path in (folders / "restored").iterdir():
         path.write_bytes(b"text")
     result = score(folders)
-    assert (result.mean(), result.remarks(), len(result.failed)) == ({}, [], 5)
+    assert (result.mean(), remarks(result), len(result.failed)) == ({}, [], 5)
 
 
 def test_sixteen_bits_are_rounded_to_eight(tmp_path):
@@ -159,11 +160,11 @@ def test_alignment_that_fails_is_counted_and_scored(folders):
     """A uniform image has nothing to align; its score is the one without alignment."""
     write_rgb(folders / "restored/1.png", np.full((32, 40, 3), 90, np.uint8))
     result = score(folders, "realblur")
-    assert result.unaligned == ["1"]
+    assert [image.name for image in result.images if image.aligned is False] == ["1"]
     assert len(result.scored) == 5
     assert not result.failed
     assert math.isfinite(result.images[1].restored["psnr"])
-    assert "1 of 5 images" in result.remarks()[0]
+    assert "1 of 5 images" in remarks(result)[0]
 
 
 def make(result: Path, dataset: str, target: Path, count: int = 3) -> None:
@@ -195,16 +196,11 @@ def expected(protocol: str, count: int = 3) -> dict[str, float]:
     return {name: np.mean([score[name] for score in scores]) for name in ("psnr", "ssim")}
 
 
-@pytest.mark.parametrize(
-    ("script", "arguments", "found"),
-    [
-        ("evaluate_realblur.py", ["--dataset", "RealBlur_J", "--jobs", "2"], ["RealBlur_J"]),
-        ("scripts/evaluate_gopro_hide.py", ["--jobs", "1"], ["GoPro", "HIDE"]),
-    ],
-)
-def test_the_released_command_lines(folder, script, arguments, found):
+def test_the_released_command_line(folder):
     """In another folder than the checkout, with workers."""
-    result = small_programs.run(folder, ROOT / script, "--dir", "mine", *arguments)
+    arguments, found = ["--dataset", "RealBlur_J", "--jobs", "2"], ["RealBlur_J"]
+    script = ROOT / "evaluate_realblur.py"
+    result = small_programs.run(folder, script, "--dir", "mine", *arguments)
     assert result.returncode == 0, result.stderr
     scores = read_scores(folder / "mine")
     assert [data.dataset for data in scores] == found
@@ -243,8 +239,24 @@ def test_any_two_folders(folder):
     assert first.key == ("x", "basicsr", "pictures")
     assert second.key == ("HIDE", "matlab", "pictures")
     for arguments in (pictures, [*pictures, "--dataset", "x", "y", "--output", "out"]):
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match="--restored"):
             main(arguments)
+
+
+def test_pairs_with_scenes_score_the_blurry_images_too(tmp_path):
+    for index, name in enumerate(("s1/0.png", "s1/1.png", "s2/0.png")):
+        sharp = picture(index, 32, 40)
+        write_rgb(tmp_path / "data/sharp" / name, sharp)
+        write_rgb(tmp_path / "data/blur" / name, cv2.blur(sharp, (5, 5)))
+        write_rgb(tmp_path / "restored" / name.replace("/", "-"), cv2.blur(sharp, (3, 3)))
+    arguments = ["--restored", tmp_path / "restored", "--output", tmp_path / "out", "--jobs", "1"]
+    assert main([*arguments, "--data", tmp_path / "data"]) == 0
+    (scores,) = read_scores(tmp_path / "out")
+    assert len(scores.scored) == 3
+    assert scores.mean("blurry")["psnr"] < scores.mean()["psnr"]
+    assert main([*arguments, "--target", tmp_path / "data/sharp", "--dataset", "other"]) == 0
+    other = next(found for found in read_scores(tmp_path / "out") if found.dataset == "other")
+    assert other.mean() == scores.mean()
 
 
 def test_only_what_the_result_folder_has(folder):
@@ -252,6 +264,8 @@ def test_only_what_the_result_folder_has(folder):
         path.unlink()
     (folder / "mine/visualization/HIDE").rmdir()
     (folder / "datasets/GoPro/test").rename(folder / "datasets/test/GoPro")  # the other layout
+    for name in ("RealBlur_R", "RealBlur_J"):
+        (folder / "mine/visualization" / name).rename(folder / name)
     assert main(["--dir", "mine", "--jobs", "1"]) == 0
     assert [data.dataset for data in read_scores(folder / "mine")] == ["GoPro"]
 
@@ -284,7 +298,6 @@ def test_missing_and_damaged_images_are_listed_and_make_exit_code_1(folder, caps
         (["--target", "Gopro=x"], "--target Gopro=x"),
         (["--target", "GoPro=nowhere"], "nowhere"),
         (["--dataset", "other"], "visualization/other"),
-        (["--jobs", "0"], "--jobs"),
     ],
 )
 def test_mistakes_in_the_call(folder, arguments, place):

@@ -106,7 +106,7 @@ def test_one_photograph_may_name_the_file_of_its_result(tree):
 
 def test_what_cannot_be_read_fails_and_the_rest_goes_on(tree):
     Path("in/loop.png").symlink_to("loop.png")
-    Path("in/phone.heic").write_bytes(b"x")
+    Path("in/phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
     Path("in/linked").symlink_to("deep")
     inputs = [Path("in"), Path("in/loop.png")]
     jobs, notices = find_jobs(inputs, Path("out"), recursive=True)
