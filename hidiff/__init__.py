@@ -20,14 +20,16 @@ if TYPE_CHECKING:
     from hidiff.archs import build_network
     from hidiff.models import DeblurModel, build_model
     from hidiff.utils.errors import UserError
+    from hidiff.weights.download import list_models
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "build_model", "build_network", "load", "metrics"]
+__all__ = ["UserError", "build_model", "build_network", "list_models", "load", "metrics"]
 
 _LAZY = {
     "UserError": "hidiff.utils.errors",
     "build_model": "hidiff.models",
     "build_network": "hidiff.archs",
+    "list_models": "hidiff.weights.download",
 }
 """Where the public names come from; importing PyTorch takes seconds, so each waits for its use."""
 

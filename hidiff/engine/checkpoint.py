@@ -20,10 +20,10 @@ from hidiff.options import Options, Section, compare_options
 from hidiff.utils.distributed import Processes
 from hidiff.utils.errors import UserError
 from hidiff.utils.files import replacing
+from hidiff.utils.torch_file import load_torch_file
 from hidiff.weights.experiment import Experiment, models_by_step, training_facts
 from hidiff.weights.model_file import save_model
 from hidiff.weights.tensors import require_finite
-from hidiff.weights.torch_file import load_torch_file
 
 FIXED = {
     "slots": "batches of the phase's size in a global batch",

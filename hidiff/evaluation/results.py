@@ -29,8 +29,9 @@ from hidiff.options import Options, score_options
 from hidiff.utils.errors import UserError
 from hidiff.utils.files import archive, file_sha256, read_regular_file, write_text
 from hidiff.weights.experiment import RESULTS
-from hidiff.weights.find import FoundModel, validation_scores
+from hidiff.weights.find import FoundModel
 from hidiff.weights.tensors import state_sha256
+from hidiff.weights.validations import validation_scores
 
 RUN_FILE, ROWS = "run.json", "rows"
 """Names in a folder of results."""
@@ -204,7 +205,10 @@ def with_scores(model: FoundModel, results: Path = RESULTS) -> FoundModel:
         )
         for name, network in model.restoring.items()
     }
-    scores = validation_scores(model)
+    scores: list[dict[str, Any]] = []
+    if model.folder is not None:
+        upper_bound = model.model.restores_from_gt
+        scores = validation_scores(model.folder, model.step, upper_bound=upper_bound)
     for path in sorted(results.glob(f"*/{RUN_FILE}")):
         if wanted.items() <= read_json(path).items() and (path.parent / SCORES_FILE).is_file():
             scores += [data.row() for data in read_scores(path.parent) if data.scored]

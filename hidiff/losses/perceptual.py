@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hidiff.registry import LOSSES
 from hidiff.utils.errors import UserError
-from hidiff.utils.files import load_torch_file
+from hidiff.utils.torch_file import load_torch_file
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import datetime
 import hashlib
 import os
-import re
 import socket
 import stat
 import uuid
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from hidiff.utils.errors import UserError, missing
+from hidiff.utils.errors import UserError
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -223,66 +221,6 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def load_torch_file(path: Path, where: str) -> tuple[Any, str]:
-    """torch.load of a file from elsewhere, on the CPU.
-
-    Args:
-        path: the file.
-        where: what asks for it (a YAML path or command-line option), for messages.
-
-    Returns:
-        The content, and the SHA-256 of the file.
-
-    Raises:
-        UserError: the file is missing, damaged, or holds more than tensors and plain data.
-    """
-    if not path.is_file():
-        problem = f"{path} is a folder; name a file in it" if path.is_dir() else missing(path)
-        raise UserError(f"{where}: {problem}")
-    import torch  # here, so that programs that read no weights need not wait for it
-
-    try:
-        # One open file for all of it: another one may get its name meanwhile.
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            _check_sums(file)
-            file.seek(0)
-            return torch.load(file, map_location="cpu", weights_only=True), digest
-    except Exception as error:
-        # Whatever the unpickler stumbles over, the file is the reason. Torch's own message is left
-        # out where it advises to load untrusted files without the check.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise UserError(
-                f"{where}: {path} holds more than tensors and plain data ({found[1]}), which could "
-                "run any code when it is read; take another file, or where you trust its source, "
-                "write its weights alone to a new one: content = torch.load(FILE, "
-                "weights_only=False); torch.save({'params': content[ENTRY]}, NEW_FILE)"
-            ) from None
-        if "weights_only" in str(error):
-            reason = "its content is not tensors and plain data"
-        raise UserError(
-            f"{where}: {path} ({path.stat().st_size} bytes) is damaged or no weights file: "
-            f"{reason}; copy or download it again"
-        ) from None
-
-
-def _check_sums(file: BinaryIO) -> None:
-    """Compare every part of a file with its CRC-32: torch writes them and does not read them.
-
-    Raises:
-        ValueError: a part has changed since it was written.
-        Exception: what else `zipfile` stumbles over in a damaged file.
-    """
-    file.seek(0)
-    if file.read(2) != b"PK":
-        return  # As torch wrote before 1.6, without sums.
-    with zipfile.ZipFile(file) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise ValueError(f"checksum mismatch in {damaged}")
 
 
 def lock_folder(

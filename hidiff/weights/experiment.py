@@ -54,15 +54,6 @@ class Experiment:
         """The file of the model after a step, whether it is there or not."""
         return self.models / f"{self.name}_{step}{MODEL_SUFFIX}"
 
-    def newest_model(self) -> Path | None:
-        """The file of the last step that was saved; None where there is none."""
-        files = models_by_step(self.models)
-        return files[max(files)] if files else None
-
-    def model_of_step(self, step: int) -> Path | None:
-        """The file of the model after a step; None where there is none."""
-        return models_by_step(self.models).get(step)
-
 
 def models_by_step(folder: Path) -> dict[int, Path]:
     """The model files `…_STEP.safetensors` in a folder, by step; empty where there is no folder."""

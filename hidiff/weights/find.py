@@ -34,6 +34,7 @@ from hidiff.weights.experiment import (
     downloaded_models,
     models_by_step,
 )
+from hidiff.weights.hub import HUB, fetch_from_hub
 from hidiff.weights.model_file import (
     ModelFile,
     build_from,
@@ -50,9 +51,7 @@ from hidiff.weights.published import (
     network_files,
 )
 from hidiff.weights.tensors import Weights
-from hidiff.weights.torch_file import load_torch_file
-
-HUB = "hf:"
+from hidiff.weights.validations import best_step
 
 BUNDLED = Path(__file__).with_name(f"bundled{MODEL_SUFFIX}")
 """The trained model that comes with the package; where nothing else is called so, its stem is its
@@ -269,7 +268,7 @@ def locate(text: str | Path) -> Place:
     """
     text = str(text)
     if text.startswith(HUB):
-        return Place(_from_hub(text))
+        return Place(fetch_from_hub(text))
     text = expanded(text)
     base, _, which = text.rpartition("@")
     for name, step in ((text, ""), (base, which)):
@@ -290,42 +289,6 @@ def locate(text: str | Path) -> Place:
         f"{text}: there is no such experiment, folder, model file or download"
         f"{suggestion(text, known)}"
     )
-
-
-def _from_hub(text: str) -> Path:
-    """The downloaded copy of what a text such as hf:OWNER/NAME names.
-
-    Raises:
-        UserError: huggingface_hub is not installed, there is no such place, or no network.
-    """
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise UserError(
-            f"{text}: the Hugging Face Hub needs one more package: pip install huggingface_hub"
-        ) from None
-    place, _, version = text.removeprefix(HUB).partition("@")
-    parts = place.split("/")
-    if len(parts) < 2 or not all(parts):
-        raise UserError(f"{text}: write hf:OWNER/NAME, as in the repository's address")
-    repository, part = "/".join(parts[:2]), "/".join(parts[2:])
-    try:
-        if part.endswith(MODEL_SUFFIX):
-            file = huggingface_hub.hf_hub_download(repository, part, revision=version or None)
-            return Path(file)
-        ends = (MODEL_SUFFIX, ".pth", ".yml", ".yaml")
-        wanted = [f"{part}/*{end}" if part else f"*{end}" for end in ends]
-        folder = huggingface_hub.snapshot_download(
-            repository, revision=version or None, allow_patterns=wanted
-        )
-    except Exception as error:
-        # Of several libraries, and OSError of what lies below them.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{text}: cannot be had from the Hugging Face Hub ({reason}); look at the name, the "
-            "network and, for a private repository, at `hf auth login`"
-        ) from None
-    return Path(folder, part)
 
 
 def _from_model_file(place: Place, path: Path, **more: Any) -> FoundWeights:
@@ -349,7 +312,7 @@ def _from_folder(place: Place) -> FoundWeights:
     notices: list[str] = []
     step = None
     if place.which == "best":
-        step, notice = _best_step(experiment)
+        step, notice = best_step(experiment)
         notices.append(notice)
     elif place.which:
         step = int(place.which)
@@ -405,56 +368,3 @@ def _option_file(folder: Path) -> Options | None:
             "the one that the weights were trained with"
         )
     return load_options(files[0]) if files else None
-
-
-def _newest_state(experiment: Path) -> dict[str, Any]:
-    """The newest training state; empty without one.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    folder = experiment / "training_states"
-    steps = [int(path.stem) for path in folder.glob("*.state") if path.stem.isdigit()]
-    if not steps:
-        return {}
-    content, _ = load_torch_file(folder / f"{max(steps)}.state", str(experiment))
-    return content if isinstance(content, dict) else {}
-
-
-def _best_step(experiment: Path) -> tuple[int, str]:
-    """The step whose validation had the best PSNR (or other first metric), and words about it.
-
-    Raises:
-        UserError: no validation is on record.
-    """
-    best = _newest_state(experiment).get("best")
-    if not best:
-        raise UserError(
-            f"{experiment}@best: no validation is on record in its training states; name a step, "
-            "or leave out @best for the newest weights"
-        )
-    key = next((key for key in best if key.endswith("/psnr")), next(iter(best)))
-    top = best[key]
-    return top["step"], f"best {key}: {top['value']:.4f} after step {top['step']}"
-
-
-def validation_scores(found: FoundModel) -> list[dict[str, Any]]:
-    """What the validations of its training gave these weights, where they were the best so far.
-
-    Raises:
-        UserError: the training state that has the scores is damaged.
-    """
-    best = _newest_state(found.folder).get("best", {}) if found.folder else {}
-    rows: dict[str, dict[str, Any]] = {}
-    for key, top in best.items():
-        dataset, _, metric = key.rpartition("/")
-        if top["step"] == found.step:
-            row = {
-                "dataset": dataset,
-                "protocol": "basicsr",
-                "source": "validation",
-                "upper_bound": found.model.restores_from_gt,
-                "restored": {},
-            }
-            rows.setdefault(dataset, row)["restored"][metric] = top["value"]
-    return list(rows.values())

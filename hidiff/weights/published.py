@@ -19,10 +19,10 @@ from hidiff.models import section_of
 from hidiff.registry import ARCHS, check_call
 from hidiff.utils.errors import UserError
 from hidiff.utils.files import file_sha256
+from hidiff.utils.torch_file import ENTRIES, load_torch_file
 from hidiff.weights.experiment import MODEL_SUFFIX
 from hidiff.weights.model_file import read_tensors
 from hidiff.weights.tensors import Weights, require_weights
-from hidiff.weights.torch_file import ENTRIES, load_torch_file
 
 NETWORKS = ("net_g", "net_le_dm", "net_d", "net_le")
 
