@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # From nothing to restored photographs on a CPU: bash scripts/quickstart.sh [--fresh]
 #
-# Installs what is needed (once), makes a small data set, restores a photograph with the model that
-# comes with the package, trains both stages of a tiny HI-Diff, restores held-out photographs with
-# that and scores them. An interrupted run goes on where it was; --fresh
-# sets earlier results aside and trains anew.
+# Installs what is needed (once), makes a small data set, restores a photograph with the bundled
+# model, trains both stages of a tiny HI-Diff, restores and scores held-out photographs with that,
+# and reports. An interrupted run goes on where it was; --fresh archives earlier trainings and
+# trains anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -35,9 +35,9 @@ if [ "${1:-}" = --fresh ]; then
     done
 fi
 
-echo "== data: photographs of scikit-image, blurred by simulated camera shake"
+echo "== data: photographs of scikit-image, with the blur of a shaking camera"
 "$PYTHON" -m hidiff prepare quickstart
-echo "== the model that comes with the package restores a photograph"
+echo "== the bundled model restores a photograph"
 photographs=(datasets/quickstart/test/input/*.png)
 "$PYTHON" -m hidiff restore "${photographs[0]}" -m bundled -o results/quickstart_bundled --compare --overwrite
 echo "look at results/quickstart_bundled/compare.html; what follows trains a much smaller model, to show how"
@@ -47,3 +47,6 @@ echo "== stage 2: the diffusion model and the Transformer, jointly"
 train options/quickstart/S2.yml
 echo "== test: photographs that were not trained on"
 "$PYTHON" test.py -opt options/quickstart/test.yml
+echo "== report: the scores, and a page with the pictures before and after"
+"$PYTHON" -m hidiff report results/quickstart --page results/quickstart/report.html
+echo "look at results/quickstart/report.html"
