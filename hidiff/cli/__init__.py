@@ -23,6 +23,7 @@ COMMANDS = {
     "prepare": "bring downloaded data sets into the layout, or make data",
     "check": "check data sets before training",
     "report": "put scores into one table, beside the paper's",
+    "options": "list the option files, copy one, or explain all options",
     "pack": "put a trained model into one file",
     "unpack": "take a packed file apart into weights files and an option file",
     "info": "say what is known about a model",
