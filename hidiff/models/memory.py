@@ -47,7 +47,6 @@ def free_memory(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + kept
-    release_freed_memory()
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -148,6 +147,10 @@ def plan(
 
     size = f"{images.shape[3]}×{images.shape[2]} pixels"
     way = "all at once" if strips is None else f"in strips of {strips.rows} rows"
+    if needed(strips) > free and device.type == "cpu":
+        # Only now, because what is given back has to be asked for again.
+        release_freed_memory()
+        free = free_memory(device)
     if needed(strips) > free:
         outs = ["a machine with more memory, or tiles (val.local.mode: tile; --local tile)"]
         if device.type != "cpu":

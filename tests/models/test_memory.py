@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from pathlib import Path
 
 import pytest
@@ -104,23 +103,6 @@ def test_the_estimate_is_what_is_measured(tmp_path, rows, name, size):
     assert peak == pytest.approx(estimate, rel=0.25)
 
 
-def resident():
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def test_what_this_process_keeps_counts_as_free():
-    """glibc keeps small blocks below one in use; the system counts them as used."""
-    before = resident()
-    blocks = [bytearray(60_000) for _ in range(3000)]
-    below = blocks.pop()
-    blocks.clear()
-    assert resident() - before > 100e6
-    memory.free_memory(CPU)
-    assert resident() - before < 50e6
-    del below
-
-
 def choice(monkeypatch, model, device, free, wanted="auto", size=(4000, 6000)):
     monkeypatch.setattr(memory, "free_memory", lambda device: int(free * GIB))
     images = torch.empty(1, 3, *size, device="meta")
@@ -137,6 +119,17 @@ def test_a_cpu_takes_strips_and_a_gpu_what_fits(monkeypatch, model):
     large, small = (choice(monkeypatch, model, CUDA, free) for free in (8, 3.5))
     assert large.block_bytes is small.block_bytes is None
     assert small.rows < large.rows
+
+
+def test_kept_memory_is_given_back_only_where_it_is_needed(monkeypatch, model):
+    """Otherwise every tile would ask the system for its memory again."""
+    given_back = []
+    monkeypatch.setattr(memory, "release_freed_memory", lambda: given_back.append(1))
+    assert choice(monkeypatch, model, CPU, 100, wanted="whole") is None
+    assert given_back == []
+    with pytest.raises(UserError):
+        choice(monkeypatch, model, CPU, 3.5, wanted="whole")
+    assert given_back == [1]
 
 
 @pytest.mark.parametrize(
