@@ -153,7 +153,8 @@ def _prepare_console() -> None:
         if stream is None:  # the program was started with the stream closed
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 (Python closes it)
         elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            with suppress(OSError):  # its file was replaced by one of another kind
+                stream.reconfigure(errors="backslashreplace")
 
 
 def _print_last(message: str) -> None:

@@ -1,4 +1,4 @@
-"""Train stage 2 for three steps in float64; run by test_two_nodes.py, alone or by torchrun.
+"""Train stage 2 for three steps in float64; run by test_processes.py, alone or by torchrun.
 
 float64_training.py DATA OUTPUT_NAME REFERENCE_WORLD_SIZE
 """
@@ -31,7 +31,7 @@ def main() -> None:
     content["path"] = {f"pretrain_network_{n}": f"{name}_{n}.pth" for n in ("g", "le")}
     options = parse_options(content)
     launcher = "pytorch" if "RANK" in os.environ else "none"
-    with start_processes(options, launcher) as processes:
+    with start_processes(launcher, **options.launch_arguments) as processes:
         from hidiff import build_model
 
         torch.manual_seed(1)
@@ -43,10 +43,10 @@ def main() -> None:
         processes.barrier()
         trainer = Trainer(options, processes)
         seen = []
-        accumulate = trainer._accumulate
+        accumulate = trainer.gradients.accumulate
 
-        def record(step):
-            losses, images = accumulate(step)
+        def record(step, source):
+            losses, images = accumulate(step, source)
             # By slot: process r's batch m is slot m·W + r.
             parts = processes.gather(images)
             size = len(images) // trainer.plan.accumulation
@@ -60,10 +60,12 @@ def main() -> None:
             )
             return losses, images
 
-        trainer._accumulate = record
+        trainer.gradients.accumulate = record
+        first = {key: value.clone() for key, value in trainer.model.state_dict().items()}
         trainer.run()
         if processes.is_main:
-            torch.save({"images": seen, "weights": trainer.model.state_dict()}, f"{name}.pth")
+            weights = trainer.model.state_dict()
+            torch.save({"images": seen, "weights": weights, "first": first}, f"{name}.pth")
 
 
 if __name__ == "__main__":
