@@ -1,4 +1,4 @@
-"""Several processes that train together: one state, one data set, one training; and what ends it."""
+"""Several processes that train together: they see the same, and exchange little."""
 
 import copy
 import os
