@@ -3,6 +3,7 @@
 hidiff score --dir results/test_HI_Diff_GoPro              every benchmark it has, as published
 hidiff score --restored DIR --target DIR --output DIR      any two folders
 hidiff score --restored DIR --data PAIRS --output DIR      the blurry images, too
+hidiff score --restored DIR --output DIR --metrics niqe    without sharp images
 """
 
 from __future__ import annotations
@@ -54,8 +55,12 @@ def find_restored(args: argparse.Namespace, datasets: Sequence[str]) -> dict[str
     return found
 
 
-def find_targets(texts: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
+def find_targets(
+    texts: Sequence[str], names: Sequence[str], *, needed: bool = True
+) -> dict[str, Path | None]:
     """The folders of sharp pictures, by data set: those of --target, else the layout's.
+
+    Without `needed` a data set may have None.
 
     Raises:
         UserError: a folder is missing.
@@ -63,11 +68,14 @@ def find_targets(texts: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
     from hidiff.evaluation.folders import DATA_FOLDERS, find_data
 
     if len(texts) == len(names) == 1 and ("=" not in texts[0] or Path(texts[0]).is_dir()):
-        targets = {names[0]: Path(texts[0])}
+        targets: dict[str, Path | None] = {names[0]: Path(texts[0])}
     else:
-        targets = named_folders(texts, names, "--target")
+        targets = {**named_folders(texts, names, "--target")}
     for name in names:
         data = find_data(name)
+        if name not in targets and data is None and not needed:
+            targets[name] = None
+            continue
         if name not in targets and data is None:
             places = " or ".join(f"{path}/target" for path in DATA_FOLDERS.get(name, ()))
             raise UserError(
@@ -76,8 +84,9 @@ def find_targets(texts: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
             )
         if data is not None:
             targets.setdefault(name, data / "target")
-        if not targets[name].is_dir():
-            raise UserError(f"--target {name}: {targets[name]} is no folder")
+        folder = targets[name]
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"--target {name}: {folder} is no folder")
     return targets
 
 
@@ -112,6 +121,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=PROTOCOLS,
         help="default: that of the published scores, for other data sets basicsr",
     )
+    parser.add_argument(
+        "--metrics",
+        default="",
+        metavar="NAME,…",
+        help="of the package pyiqa, beside PSNR and SSIM: lpips,niqe,musiq",
+    )
     add_output(parser, "where the scores go (default: --dir)")
     parser.add_argument(
         "--suffix",
@@ -142,8 +157,9 @@ def run(args: argparse.Namespace) -> int:
     restored = find_restored(args, list(BENCHMARKS))
     if args.data is not None and (len(restored) > 1 or args.target):
         raise UserError("--data takes the place of --target, for one --dataset")
+    metrics = [name.strip() for name in args.metrics.split(",") if name.strip()]
     if args.data is None:
-        targets = find_targets(args.target, list(restored))
+        targets = find_targets(args.target, list(restored), needed=not metrics)
     else:
         targets = dict.fromkeys(restored, args.data)
     if (output / JSON).exists():
@@ -158,6 +174,7 @@ def run(args: argparse.Namespace) -> int:
             protocol=args.protocol or published_protocol(name),
             dataset=name,
             pairs=args.data is not None,
+            metrics=metrics,
             suffix=args.suffix,
             jobs=args.jobs or available_cores(),
         )

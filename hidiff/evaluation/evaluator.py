@@ -20,6 +20,7 @@ from hidiff.data.image import to_uint8, write_image
 from hidiff.evaluation.record import ImageScore
 from hidiff.metrics import evaluate_pair
 from hidiff.metrics.published import published_protocol
+from hidiff.metrics.pyiqa import needs_target
 from hidiff.models import DeblurModel
 from hidiff.options import Section, ValOptions
 from hidiff.registry import METRICS
@@ -30,8 +31,9 @@ from hidiff.utils.workers import Group, run_in_order, thread_count
 
 LOG = logging.getLogger("hidiff")
 
-Scorer = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
-"""From a restored and a sharp image, (H, W, 3) uint8 RGB, to metrics by name."""
+Scorer = Callable[[np.ndarray, np.ndarray | None], Mapping[str, float]]
+"""From a restored and a sharp image, (H, W, 3) uint8 RGB, to metrics by name; where there is no
+sharp one, those that do without it."""
 
 PreviewImages = tuple[np.ndarray, ...]
 """Blurry, restored and, where it is known, sharp image, (H, W, 3) uint8 RGB."""
@@ -51,7 +53,17 @@ def build_metrics(sections: Mapping[str, Section]) -> Scorer:
             supplied=("restored", "target"),
         )
         metrics[name] = functools.partial(function, **kwargs)
-    return lambda restored, target: {n: float(m(restored, target)) for n, m in metrics.items()}
+    alone = {
+        name: metrics[name]
+        for name, section in sections.items()
+        if section["type"] == "pyiqa" and not needs_target(section["metric"])
+    }
+
+    def score(restored: np.ndarray, target: np.ndarray | None) -> dict[str, float]:
+        chosen = alone if target is None else metrics
+        return {name: float(metric(restored, target)) for name, metric in chosen.items()}
+
+    return score
 
 
 def build_test_scorer(val: ValOptions, dataset: str) -> tuple[str, Scorer]:
@@ -66,10 +78,16 @@ def build_test_scorer(val: ValOptions, dataset: str) -> tuple[str, Scorer]:
     if protocol == "benchmark":
         protocol = published_protocol(dataset)
     if protocol is not None:
-        return protocol, functools.partial(evaluate_pair, protocol=protocol)
+        return protocol, functools.partial(_by_protocol, protocol)
     scorer = build_metrics(val.metrics)
     standard = all(_is_standard(name, section) for name, section in val.metrics.items())
     return "basicsr" if standard else "custom", scorer
+
+
+def _by_protocol(
+    protocol: str, restored: np.ndarray, target: np.ndarray | None
+) -> Mapping[str, float]:
+    return {} if target is None else evaluate_pair(restored, target, protocol=protocol)
 
 
 def _is_standard(name: str, section: Section) -> bool:
@@ -161,7 +179,7 @@ def _restore(model: DeblurModel, seed: int, val: ValOptions, job: _Job) -> _Job:
 
 
 def _score(job: _Job, scorer: Scorer, score_blurry: bool) -> None:
-    if job.blurry is None or job.restored is None or job.sharp is None:
+    if job.blurry is None or job.restored is None:
         return
     try:
         with memory_errors("no memory for its scores", "lower val.num_workers"):

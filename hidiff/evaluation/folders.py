@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from hidiff.data.pairs import find_pairs
 from hidiff.data.store import find_images, read_location
 from hidiff.evaluation.record import ImageScore, Scores
 from hidiff.metrics.protocols import check_protocol, evaluate_pair
+from hidiff.metrics.pyiqa import needs_target, pyiqa_score
 from hidiff.utils.errors import UserError
 from hidiff.utils.workers import run_in_order
 
@@ -25,7 +27,7 @@ DATA_FOLDERS = {
 }
 """Where the layout keeps a benchmark's `input` and `target`; the first one that exists counts."""
 
-Reference = tuple[str, str | None]
+Reference = tuple[str | None, str | None]
 """Where a sharp image lies, and the blurry one, if it is to be scored, too."""
 
 
@@ -55,11 +57,12 @@ def _references(target: Path, *, pairs: bool) -> dict[str, Reference]:
 
 def score_folders(
     restored: Path,
-    target: Path,
+    target: Path | None,
     *,
     protocol: str,
     dataset: str,
     pairs: bool = False,
+    metrics: Sequence[str] = (),
     suffix: str = "",
     jobs: int = 1,
     progress: bool = True,
@@ -71,10 +74,11 @@ def score_folders(
 
     Args:
         restored: folder of images of 8 or 16 bits; 16 are rounded to 8.
-        target: the same of the sharp images.
+        target: the same of the sharp images; None measures metrics without reference alone.
         protocol: one of `hidiff.metrics.PROTOCOLS`.
         dataset: name of the data set, for the report.
         pairs: `target` holds pairs, see `find_pairs`; the blurry images are scored, too.
+        metrics: of the package pyiqa, beside those of the protocol.
         suffix: what the restored images' names have at their end and the sharp ones' have not
             (an option file's `val.suffix`, with its underscore); others are left out.
         jobs: worker processes; with 1 this process does the work. The scores do not depend on it.
@@ -87,14 +91,18 @@ def score_folders(
             occurs in both; a worker process was killed.
     """
     check_protocol(protocol)
-    sharp = _references(target, pairs=pairs)
     found = {
         name.removesuffix(suffix): place
         for name, place in _by_name(restored, "--restored").items()
         if name.endswith(suffix)
     }
-    if restored.samefile(target):
+    if target is None:
+        _require_no_reference(metrics, dataset)
+        sharp: dict[str, Reference] = dict.fromkeys(found, (None, None))
+    elif restored.samefile(target):
         raise UserError(f"{restored} is given both as the restored and as the sharp images")
+    else:
+        sharp = _references(target, pairs=pairs)
     names = sorted(found.keys() & sharp.keys())
     if not names:
         ending = f" (without the suffix '{suffix}')" if suffix else ""
@@ -104,7 +112,7 @@ def score_folders(
             "are these folders of the same data set?"
         )
     work = [(name, found[name], sharp[name]) for name in names]
-    read = functools.partial(_score_pair, protocol)
+    read = functools.partial(_score_pair, protocol, metrics)
     results = run_in_order(work, read=read, workers=min(jobs, len(work)), processes=True)
     hidden = None if progress else True
     images = list(tqdm(results, dataset, len(work), unit="image", disable=hidden))
@@ -119,7 +127,7 @@ def score_folders(
         source="pictures",
         images=images,
         folder=str(restored),
-        target=str(target),
+        target=None if target is None else str(target),
         input=str(target) if pairs else None,
     )
 
@@ -128,15 +136,30 @@ def _read(place: str) -> np.ndarray:
     return to_uint8(decode(read_location(place), place).pixels)
 
 
-def _score_pair(protocol: str, pair: tuple[str, str, Reference]) -> ImageScore:
+def _require_no_reference(metrics: Sequence[str], dataset: str) -> None:
+    comparing = [metric for metric in metrics if needs_target(metric)]
+    if comparing or not metrics:
+        raise UserError(
+            f"{', '.join(comparing) or 'PSNR and SSIM'}: there are no sharp images of {dataset} "
+            "to compare with; name their folder, or metrics without reference (niqe, musiq)"
+        )
+
+
+def _score_pair(
+    protocol: str, metrics: Sequence[str], pair: tuple[str, str, Reference]
+) -> ImageScore:
     name, restored, (sharp, blurry) = pair
     score = ImageScore(name=name)
     try:
-        target = _read(sharp)
-        score.set_scores(
-            evaluate_pair(_read(restored), target, protocol=protocol),
-            None if blurry is None else evaluate_pair(_read(blurry), target, protocol=protocol),
-        )
+        target = None if sharp is None else _read(sharp)
+
+        def measure(place: str) -> dict[str, float]:
+            picture = _read(place)
+            own = {metric: pyiqa_score(picture, target, metric=metric) for metric in metrics}
+            known = {} if target is None else evaluate_pair(picture, target, protocol=protocol)
+            return {**known, **own}
+
+        score.set_scores(measure(restored), None if blurry is None else measure(blurry))
     except UserError as error:
         score.error = str(error)
     return score

@@ -82,7 +82,8 @@ def cropped_note(images: Iterable[ImageScore]) -> str | None:
 def remarks(data: Scores) -> list[str]:
     """What to know about the scores: what they don't measure, and what makes them doubtful."""
     if data.target is None:
-        return ["no ground truth, nothing was scored"]
+        what = "metrics without reference alone" if data.mean() else "nothing was scored"
+        return [f"no ground truth, {what}"]
     found = []
     if data.upper_bound:
         found.append("stage 1 sees the sharp image: an upper bound, no deblurring score")
