@@ -1,5 +1,7 @@
 """Option files and what is in them."""
 
+from hidiff.options.datasets import DatasetOptions, Phase
+from hidiff.options.fields import Section
 from hidiff.options.parsing import (
     compare_options,
     flatten,
@@ -10,15 +12,12 @@ from hidiff.options.parsing import (
 )
 from hidiff.options.sections import (
     MANUAL_SEED,
-    DatasetOptions,
     DistOptions,
     LocalMode,
     LocalOptions,
     MicroBatch,
     Options,
-    Phase,
     Precision,
-    Section,
     TrainOptions,
     ValOptions,
 )

@@ -10,15 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hidiff.options.datasets import SOURCE_RESUME_SAFE, DatasetOptions
+from hidiff.options.fields import BuiltFrom, Section
 from hidiff.options.foreign import refuse_foreign_options
-from hidiff.options.sections import (
-    SOURCE_RESUME_SAFE,
-    BuiltFrom,
-    DatasetOptions,
-    Options,
-    Section,
-    TrainOptions,
-)
+from hidiff.options.sections import Options, TrainOptions
 from hidiff.options.yaml_file import apply_overrides, origin, read_yaml
 from hidiff.registry import (
     DATASETS,

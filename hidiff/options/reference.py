@@ -12,7 +12,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from hidiff.options.sections import DatasetOptions, Options
+from hidiff.options.datasets import DatasetOptions
+from hidiff.options.sections import Options
 from hidiff.registry import (
     ARCHS,
     DATASETS,

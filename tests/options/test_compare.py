@@ -6,9 +6,10 @@ import pytest
 from golden_values import load_json
 
 from hidiff.archs import Transformer
-from hidiff.losses import L1Loss
+from hidiff.losses.pixel import L1Loss
 from hidiff.options import compare_options, parse_options, score_options
-from hidiff.options.sections import DatasetOptions, Options
+from hidiff.options.datasets import DatasetOptions
+from hidiff.options.sections import Options
 from hidiff.registry import arguments_model, inner_model
 
 RELEASED = load_json("released_options.json")
