@@ -73,9 +73,8 @@ def test_tiles(here, tmp_path):
     local = LocalOptions(mode="tile", size=16, overlap=8)
     expected = restore_image(model, image, name="0", local=local)
     assert np.array_equal(read_image(out / "0.png"), to_image(expected))
-    for mistake in (["--size", "20"], ["--overlap", "16"]):
-        with pytest.raises(UserError, match=mistake[0]):
-            main([str(photos), "-o", str(out), "-m", "tiny_S2", *tiles, *mistake])
+    with pytest.raises(UserError, match="--overlap"):
+        main([str(photos), "-o", str(out), "-m", "tiny_S2", *tiles, "--overlap", "16"])
 
 
 def test_failures_are_told_and_are_the_exit_code(here, tmp_path, capsys):
@@ -132,7 +131,7 @@ def test_options_without_effect_are_refused(here, tmp_path):
     for mistake in mistakes:
         with pytest.raises(UserError, match=mistake[0]):
             main([*arguments, *mistake])
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="--size"):
         main([*arguments, "--local", "tile", "--size", "0"])
     assert main([str(photos / "0.png"), "-o", str(tmp_path / "sharp.tiff"), "-m", "tiny_S2"]) == 0
     assert read_image(tmp_path / "sharp.tiff").shape == (21, 30, 3)
