@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import logging
 from contextlib import ExitStack
 from typing import Any
@@ -56,9 +55,8 @@ LOG = logging.getLogger("hidiff")
 def _uncached(section: DatasetOptions) -> DatasetOptions:
     """The section without its caches of decoded images, for a run that leaves nothing behind."""
     source = {key: value for key, value in section.source.items() if key != "cache"}
-    return dataclasses.replace(
-        section, source=source, mixture=tuple(_uncached(part) for part in section.mixture)
-    )
+    mixture = tuple(_uncached(part) for part in section.mixture)
+    return section.model_copy(update={"source": source, "mixture": mixture})
 
 
 class Trainer:
