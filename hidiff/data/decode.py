@@ -38,7 +38,7 @@ with suppress(ImportError):
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 """File name endings (lower case) taken for images in a data folder."""
 
-# A damaged file is reported by `decode_image` with its path; OpenCV's own lines only repeat it.
+# A damaged file is reported by `open_image` with its path; OpenCV's own lines only repeat it.
 # OpenCV 4 has the function at one place, OpenCV 5 at the other; 0 is silence.
 (getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel)(0)
 

@@ -15,7 +15,7 @@ class Mixture(PairSet):
     """The pairs of several data sets, one set after the other.
 
     Items are those of the sets. Where there are several, `name` begins with the set's place among
-    the options, as in 'train[1]/scene-007'.
+    the options, as in 'train.reds/scene-007'.
 
     Args:
         sections: the options of each set.

@@ -29,7 +29,7 @@ _lock = threading.Lock()
 
 
 def read_location(location: str) -> bytes:
-    """The encoded image at a location, for `hidiff.data.image.decode`.
+    """The encoded image at a location, for `hidiff.data.decode.decode`.
 
     Raises:
         UserError: it is not there or cannot be read.

@@ -114,7 +114,7 @@ def read_photo(data: bytes, where: str) -> Photo:
         where: the path (or database key) to name in an error.
 
     Raises:
-        UserError: see `hidiff.data.image.decode`.
+        UserError: see `hidiff.data.decode.decode`.
     """
     with open_image(data, where) as image:
         decoded = decode_opened(image, data, where, thorough=True)
@@ -171,7 +171,7 @@ def to_pixels(restored: Tensor, photo: Photo) -> np.ndarray:
     return to_image(restored, photo.pixels.dtype.type)
 
 
-def require_room(path: Path, photo: Photo) -> None:
+def check_format_can_hold(path: Path, photo: Photo) -> None:
     """Make sure that a photograph can be written under a name, before it is restored.
 
     Raises:
@@ -205,10 +205,10 @@ def write_photo(path: str | os.PathLike[str], photo: Photo, pixels: np.ndarray) 
         What the format cannot hold.
 
     Raises:
-        UserError: see `require_room`, or the file cannot be written.
+        UserError: see `check_format_can_hold`, or the file cannot be written.
     """
     path = Path(path)
-    require_room(path, photo)
+    check_format_can_hold(path, photo)
     kind = FORMATS[path.suffix.lower()]
     if photo.alpha is not None:
         pixels = np.dstack([pixels, photo.alpha])

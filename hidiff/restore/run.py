@@ -24,8 +24,8 @@ from hidiff.restore.photo import (
     ENDINGS,
     FORMATS,
     Photo,
+    check_format_can_hold,
     read_photo,
-    require_room,
     to_pixels,
     write_photo,
 )
@@ -335,7 +335,7 @@ def _read(job: Job, *, overwrite: bool, steps: bool) -> None:
         return
     job.photo = read_photo(read_regular_file(job.source), str(job.source))
     job.remarks += job.photo.notices
-    require_room(job.target, job.photo)
+    check_format_can_hold(job.target, job.photo)
 
 
 def _work(job: Job, *, restore: Restore) -> None:
