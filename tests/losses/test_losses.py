@@ -34,7 +34,7 @@ def test_values(section, value):
         ({"type": "L2Loss"}, "did you mean 'L1Loss'"),
         ({"type": "L1Loss", "reduction": "none"}, r"train\.pixel_opt\.reduction: "),
         ({"type": "L1Loss", "weight": 1}, "no option 'weight'; did you mean 'loss_weight'"),
-        ({}, "the option 'type' is missing"),
+        ({}, r"train\.pixel_opt\.type: "),
     ],
 )
 def test_mistakes(section, message):

@@ -37,6 +37,15 @@ def test_hinet_normalises_no_single_pixel():
         assert without(torch.empty(1, 3, 4, 4))[1].shape == (1, 3, 4, 4)
 
 
+def test_dmphns_width_needs_multiples_of_eight_only():
+    with torch.device("meta"):
+        network = build_network({"type": "DMPHN", "stack": 1, "levels": 4, "width": 2})
+        assert network.pad_multiple == (16, 8)
+        assert network(torch.empty(1, 3, 48, 24))[0].shape == (1, 3, 48, 24)
+        with pytest.raises(UserError, match="DMPHN.*24×48"):
+            network(torch.empty(1, 3, 24, 48))
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
