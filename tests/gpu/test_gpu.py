@@ -112,12 +112,15 @@ def test_five_steps_follow_the_released_trajectory(name, precision, device):
             assert found[loss] == pytest.approx(wanted, rel=STEP_LIMITS[precision]), (step, loss)
 
 
-def test_a_resumed_training_is_bit_for_bit_the_same(data, tmp_path, monkeypatch, device):
+def test_a_resumed_training_is_bit_for_bit_the_same(data, tmp_path, monkeypatch, request, device):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
 
     def run(name, total, resume=False):
         options = train_options(data, 1, total_iter=4)
-        options |= {"name": name, "deterministic": True, "num_gpu": 1}
+        options["name"] = name
         trainer = Trainer(parse_options(options), ALONE, auto_resume=resume)
         trainer.total_iter = total
         trainer.run()
