@@ -11,20 +11,12 @@ are. Misaligned pairs are listed and skipped. options/finetune.yml has the other
 from __future__ import annotations
 
 import argparse
-import copy
-import dataclasses
 import math
 import os
 import re
-from typing import TYPE_CHECKING
 
 from hidiff.cli.arguments import add_model, add_overrides, at_least_one
 from hidiff.utils.errors import UserError, expanded, require_positive
-
-if TYPE_CHECKING:
-    from hidiff.evaluation.record import Scores
-    from hidiff.options import Options
-    from hidiff.utils.distributed import Processes
 
 EPILOG = (
     "Exit code: 0 the held-out pairs are better than before, 1 they are not, 2 a "
@@ -65,8 +57,10 @@ def run(args: argparse.Namespace) -> int:
         Interrupted: the training was stopped and can go on.
     """
     from hidiff.engine.logger import start_logging
-    from hidiff.prepare.finetune import finetune_folder, plan
+    from hidiff.engine.trainer import Trainer
+    from hidiff.prepare.finetune import finetune_folder, pack_result, plan, score
     from hidiff.utils.distributed import start_processes
+    from hidiff.weights.experiment import Experiment
     from hidiff.weights.find import find_model
 
     require_positive(**{"--lr": args.lr})
@@ -83,12 +77,14 @@ def run(args: argparse.Namespace) -> int:
     keys = ("model", "steps", "lr", "test", "held_out", "seed", "force_yml")
     options = plan({"data": expanded(args.data), **{k: getattr(args, k) for k in keys}}, name)
     with start_processes("none", **options.launch_arguments) as processes:
-        before = _score(options, f"{name}_before", args.model, processes)
+        before = score(options, f"{name}_before", args.model, processes)
         if before.failed:
             image, reason = next(iter(before.failed.items()))
             raise UserError(f"--model: the held-out image {image} has no score: {reason}")
-        model = _train(options, processes)
-        after = _score(options, f"{name}_after", model, processes)
+        total_iter = options.for_training()[0].total_iter
+        if not Experiment(name).model_file(total_iter).is_file():
+            Trainer(options, processes, auto_resume=True).run()
+        after = score(options, f"{name}_after", f"{name}@{total_iter}", processes)
     gain = after.mean().get("psnr", math.nan) - before.mean()["psnr"]
     # What a training that has diverged restores cannot even be scored.
     if not gain > 0 or after.failed:
@@ -99,44 +95,6 @@ def run(args: argparse.Namespace) -> int:
             gain,
         )
         return 1
-    result = _pack_result(name, args.model, after)
+    result = pack_result(name, args.model, after)
     logger.info("%+.3f dB on the held-out pairs; the result: hidiff restore -m %s", gain, result)
     return 0
-
-
-def _train(options: Options, processes: Processes) -> str:
-    """Train, unless that is done; the name of the model that results."""
-    from hidiff.engine.trainer import Trainer
-    from hidiff.weights.experiment import Experiment
-
-    total_iter = options.for_training()[0].total_iter
-    if not Experiment(options.name).model_file(total_iter).is_file():
-        Trainer(options, processes, auto_resume=True).run()
-    return f"{options.name}@{total_iter}"
-
-
-def _score(options: Options, name: str, model: str, processes: Processes) -> Scores:
-    """The scores of a model on the held-out pairs, in `results/{name}`."""
-    from hidiff.evaluation.record import read_scores
-    from hidiff.evaluation.test_run import run_test
-    from hidiff.options import parse_options
-    from hidiff.weights.experiment import RESULTS
-
-    content = copy.deepcopy(dict(options.sections))
-    content |= {"name": name, "path": {"weights": model}}
-    run_test(parse_options(content, file=options.file), processes, overwrite=True)
-    (scores,) = read_scores(RESULTS / name)
-    return scores
-
-
-def _pack_result(name: str, start: str, scores: Scores) -> str:
-    """Write the model with its new scores to `experiments/{name}/{name}.safetensors`."""
-    from hidiff.weights.experiment import MODEL_SUFFIX, Experiment
-    from hidiff.weights.export import pack
-    from hidiff.weights.find import find_model
-
-    path = Experiment(name).folder / f"{name}{MODEL_SUFFIX}"
-    model = find_model(name)
-    licence = find_model(start).licence
-    pack(dataclasses.replace(model, scores=[scores.row()], licence=licence), path, overwrite=True)
-    return str(path)

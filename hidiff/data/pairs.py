@@ -275,7 +275,9 @@ def _by_template(root: str, template: str | None, where: str) -> Pairs:
     raise UserError(
         f"{where}: {root} has no pairs: neither two folders of blurry and sharp images beside each "
         f"other ({known}), nor names such as 07_blur and 07_sharp. Name the folder of each side, "
-        "the names with filename_tmpl: '{}_blur|{}_sharp', or list the pairs in a meta_info_file"
+        "the names with filename_tmpl: '{}_blur|{}_sharp', or list the pairs in a meta_info_file. "
+        "Of a video's frames, hidiff prepare video --input FOLDER --output DIR --frames 7 makes "
+        "pairs"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import logging
 import random
@@ -15,13 +16,17 @@ import yaml
 
 from hidiff.data.image import listing
 from hidiff.data.pairs import Pair, find_pairs
+from hidiff.evaluation.record import Scores, read_scores
+from hidiff.evaluation.test_run import run_test
 from hidiff.options import Options, load_options, parse_options
 from hidiff.options.yaml_file import apply_overrides, read_yaml, shipped_options
 from hidiff.prepare.pair_check import check_pair
+from hidiff.utils.distributed import Processes
 from hidiff.utils.errors import UserError, suggestion
 from hidiff.utils.files import write_text
 from hidiff.utils.workers import available_cores, run_in_order
-from hidiff.weights.experiment import EXPERIMENTS, Experiment
+from hidiff.weights.experiment import EXPERIMENTS, MODEL_SUFFIX, RESULTS, Experiment
+from hidiff.weights.export import pack
 from hidiff.weights.find import FoundModel, find_model
 
 LOG = logging.getLogger("hidiff")
@@ -215,3 +220,22 @@ def _content(asked: Mapping[str, Any], name: str, start: FoundModel, patch: int)
     content["train"]["scheduler"]["eta_min"] = asked["lr"] / 100
     content["path"] = {"weights": asked["model"]}
     return {**content, **start.options, "name": name, "manual_seed": asked["seed"]}
+
+
+def score(options: Options, name: str, model: str, processes: Processes) -> Scores:
+    """The scores of a model on the held-out pairs, in `results/{name}`."""
+    content = copy.deepcopy(dict(options.sections))
+    content |= {"name": name, "path": {"weights": model}}
+    run_test(parse_options(content, file=options.file), processes, overwrite=True)
+    (scores,) = read_scores(RESULTS / name)
+    return scores
+
+
+def pack_result(name: str, start: str, scores: Scores) -> Path:
+    """Write the model with its new scores to `experiments/{name}/{name}.safetensors`."""
+    path = Experiment(name).folder / f"{name}{MODEL_SUFFIX}"
+    model = dataclasses.replace(
+        find_model(name), scores=[scores.row()], licence=find_model(start).licence
+    )
+    pack(model, path, overwrite=True)
+    return path

@@ -11,6 +11,7 @@ from small_data import picture, write_rgb
 from hidiff import UserError
 from hidiff.cli import call
 from hidiff.data.image import read_image
+from hidiff.data.pairs import find_pairs
 from hidiff.prepare.video import VideoTask, frame_counts, make_pairs, video_tasks
 
 
@@ -270,3 +271,13 @@ def test_memory_holds_sums_and_not_frames(sequence, tmp_path, monkeypatch):
     )
     assert make_pairs(task).pairs == 5
     assert most <= 3
+
+
+def test_frames_without_pairs_get_advice_that_works(sequence, tmp_path):
+    folder, _ = sequence
+    with pytest.raises(UserError, match="has no pairs") as refused:
+        find_pairs(folder)
+    command = re.search(r"hidiff (prepare video .*?) makes", str(refused.value))[1].split()
+    places = {"FOLDER": str(folder), "DIR": str(tmp_path / "mine")}
+    assert main([places.get(word, word) for word in command[1:]]) == 0
+    assert find_pairs(tmp_path / "mine").pairs
