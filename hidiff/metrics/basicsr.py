@@ -7,7 +7,7 @@ import math
 import cv2
 import numpy as np
 
-from hidiff.metrics.pair import SIGMA, WINDOW, check_pair
+from hidiff.metrics.pair import WINDOW, check_pair, gaussian_ssim
 from hidiff.registry import METRICS
 from hidiff.utils.errors import UserError
 
@@ -70,25 +70,10 @@ def calculate_ssim(
         UserError: the images are not uint8 RGB of one size, or fewer than 11 pixels are left
             between the borders.
     """
-    # Imported late: it takes most of a second, and training may never need it.
-    from skimage.metrics import structural_similarity
-
     restored, target = _crop(restored, target, crop_border, smallest_side=WINDOW)
     if test_y_channel:
         restored, target = _luma(restored), _luma(target)
-    # With Gaussian weights scikit-image sizes the window by `sigma` (11 taps for 1.5) and leaves
-    # out of the mean the 5 pixels at each side whose window reaches beyond the image.
-    return float(
-        structural_similarity(
-            restored,
-            target,
-            data_range=255,
-            channel_axis=None if test_y_channel else 2,
-            gaussian_weights=True,
-            sigma=SIGMA,
-            use_sample_covariance=False,
-        )
-    )
+    return gaussian_ssim(restored, target, data_range=255)[0]
 
 
 def _crop(

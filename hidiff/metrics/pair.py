@@ -41,6 +41,35 @@ def check_pair(restored: np.ndarray, target: np.ndarray, *, smallest_side: int =
         )
 
 
+def gaussian_ssim(
+    restored: np.ndarray, target: np.ndarray, *, data_range: float
+) -> tuple[float, np.ndarray]:
+    """Structural similarity (Wang et al., 2004) per channel: its mean, and the map of all pixels.
+
+    11×11 Gaussian window of sigma 1.5, population covariance, K = 0.01 and 0.03. The mean leaves
+    out the 5 pixels at each side whose window reaches beyond the image.
+
+    Args:
+        restored, target: (H, W, 3) or (H, W).
+        data_range: the largest value less the smallest one.
+    """
+    # Imported late: it takes most of a second, and training may never need it.
+    from skimage.metrics import structural_similarity
+
+    # With Gaussian weights scikit-image sizes the window by `sigma`: 11 taps for 1.5.
+    mean, similarity = structural_similarity(
+        target,
+        restored,
+        data_range=data_range,
+        channel_axis=2 if target.ndim == 3 else None,
+        gaussian_weights=True,
+        sigma=SIGMA,
+        use_sample_covariance=False,
+        full=True,
+    )
+    return float(mean), similarity
+
+
 def _is_image(image: Any) -> bool:
     return (
         isinstance(image, np.ndarray)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from hidiff.metrics.pair import SIGMA, WINDOW, check_pair
+from hidiff.metrics.pair import WINDOW, check_pair, gaussian_ssim
 
 _RADIUS = WINDOW // 2
 # The threshold 0 never ends the search early, so all 100 iterations are made.
@@ -142,19 +142,7 @@ def _psnr(image: np.ndarray, sharp: np.ndarray, mask: np.ndarray) -> float:
 
 def _ssim(image: np.ndarray, sharp: np.ndarray, mask: np.ndarray) -> float:
     """Mean of the SSIM map of two masked images (H, W, 3) over the inner mask (H, W)."""
-    # Imported late: it takes most of a second, and training may never need it.
-    from skimage.metrics import structural_similarity
-
-    _, similarity = structural_similarity(
-        sharp,
-        image,
-        data_range=1.0,
-        channel_axis=2,
-        gaussian_weights=True,
-        sigma=SIGMA,
-        use_sample_covariance=False,
-        full=True,
-    )
+    _, similarity = gaussian_ssim(image, sharp, data_range=1.0)
     inner = _inside(mask)[..., None]
     total = np.sum(_inside(similarity) * inner, dtype=np.float64)
     # The channels share one mask, so the mean over channels is one sum over all of them.
