@@ -1,6 +1,5 @@
 """Every network that HI-Diff is compared with, by the commands of HI-Diff."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +12,11 @@ from small_programs import start
 from small_training import ALONE, parameters, train
 
 from hidiff import UserError
-from hidiff.cli import pack, restore
+from hidiff.cli import call
 from hidiff.data.dataset import to_tensor
 from hidiff.data.image import read_image
 from hidiff.engine.trainer import Trainer
+from hidiff.evaluation.record import read_scores
 from hidiff.evaluation.test_run import run_test
 from hidiff.options import parse_options
 from hidiff.restore.image import restore_image, to_image
@@ -60,15 +60,14 @@ def test_testing_packing_and_restoring_give_one_result(baselines, data, name, tm
     options = baseline_options(data, name)
     options["path"] = {"weights": options["name"]}
     assert run_test(parse_options(options), ALONE)
-    results = Path("results") / options["name"]
-    with (results / "scores.csv").open() as file:
-        assert len(list(csv.DictReader(file))) >= 2
+    (scores,) = read_scores(Path("results") / options["name"])
+    assert len(scores.scored) >= 2
 
     file = tmp_path / "packed.safetensors"
-    assert pack.main([options["name"], "-o", str(file)]) == 0
+    assert call("pack", options["name"], "-o", str(file)) == 0
     Image.fromarray(picture(5, 21, 30)).save(tmp_path / "photo.png")
     arguments = [str(tmp_path / "photo.png"), "-o", str(tmp_path / "out"), "-m", str(file)]
-    assert restore.main([*arguments, "--device", "cpu"]) == 0
+    assert call("restore", *arguments, "--device", "cpu") == 0
     model = load_model(options["name"]).model
     image = to_tensor(picture(5, 21, 30))
     expected = to_image(restore_image(model, image, name="photo"))
