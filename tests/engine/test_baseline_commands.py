@@ -61,7 +61,7 @@ def test_testing_packing_and_restoring_give_one_result(baselines, data, name, tm
     options["path"] = {"weights": options["name"]}
     assert run_test(parse_options(options), ALONE)
     (scores,) = read_scores(Path("results") / options["name"])
-    assert len(scores.scored) >= 2
+    assert len(scores.images) >= 2
 
     file = tmp_path / "packed.safetensors"
     assert call("pack", options["name"], "-o", str(file)) == 0
