@@ -24,7 +24,7 @@ def lines_about(model: FoundModel) -> list[str]:
         kinds = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters}))
         rows.append([name, f"{sum(p.numel() for p in parameters)} parameters, {kinds}"])
     rows += [[key, _text(value)] for key, value in model.options.items()]
-    for key in ("step", "patch_size", "data", "licence", "versions"):
+    for key in ("step", "patch_size", "data", "licence", "source", "versions"):
         rows.append([key.replace("_", " "), _text(getattr(model, key))])
     width = max(len(key) for key, _ in rows)
     lines = [f"{key:{width}}  {value}" for key, value in rows]
@@ -56,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a packed file, bundled, an experiment's name or folder (NAME@best, NAME@STEP), a "
-        "folder with net_g.pth and its like, or hf:OWNER/NAME",
+        help="a model file, bundled, a download (gopro), an experiment's name or folder "
+        "(NAME@best, NAME@STEP), published weights, or hf:OWNER/NAME",
     )
 
 

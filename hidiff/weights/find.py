@@ -253,6 +253,8 @@ def default_model() -> tuple[str, str]:
     is never taken unasked.
     """
     for name in downloaded_models():
+        if name == "stage1":  # It needs the sharp image.
+            continue
         return name, f"no model was named: the downloaded {name} is taken; -m NAME takes another"
     return BUNDLED.stem, (
         "no model was named: the bundled one is taken, a small network that removes slight blur; "
@@ -295,7 +297,8 @@ def _from_model_file(place: Place, path: Path, **more: Any) -> FoundWeights:
     file = read_model_file(path)
     about = {key: value for key, value in file.about if value is not None}
     about["scores"] = [row.model_dump(exclude_none=True) for row in file.about.scores]
-    average = (file.about.options.get("val") or {}).get("use_ema", True)
+    val = file.about.options.get("val")
+    average = not (isinstance(val, dict) and val.get("use_ema") is False)
     weights = {name: file.weights(name, name, average=average) for name in file.networks}
     return FoundWeights(place, weights, {**about, **more}, file)
 

@@ -67,7 +67,7 @@ def test_a_sharp_image_of_another_size_is_refused():
 
 def test_the_package_has_what_the_readme_uses():
     assert all(hasattr(hidiff, name) for name in hidiff.__all__)
-    assert len(hidiff.__all__) == 5
+    assert len(hidiff.__all__) == 6
 
 
 def test_the_generator_decides_the_noise():

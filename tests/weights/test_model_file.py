@@ -206,6 +206,7 @@ def rewritten(packed, path, change):
         (lambda m, t: m["options"].update(model_type="HI_Diff_S9"), "model_type"),
         (lambda m, t: m["options"].update(model_type=[5]), "model_type"),
         (lambda m, t: m["options"].update(network_g=5), "network_g"),
+        (lambda m, t: m["options"].update(val=5, network_g=[]), "network_g"),
         (lambda m, t: m["options"]["network_g"].update(dims=8), r"network_g\.dims"),
         (lambda m, t: m["options"]["network_g"].update(dim=4), r"net_g: .*shape"),
         (lambda m, t: m["options"]["network_g"].update(dim=10**9), "larger"),
