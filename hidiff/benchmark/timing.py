@@ -61,26 +61,6 @@ def measure_with_memory(work: Callable[[], Any], device: torch.device) -> tuple[
     return seconds, None if resident is None else _resident("VmHWM") - resident
 
 
-def peak_bytes(device: torch.device) -> int | None:
-    """The most memory that was in use until now: tensors on a GPU, or this process's on a CPU.
-
-    None where it cannot be told.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    with suppress(OSError):
-        return _resident("VmHWM")
-    return None
-
-
-def start_peak(device: torch.device) -> None:
-    """Let `peak_bytes` count anew, where the system can."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        _resident_from_now()
-
-
 def _resident_from_now() -> int | None:
     """This process's memory; from here on its peak counts anew. None where Linux is not."""
     # What was freed and is kept for later would hide that the next call needs it.
