@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
         }
         print(json.dumps({"machine": machine_name(device), "cases": plain}, indent=2))
         return 0
-    print(f"{machine_name(device)}, PyTorch {torch.__version__}. Median of {args.repeats} ")
-    print("alternating runs (smallest to largest).\n")
+    print(f"{machine_name(device)}, PyTorch {torch.__version__}")
+    print(f"time: median of {args.repeats} alternating runs (smallest to largest)\n")
     print("\n".join(markdown_table(HEADER, _rows(cases), numbers=range(2, len(HEADER)))))
     return 0
