@@ -155,13 +155,11 @@ class MetricsWriter:
         LOG.warning("TensorBoard's files cannot be written (%s); it is switched off", reason)
 
 
-def start_wandb(options: Options, folder: Path) -> None:
-    """Let Weights & Biases follow TensorBoard's numbers, where `logger.wandb` asks for it.
+def start_wandb(options: Options) -> None:
+    """Let Weights & Biases follow the TensorBoard files of this process, for `logger.wandb`.
 
-    Where it cannot be started there is a warning, and the run goes on.
-
-    Args:
-        folder: of TensorBoard's event files.
+    To be called before they are begun. Where it cannot be started there is a warning, and the run
+    goes on.
     """
     section = options.logger.wandb
     if section.project is None:
@@ -175,7 +173,6 @@ def start_wandb(options: Options, folder: Path) -> None:
         )
         return
     try:
-        wandb.tensorboard.patch(root_logdir=str(folder))
         wandb.init(
             project=section.project,
             name=options.name,

@@ -47,7 +47,7 @@ from hidiff.utils.errors import Interrupted, UserError, memory_errors
 from hidiff.utils.files import hold
 from hidiff.utils.memory import keep_freed_memory
 from hidiff.weights.experiment import Experiment
-from hidiff.weights.start import changed_since_start, load_pretrained
+from hidiff.weights.start import NotTrainedYet, changed_since_start, load_pretrained
 
 LOG = logging.getLogger("hidiff")
 
@@ -108,7 +108,7 @@ class Trainer:
         self.validator = Validator(
             options,
             {
-                section.name: build_dataset(section)
+                section.name: build_dataset(_uncached(section) if dry else section)
                 for key, section in options.datasets.items()
                 if key.startswith("val")
             },
@@ -130,7 +130,12 @@ class Trainer:
         notices += found
         started_from: dict[str, Any] = {}
         if saved is None:
-            found, started_from = load_pretrained(self.model, options, training=True)
+            try:
+                found, started_from = load_pretrained(self.model, options, training=True)
+            except NotTrainedYet as error:
+                if not dry:
+                    raise
+                found = [f"{error}; until then, these networks are tried with other weights"]
             notices += found
         sizes = list(self.dataset.shares.sizes)
         self.state = checkpoint.TrainingState(
@@ -201,7 +206,7 @@ class Trainer:
         """Of the curves; only the first process writes them."""
         if not self.processes.is_main or self.dry or not self.options.logger.use_tb_logger:
             return MetricsWriter(None)
-        start_wandb(self.options, self.experiment.tensorboard)
+        start_wandb(self.options)
         return MetricsWriter(self.experiment.tensorboard, self.state.step + 1)
 
     def load(self, first_step: int) -> DeviceBatches:

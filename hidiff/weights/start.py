@@ -19,6 +19,10 @@ from hidiff.weights.published import load_weights
 from hidiff.weights.tensors import Weights, load_network
 
 
+class NotTrainedYet(UserError):
+    """The weights of another training that are not there: it is to be trained first."""
+
+
 def load_pretrained(
     model: DeblurModel, options: Options, *, training: bool
 ) -> tuple[list[str], dict[str, dict[str, Any]]]:
@@ -105,8 +109,9 @@ class _Reader:
         if not path.is_file() and (other := _meant_file(name, path)) is not None:
             found, notices = other, [f"{where}: {path} does not exist; {other} is taken"]
         if not found.exists():
-            advice = _train_first(self.options) if "S1" in str(path) else "download it, or mend it"
-            raise UserError(f"{where}: {missing(path)}; {advice}")
+            if "S1" in str(path):
+                raise NotTrainedYet(f"{where}: {missing(path)}; {_train_first(self.options)}")
+            raise UserError(f"{where}: {missing(path)}; download it, or mend it")
         if is_model_file(found):
             file = read_model_file(found)
             if name not in file.networks:
@@ -135,8 +140,9 @@ class _Reader:
             try:
                 self.stage1 = find_weights(source)
             except UserError as error:
-                advice = _train_first(self.options)
-                raise UserError(f"path.stage1: {error}; {advice}") from None
+                there = Path(source).exists() or Experiment(str(source)).folder.exists()
+                kind = UserError if there else NotTrainedYet
+                raise kind(f"path.stage1: {error}; {_train_first(self.options)}") from None
         found = self.stage1
         if name not in found.weights:
             raise UserError(
