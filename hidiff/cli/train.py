@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     from hidiff.models.precision import precision
     from hidiff.options import load_options
     from hidiff.utils.distributed import start_processes
-    from hidiff.utils.files import hold, set_aside
+    from hidiff.utils.files import archive, lock_folder
     from hidiff.weights.experiment import Experiment
 
     options = load_options(args.opt, args.force_yml)
@@ -103,9 +103,9 @@ def run(args: argparse.Namespace) -> int:
                 return 0 if dry_run(trainer, train_call(args.call)) else 1
         folder = Experiment(options.name).folder
         if args.debug and not args.auto_resume:
-            hold(folder, processes)
+            lock_folder(folder, processes)
             if processes.is_main and folder.exists():
-                set_aside(folder)
+                archive(folder)
             processes.barrier()
         Trainer(
             options,

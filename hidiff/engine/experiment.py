@@ -13,7 +13,7 @@ from hidiff.models import DeblurModel, section_of
 from hidiff.options import Options
 from hidiff.utils.distributed import Processes
 from hidiff.utils.errors import UserError
-from hidiff.utils.files import partial_files, set_aside, timestamp, write_text
+from hidiff.utils.files import archive, partial_files, timestamp, write_text
 from hidiff.weights.experiment import Experiment, models_by_step
 
 
@@ -41,12 +41,12 @@ def prepare_folder(
     refuse_another(experiment, step=step, auto_resume=auto_resume)
     folder, notices = experiment.folder, []
     if step is None and folder.exists() and any(folder.iterdir()):
-        archived = set_aside(folder)
+        archived = archive(folder)
         notices.append(f"{folder} had no training state to resume; it is now {archived}")
     # A tb_logger that is read-only or no folder ends nothing; `MetricsWriter` tells of it.
     with suppress(OSError):
         if step is None and experiment.tensorboard.exists():
-            set_aside(experiment.tensorboard)
+            archive(experiment.tensorboard)
     try:
         for place in (experiment.models, experiment.states, experiment.visualization):
             place.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity
 
 from hidiff.engine.speed import WARM_UP
 from hidiff.engine.trainer import Trainer
-from hidiff.utils.files import set_aside
+from hidiff.utils.files import archive
 from hidiff.utils.tables import text_table
 from hidiff.weights.experiment import RESULTS
 
@@ -46,7 +46,7 @@ def profile(trainer: Trainer, steps: int) -> Path:
     if not trainer.processes.is_main:
         return folder
     if folder.exists():
-        set_aside(folder)
+        archive(folder)
     folder.mkdir(parents=True)
     recorded.export_chrome_trace(str(folder / "trace.json"))
     kind = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"

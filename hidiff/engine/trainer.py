@@ -44,7 +44,7 @@ from hidiff.models.precision import precision
 from hidiff.options import DatasetOptions, Options
 from hidiff.utils.distributed import GRACE, Processes, StopRequest
 from hidiff.utils.errors import Interrupted, UserError, memory_errors
-from hidiff.utils.files import hold
+from hidiff.utils.files import lock_folder
 from hidiff.utils.memory import keep_freed_memory
 from hidiff.weights.experiment import Experiment
 from hidiff.weights.start import NotTrainedYet, changed_since_start, load_pretrained
@@ -104,7 +104,7 @@ class Trainer:
         self.dataset = build_training_set(_uncached(data_options) if dry else data_options)
         notices = [*options.notices]
         if not dry:
-            notices += hold(self.experiment.folder, processes)
+            notices += lock_folder(self.experiment.folder, processes)
         self.validator = Validator(
             options,
             {
@@ -287,7 +287,7 @@ class Trainer:
                 val_freq = self.options.val.val_freq
                 state.validated = not (val_freq and self._due(val_freq))
             if stopping:
-                self.stop.heeded.set()
+                self.stop.acknowledged.set()
             if stopping or self._due(self.options.logger.save_checkpoint_freq):
                 self._save()
             stopping = stopping or not self._validate()

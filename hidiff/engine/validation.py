@@ -19,7 +19,7 @@ from hidiff.models import DeblurModel
 from hidiff.models.compilation import uncompiled
 from hidiff.options import Options
 from hidiff.utils.distributed import Processes
-from hidiff.utils.files import inside
+from hidiff.utils.files import safe_join
 
 LOG = logging.getLogger("hidiff")
 
@@ -56,7 +56,7 @@ class Validator:
         if options.val.save_img:
             for name, dataset in datasets.items():
                 for pair in dataset.pairs:
-                    inside(folder / name, pair.name)  # now rather than at the first validation
+                    safe_join(folder / name, pair.name)  # now rather than at the first validation
 
     def run(
         self,
@@ -89,7 +89,7 @@ class Validator:
                     shown[image] = np.concatenate(pictures, axis=1)
 
             def path(image: str, name: str = name) -> Path:
-                place = inside(self.folder / name, image)
+                place = safe_join(self.folder / name, image)
                 return place / f"{place.name}_{step}.png"
 
             with uncompiled():

@@ -26,8 +26,9 @@ from hidiff.options import Section, ValOptions
 from hidiff.registry import METRICS
 from hidiff.restore.image import DEFAULT_SEED, restore_image, to_image
 from hidiff.restore.photo import Photo, read_photo, to_pixels, write_photo
+from hidiff.utils.distributed import Processes
 from hidiff.utils.errors import UserError, memory_errors
-from hidiff.utils.workers import Group, run_in_order, thread_count
+from hidiff.utils.workers import ordered_pipeline, thread_count
 
 LOG = logging.getLogger("hidiff")
 
@@ -194,7 +195,7 @@ def evaluate(
     model: DeblurModel,
     dataset: PairSet,
     scorer: Scorer,
-    processes: Group,
+    processes: Processes,
     *,
     label: str,
     seed: int = DEFAULT_SEED,
@@ -251,11 +252,11 @@ def evaluate(
     scores = dict(done or {})
     remaining = [index for index in range(len(dataset)) if index not in scores]
     mine = remaining[processes.rank :: processes.world_size]
-    jobs = run_in_order(
+    jobs = ordered_pipeline(
         mine,
-        read=functools.partial(_read, dataset, seed),
-        work=functools.partial(_restore, model, seed, val),
-        finish=finish,
+        load=functools.partial(_read, dataset, seed),
+        compute=functools.partial(_restore, model, seed, val),
+        save=finish,
         workers=thread_count(val.num_workers, processes.device),
     )
     hidden = None if processes.is_main and val.pbar else True

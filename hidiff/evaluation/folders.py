@@ -17,7 +17,7 @@ from hidiff.evaluation.record import ImageScore, Scores
 from hidiff.metrics.protocols import check_protocol, evaluate_pair
 from hidiff.metrics.pyiqa import needs_target, pyiqa_score
 from hidiff.utils.errors import UserError
-from hidiff.utils.workers import run_in_order
+from hidiff.utils.workers import ordered_pipeline
 
 DATA_FOLDERS = {
     "GoPro": ("datasets/GoPro/test", "datasets/test/GoPro"),
@@ -113,7 +113,7 @@ def score_folders(
         )
     work = [(name, found[name], sharp[name]) for name in names]
     read = functools.partial(_score_pair, protocol, metrics)
-    results = run_in_order(work, read=read, workers=min(jobs, len(work)), processes=True)
+    results = ordered_pipeline(work, load=read, workers=min(jobs, len(work)), processes=True)
     hidden = None if progress else True
     images = list(tqdm(results, dataset, len(work), unit="image", disable=hidden))
     for side, missing in (

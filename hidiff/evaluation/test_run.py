@@ -18,9 +18,9 @@ from hidiff.models import DeblurModel, build_model
 from hidiff.models.compilation import compile_blocks
 from hidiff.options import Options, parse_options
 from hidiff.restore.image import DEFAULT_SEED
+from hidiff.utils.distributed import Processes
 from hidiff.utils.errors import UserError
 from hidiff.utils.files import lock_folder, safe_join
-from hidiff.utils.workers import Group
 from hidiff.weights.experiment import RESULTS
 from hidiff.weights.start import load_pretrained
 
@@ -112,7 +112,7 @@ class _TestSet:
 
 def run_test(
     options: Options,
-    processes: Group,
+    processes: Processes,
     *,
     seeds: int = 1,
     overwrite: bool = False,
@@ -212,7 +212,7 @@ def _test(
     each: _TestSet,
     options: Options,
     model: DeblurModel,
-    processes: Group,
+    processes: Processes,
     folder: Path,
     rows: Mapping[Key, Row],
     run: int,

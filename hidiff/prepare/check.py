@@ -17,7 +17,7 @@ from hidiff.data.warnings import shared_pairs
 from hidiff.options import load_datasets
 from hidiff.prepare.pair_check import check_pair
 from hidiff.utils.errors import UserError, expanded
-from hidiff.utils.workers import run_in_order
+from hidiff.utils.workers import ordered_pipeline
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def check_dataset(
     conversions: Counter[str] = Counter()
     sharper = []
     hidden = None if progress else True
-    with closing(run_in_order(pairs, read=check, workers=jobs)) as checked:
+    with closing(ordered_pipeline(pairs, load=check, workers=jobs)) as checked:
         for found in tqdm(checked, source.name, len(pairs), unit="pair", disable=hidden):
             report.problems += found.problems
             report.notes += found.notes

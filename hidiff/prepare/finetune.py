@@ -24,7 +24,7 @@ from hidiff.prepare.pair_check import check_pair
 from hidiff.utils.distributed import Processes
 from hidiff.utils.errors import UserError, suggestion
 from hidiff.utils.files import write_text
-from hidiff.utils.workers import available_cores, run_in_order
+from hidiff.utils.workers import available_cores, ordered_pipeline
 from hidiff.weights.experiment import EXPERIMENTS, MODEL_SUFFIX, RESULTS, Experiment
 from hidiff.weights.export import pack
 from hidiff.weights.find import FoundModel, find_model
@@ -109,9 +109,9 @@ def usable(pairs: Sequence[Pair], min_side: int) -> tuple[set[Pair], int]:
         UserError: more than half of the pairs cannot be used.
     """
     LOG.info("checking the images and the alignment of %d pairs", len(pairs))
-    found = run_in_order(
+    found = ordered_pipeline(
         pairs,
-        read=lambda pair: check_pair(pair, patch_size=min_side, align=True),
+        load=lambda pair: check_pair(pair, patch_size=min_side, align=True),
         workers=available_cores(),
     )
     results = dict(zip(pairs, found, strict=True))

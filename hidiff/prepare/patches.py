@@ -15,7 +15,7 @@ from hidiff.data.image import listing, read_image, to_uint8, write_image
 from hidiff.data.pairs import find_pairs
 from hidiff.data.store import list_images
 from hidiff.utils.errors import UserError, print_problems
-from hidiff.utils.workers import run_in_order
+from hidiff.utils.workers import ordered_pipeline
 
 
 def piece_offsets(length: int, size: int, overlap: int | None) -> list[int]:
@@ -221,7 +221,9 @@ def cut_gopro(root: Path, *, size: int, overlap: int, val_size: int, jobs: int) 
             print(f"{part}: not cut, {root / part} does not exist")
             continue
         tasks = parts[part]
-        cutting = run_in_order(tasks, read=cut_pair, workers=min(jobs, len(tasks)), processes=True)
+        cutting = ordered_pipeline(
+            tasks, load=cut_pair, workers=min(jobs, len(tasks)), processes=True
+        )
         results = list(tqdm(cutting, part, len(tasks), unit="pair", disable=None))
         _report(part, tasks, results)
         problems += [f"{part}/{r.name}: {r.problem}" for r in results if r.problem is not None]

@@ -15,7 +15,7 @@ from hidiff.data.image import listing
 from hidiff.options.yaml_file import shipped_options
 from hidiff.prepare.synthetic import synthetic_dataset, write_pairs
 from hidiff.utils.errors import UserError
-from hidiff.utils.files import read_bytes, write_bytes
+from hidiff.utils.files import read_regular_file, write_bytes
 
 PHOTOGRAPHS = {
     # The two motorcycles are one scene seen by two cameras: they must stay on one side.
@@ -46,7 +46,7 @@ def make_quickstart(folder: Path) -> int:
                 )
             copy = folder / "photographs" / part / name
             if not copy.exists():
-                write_bytes(copy, read_bytes(source / name))
+                write_bytes(copy, read_regular_file(source / name))
     expected = {f"{Path(name).stem}.png" for name in PHOTOGRAPHS["test"]}
     others = {path.name for path in (folder / "test").glob("*/*")} - expected
     if others:

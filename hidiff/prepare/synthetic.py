@@ -12,7 +12,7 @@ from hidiff.data.synthetic_dataset import SyntheticBlurDataset
 from hidiff.options import load_datasets
 from hidiff.registry import DATASETS
 from hidiff.utils.errors import UserError
-from hidiff.utils.files import inside
+from hidiff.utils.files import safe_join
 
 
 def synthetic_dataset(photographs: Path, option_file: Path | None = None) -> SyntheticBlurDataset:
@@ -56,7 +56,7 @@ def write_pairs(dataset: SyntheticBlurDataset, folder: Path, count: int | None =
     for pair in tqdm(range(count or len(dataset)), "blurring", unit="pair", disable=None):
         number, index = divmod(pair, len(dataset))
         name = dataset.pairs[index].name + (f"-{number + 1}" if number else "")
-        files = [inside(folder / side, f"{name}.png") for side in ("input", "target")]
+        files = [safe_join(folder / side, f"{name}.png") for side in ("input", "target")]
         if all(file.exists() for file in files):
             continue
         for file, image in zip(files, dataset.whole(index, number), strict=True):

@@ -24,7 +24,7 @@ from hidiff.data.image import listing, read_image, to_uint8, write_image
 from hidiff.data.store import list_images
 from hidiff.synthesis.tone import linear_to_srgb, srgb_to_linear
 from hidiff.utils.errors import UserError, missing, print_problems, suggestion
-from hidiff.utils.workers import run_in_order
+from hidiff.utils.workers import ordered_pipeline
 
 Curve = Callable[[np.ndarray], np.ndarray]
 
@@ -343,7 +343,7 @@ def prepare_video(tasks: Sequence[VideoTask], jobs: int) -> bool:
     Raises:
         UserError: a process died.
     """
-    making = run_in_order(tasks, read=make_pairs, workers=min(jobs, len(tasks)), processes=True)
+    making = ordered_pipeline(tasks, load=make_pairs, workers=min(jobs, len(tasks)), processes=True)
     results = list(tqdm(making, "averaging", len(tasks), unit="sequence", disable=None))
     for part in PARTS:
         own = [result for result in results if result.task.folder.name == part]

@@ -31,7 +31,7 @@ from hidiff.restore.photo import (
 )
 from hidiff.utils.errors import UserError, memory_errors, missing, printable
 from hidiff.utils.files import partial_files, read_regular_file
-from hidiff.utils.workers import run_in_order
+from hidiff.utils.workers import ordered_pipeline
 
 LOG = logging.getLogger("hidiff")
 
@@ -262,15 +262,15 @@ def restore_photos(
         restore: see there.
         overwrite: replace results that are there; otherwise their photographs are skipped.
         steps: not those that have no steps of the reverse process yet.
-        workers: threads that read the next ones meanwhile, see `hidiff.utils.workers.run_in_order`.
+        workers: threads that read the next ones meanwhile, see `ordered_pipeline`.
     """
     started, count = time.monotonic(), len(jobs)
-    done = run_in_order(
+    done = ordered_pipeline(
         jobs,
-        read=functools.partial(_step, functools.partial(_read, overwrite=overwrite, steps=steps)),
+        load=functools.partial(_step, functools.partial(_read, overwrite=overwrite, steps=steps)),
         # Written before the next one is restored, which takes longer: an interruption then loses
         # only the one that is being restored.
-        work=functools.partial(_step, functools.partial(_work, restore=restore)),
+        compute=functools.partial(_step, functools.partial(_work, restore=restore)),
         workers=workers,
     )
     try:

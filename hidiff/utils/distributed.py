@@ -374,7 +374,6 @@ class StopRequest:
         self.received: str | None = None
         self.acknowledged = threading.Event()
         """To be set where the signal has had its effect and what follows must not be cut off."""
-        self.heeded = self.acknowledged  # the former name, until its last caller has gone
         self._grace = grace
         self._alarm: socket.socket | None = None
         self._previous: dict[signal.Signals, Any] = {}

@@ -95,13 +95,6 @@ def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Bi
         sync_folder(path.parent)
 
 
-def replace_link(path: Path, target: str) -> None:
-    """Make or replace a symbolic link; see `replacing`."""
-    temporary = _temporary(path)
-    temporary.symlink_to(target)
-    temporary.replace(path)
-
-
 def _temporary(path: Path) -> Path:
     # Shortened, because a file name must not be longer than 255 bytes.
     return path.with_name(f".{path.name[:50]}.{uuid.uuid4().hex[:12]}.part")
@@ -288,7 +281,3 @@ def _lock(folder: Path, patience: float) -> list[str]:
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
     _locks[path] = lock
     return []
-
-
-# The former names, until their last callers have gone.
-inside, set_aside, hold, read_bytes = safe_join, archive, lock_folder, read_regular_file

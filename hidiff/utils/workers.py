@@ -18,10 +18,6 @@ from hidiff.utils.memory import keep_freed_memory
 if TYPE_CHECKING:
     import torch
 
-    from hidiff.utils.distributed import Processes as Group
-else:
-    Group = Any
-
 Key = TypeVar("Key")
 
 GPU_THREADS = 4
@@ -115,21 +111,6 @@ def ordered_pipeline(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def run_in_order(
-    keys: Iterable[Key],
-    *,
-    read: Callable[[Key], Any],
-    work: Callable[[Any], Any] = _identity,
-    finish: Callable[[Any], Any] = _identity,
-    workers: int,
-    processes: bool = False,
-) -> Generator[Any, None, None]:
-    """`ordered_pipeline` under its former name, until the last callers have gone."""
-    return ordered_pipeline(
-        keys, load=read, compute=work, save=finish, workers=workers, processes=processes
-    )
 
 
 def _process_pool(workers: int) -> ProcessPoolExecutor:

@@ -23,7 +23,7 @@ from hidiff.metrics import calculate_psnr, calculate_ssim
 from hidiff.options import ValOptions, parse_options
 from hidiff.restore.image import image_generator, restore_image, to_image
 from hidiff.utils.distributed import Processes
-from hidiff.utils.workers import AHEAD, available_cores, run_in_order, thread_count
+from hidiff.utils.workers import AHEAD, available_cores, ordered_pipeline, thread_count
 
 CPU = torch.device("cpu")
 ALONE = Processes(0, 1, CPU)
@@ -251,7 +251,7 @@ def test_no_more_than_a_handful_of_images_is_in_progress(threads):
         time.sleep(0.01 * (key % 3))
         return key
 
-    for key in run_in_order(range(12), read=read, work=work, finish=finish, workers=threads):
+    for key in ordered_pipeline(range(12), load=read, compute=work, save=finish, workers=threads):
         yielded.append(key)
     assert yielded == list(range(12))
     assert max(most) == bound
@@ -264,7 +264,7 @@ def test_closing_it_early_ends_the_threads_and_begins_nothing_more():
         begun.append(key)
         return key
 
-    jobs = run_in_order(range(50), read=read, work=abs, finish=abs, workers=2)
+    jobs = ordered_pipeline(range(50), load=read, compute=abs, save=abs, workers=2)
     assert [next(jobs), next(jobs)] == [0, 1]
     jobs.close()
     assert own_threads() == before
