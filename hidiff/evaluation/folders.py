@@ -99,7 +99,7 @@ def score_folders(
     if target is None:
         _require_no_reference(metrics, dataset)
         sharp: dict[str, Reference] = dict.fromkeys(found, (None, None))
-    elif restored.samefile(target):
+    elif target.exists() and restored.samefile(target):
         raise UserError(f"{restored} is given both as the restored and as the sharp images")
     else:
         sharp = _references(target, pairs=pairs)

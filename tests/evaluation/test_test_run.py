@@ -103,7 +103,7 @@ def test_what_data_folders_hold_besides_images_is_said(trained, tmp_path, monkey
     monkeypatch.setattr(logging.getLogger("hidiff"), "propagate", True)
     with caplog.at_level("INFO", "hidiff"):
         run_test(parse_options({**test_options(tmp_path), "name": "notices"}), ALONE)
-    assert caplog.text.count("other.avif") == 1
+    assert "other.avif" in caplog.text
 
 
 def test_every_option_of_speed_arrives_in_testing(trained, data, monkeypatch):

@@ -168,7 +168,7 @@ def test_eq_6s_noise_is_that_of_the_image_however_many_tiles_are_computed_at_onc
     [
         ({"mode": "tiles"}, r"val\.local\.mode: .*did you mean 'tile'"),
         ({"sizes": 8}, r"val\.local\.sizes: .*did you mean 'size'"),
-        ({"mode": "tile", "size": 100}, r"val\.local\.size: "),
+        ({"mode": "tile", "size": 0}, r"val\.local\.size: "),
         ({"mode": "tile", "size": 64, "overlap": 64}, r"val\.local\.overlap: "),
     ],
 )
