@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from hidiff.data.dataset import PairSet
 from hidiff.data.image import to_float
 from hidiff.data.sampler import CropRequest, PhaseBatchSampler, Shares
-from hidiff.utils.distributed import STOP_SIGNALS
 from hidiff.utils.errors import UserError
+from hidiff.utils.signals import STOP_SIGNALS
 
 SUBSTITUTES = 5
 """Pairs tried in place of one that cannot be used, before giving up."""

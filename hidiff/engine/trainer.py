@@ -12,13 +12,8 @@ from torch import Tensor
 
 from hidiff.data import (
     BatchPlan,
-    PhaseBatchSampler,
-    build_dataset,
-    build_training_set,
-    training_batches,
 )
 from hidiff.data.transfer import DeviceBatches
-from hidiff.data.warnings import pair_warnings, shared_pairs
 from hidiff.engine import checkpoint
 from hidiff.engine.experiment import prepare_folder, refuse_another, training_warnings
 from hidiff.engine.gradients import Gradients, MicroBatches, memory_advice
@@ -37,26 +32,21 @@ from hidiff.engine.optim import (
     set_lr,
     update_average,
 )
+from hidiff.engine.training_data import TrainingData
 from hidiff.engine.validation import Validator
 from hidiff.models import DeblurModel, build_model
 from hidiff.models.compilation import compile_blocks
 from hidiff.models.precision import precision
-from hidiff.options import DatasetOptions, Options
-from hidiff.utils.distributed import GRACE, Processes, StopRequest
+from hidiff.options import Options
+from hidiff.utils.distributed import Processes
 from hidiff.utils.errors import Interrupted, UserError, memory_errors
 from hidiff.utils.files import lock_folder
 from hidiff.utils.memory import keep_freed_memory
+from hidiff.utils.signals import GRACE, StopRequest
 from hidiff.weights.experiment import Experiment
 from hidiff.weights.start import NotTrainedYet, changed_since_start, load_pretrained
 
 LOG = logging.getLogger("hidiff")
-
-
-def _uncached(section: DatasetOptions) -> DatasetOptions:
-    """The section without its caches of decoded images, for a run that leaves nothing behind."""
-    source = {key: value for key, value in section.source.items() if key != "cache"}
-    mixture = tuple(_uncached(part) for part in section.mixture)
-    return section.model_copy(update={"source": source, "mixture": mixture})
 
 
 class Trainer:
@@ -86,9 +76,9 @@ class Trainer:
         dry: bool = False,
     ) -> None:
         self.options, self.processes, self.dry = options, processes, dry
-        self.train_options, data_options = options.for_training()
+        self.train_options, section = options.for_training()
         self.total_iter = self.train_options.total_iter
-        phases = data_options.phases(self.total_iter)
+        phases = section.phases(self.total_iter)
         self.plan = BatchPlan(phases, processes.world_size, self.train_options.reference_world_size)
         self.experiment = Experiment(options.name)
         self.stop = StopRequest(GRACE if processes.world_size > 1 else None)
@@ -101,27 +91,16 @@ class Trainer:
             total_iter=self.total_iter,
             warmup_iter=self.train_options.warmup_iter,
         )
-        self.dataset = build_training_set(_uncached(data_options) if dry else data_options)
+        self.data = TrainingData(options, self.plan, processes, dry=dry)
+        self.dataset = self.data.training
         notices = [*options.notices]
         if not dry:
             notices += lock_folder(self.experiment.folder, processes)
         self.validator = Validator(
-            options,
-            {
-                section.name: build_dataset(_uncached(section) if dry else section)
-                for key, section in options.datasets.items()
-                if key.startswith("val")
-            },
-            processes,
-            self.experiment.visualization,
+            options, self.data.validation, processes, self.experiment.visualization
         )
         notices += training_warnings(options, self.model, processes)
-        for name, dataset in (("training set", self.dataset), *self.validator.datasets.items()):
-            processes.require_same(f"images ({name})", dataset.fingerprint())
-            notices += dataset.notices
-            notices += pair_warnings(dataset.pairs, name)
-        validated = {name: part.pairs for name, part in self.validator.datasets.items()}
-        notices += shared_pairs(self.dataset.pairs, validated)
+        notices += self.data.notices
 
         self.micro_batches = MicroBatches(self.train_options.micro_batch, self.plan)
         saved, found = checkpoint.choose_state(
@@ -211,30 +190,8 @@ class Trainer:
 
     def load(self, first_step: int) -> DeviceBatches:
         """The batches of the steps from this one on."""
-        device, options = self.processes.device, self.options.for_training()[1]
-        assert options.gt_size is not None  # the phases have asked for it
-        sampler = PhaseBatchSampler(
-            size=len(self.dataset),
-            shares=self.dataset.shares,
-            plan=self.plan,
-            rank=self.processes.rank,
-            seed=self.options.manual_seed,
-            crop_size=options.gt_size,
-            total_iter=self.total_iter,
-            first_step=first_step,
-            enlarge_ratio=options.dataset_enlarge_ratio,
-        )
-        batches = training_batches(
-            self.dataset,
-            sampler,
-            num_workers=options.num_worker_per_gpu,
-            pin_memory=device.type == "cuda" and options.pin_memory is not False,
-            prefetch=options.num_prefetch_queue,
-            skip_bad=self.train_options.on_bad_image == "skip",
-            timeout=options.timeout,
-            while_waiting=self._end_wait,
-        )
-        return DeviceBatches(batches, device, next(self.model.parameters()).dtype)
+        dtype = next(self.model.parameters()).dtype
+        return self.data.batches(first_step, dtype, self._end_wait)
 
     def _description(self) -> list[str]:
         """What is trained on what, for the log."""

@@ -24,7 +24,8 @@ def main() -> None:
     os.chdir(output)
     contents = [baseline_options(data, n, reference_world_size=2) for n in BASELINES]
     launcher = "pytorch" if "RANK" in os.environ else "none"
-    with start_processes(parse_options(contents[0]), launcher) as processes:
+    arguments = parse_options(contents[0]).launch_arguments
+    with start_processes(launcher, **arguments) as processes:
         for content in sorted(contents, key=lambda content: content["name"]):
             trainer = Trainer(parse_options(content), processes)
             trainer.run()

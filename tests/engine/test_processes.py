@@ -300,7 +300,7 @@ def test_a_process_that_hangs_ends_the_others(folder):
 def test_a_signal_ends_a_process_that_waits_for_another(tmp_path):
     script = (
         "import threading\n"
-        "from hidiff.utils.distributed import StopRequest\n"
+        "from hidiff.utils.signals import StopRequest\n"
         "with StopRequest(grace=0.5):\n"
         "    print('ready', flush=True); threading.Event().wait()\n"
     )

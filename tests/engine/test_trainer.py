@@ -38,8 +38,8 @@ from hidiff.engine.optim import build_optimizer, clip_gradients, set_lr
 from hidiff.engine.trainer import Trainer
 from hidiff.models import DeblurModel
 from hidiff.options import load_options, parse_options
-from hidiff.utils.distributed import STOP_SIGNALS
 from hidiff.utils.errors import Interrupted
+from hidiff.utils.signals import STOP_SIGNALS
 
 STATES = Path("experiments/quick/training_states")
 
