@@ -101,7 +101,7 @@ class TrainingState:
         """
         where = f"the training state of step {content['step']}"
         deciding, harmless = compare_options(content["options"], self.options)
-        if self._same_past(content):
+        if deciding and self._same_past(content):
             harmless += [line for line in deciding if SCHEDULE.match(line)]
             deciding = [line for line in deciding if not SCHEDULE.match(line)]
         if deciding and not allow_changed_options:
@@ -125,7 +125,11 @@ class TrainingState:
                 averages = content["average"] or content["networks"]
                 for name, network in self.average.trained_networks().items():
                     network.load_state_dict(averages[name])
+            groups = [dict(group) for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(content["optimizer"])
+            for group, ours in zip(self.optimizer.param_groups, groups, strict=True):
+                # The moments are the state's; betas and weight decay those of the options now.
+                group.update({key: value for key, value in ours.items() if key != "params"})
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(
                 f"{where} belongs to another configuration ({str(error).splitlines()[0]}); resume "

@@ -189,10 +189,13 @@ def test_options_with_influence_are_refused_or_allowed_by_a_flag(data, four_step
     for path in ("train.warmup_iter: ", "train.optim_total.lr: 0.001 → 0.5"):
         assert path in str(refused.value)
     options["train"]["total_iter"] = 5
+    options["train"]["optim_total"]["weight_decay"] = 0.25
     resumed = train(options, auto_resume=True, allow_changed_options=True)
     assert resumed.state.step == 5
     assert "train.optim_total.lr: 0.001 → 0.5" in log_of()
-    assert resumed.state.optimizer.param_groups[0]["lr"] == resumed.lr(5) > 0.001
+    (group,) = resumed.state.optimizer.param_groups
+    assert group["lr"] == resumed.lr(5) > 0.001
+    assert group["weight_decay"] == 0.25
 
 
 def test_a_training_is_lengthened_where_its_steps_stay_the_same(data):
