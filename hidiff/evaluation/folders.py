@@ -14,7 +14,7 @@ from hidiff.data.image import listing, to_uint8
 from hidiff.data.pairs import find_pairs
 from hidiff.data.store import find_images, read_location
 from hidiff.evaluation.record import ImageScore, Scores
-from hidiff.metrics.protocols import check_protocol, evaluate_pair
+from hidiff.metrics import check_protocol, evaluate_pair
 from hidiff.metrics.pyiqa import needs_target, pyiqa_score
 from hidiff.utils.errors import UserError
 from hidiff.utils.workers import ordered_pipeline

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from hidiff.metrics.pair import SIGMA, WINDOW, check_pair
+from hidiff.metrics.basicsr import SIGMA, WINDOW, check_pair
 
 _RADIUS = WINDOW // 2
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -13,12 +13,6 @@ _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 # The arithmetic runs over strips of this many rows: few enough that a strip's arrays stay in the
 # processor's cache, enough that the rows filtered twice (2 · _RADIUS per strip) cost little.
 _STRIP_ROWS = 64
-
-
-def _window() -> np.ndarray:
-    """The normalised Gaussian window of one axis. (11,)"""
-    window = np.exp(-(np.arange(-_RADIUS, _RADIUS + 1) ** 2) / (2 * SIGMA**2))
-    return window / window.sum()
 
 
 def _channel_mix(window: np.ndarray) -> np.ndarray:
@@ -33,7 +27,9 @@ def _channel_mix(window: np.ndarray) -> np.ndarray:
     return mix
 
 
-_WINDOW_1D = _window()
+# The normalised Gaussian window of one axis. (11,)
+_WINDOW_1D = np.exp(-(np.arange(-_RADIUS, _RADIUS + 1) ** 2) / (2 * SIGMA**2))
+_WINDOW_1D /= _WINDOW_1D.sum()
 _CHANNEL_MIX = _channel_mix(_WINDOW_1D)
 
 
@@ -69,32 +65,13 @@ def _ssim_sum(restored: np.ndarray, target: np.ndarray, inner: slice) -> float:
     """Sum of the SSIM map over the rows `inner` of a strip that holds their neighbours too."""
     # float64: in float32 E[x²] − E[x]² loses the digits that flat regions are judged by.
     x, y = restored.astype(np.float64), target.astype(np.float64)
-    mean_x, mean_y = _smooth(x, inner), _smooth(y, inner)
-    mean_xy = _smooth(x * y, inner)
+    mean_x, mean_y, mean_xy = _smooth(x, inner), _smooth(y, inner), _smooth(x * y, inner)
     # SSIM needs the two variances only as their sum: one filter instead of two.
-    x *= x
-    y *= y
-    x += y
-    mean_squares = _smooth(x, inner)
-
-    # In place, because fresh arrays would cost as much as the arithmetic:
-    # (2 μx μy + C1)(2 σxy + C2) / ((μx² + μy² + C1)(σx² + σy² + C2))
-    means = mean_x * mean_y
-    mean_x *= mean_x
-    mean_y *= mean_y
-    mean_x += mean_y
-    mean_squares -= mean_x
-    mean_squares += _C2
-    mean_x += _C1
-    mean_squares *= mean_x
-    mean_xy -= means
-    mean_xy *= 2
-    mean_xy += _C2
-    means *= 2
-    means += _C1
-    means *= mean_xy
-    means /= mean_squares
-    return float(means.sum())
+    mean_squares = _smooth(x * x + y * y, inner)
+    product, squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
+    similarity = (2 * product + _C1) * (2 * (mean_xy - product) + _C2)
+    similarity /= (squares + _C1) * (mean_squares - squares + _C2)
+    return float(similarity.sum())
 
 
 def _smooth(volume: np.ndarray, inner: slice) -> np.ndarray:

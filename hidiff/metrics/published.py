@@ -74,10 +74,12 @@ HI_DIFF = "HI-Diff (ours)"
 HI_DIFF_2 = "HI-Diff-2 (ours)"
 
 
-def _rows(benchmarks: tuple[str, ...], *rows: tuple[str, *tuple[Score | None, ...]]) -> Table:
-    """Rows of a method's name and its score on each of the benchmarks, None for N/A."""
+def _rows(
+    benchmarks: tuple[str, ...], *rows: tuple[str, *tuple[tuple[float, float] | None, ...]]
+) -> Table:
+    """Rows of a method's name and its PSNR and SSIM on each of the benchmarks, None for N/A."""
     return tuple(
-        Published(name, {b: s for b, s in zip(benchmarks, row, strict=True) if s is not None})
+        Published(name, {b: Score(*s) for b, s in zip(benchmarks, row, strict=True) if s})
         for name, *row in rows
     )
 
@@ -92,40 +94,34 @@ TABLE_1: Table = (
 
 TABLE_2: Table = _rows(
     ("GoPro", "HIDE", "RealBlur_R", "RealBlur_J"),
-    ("DeblurGAN", Score(28.70, 0.858), Score(24.51, 0.871), Score(33.79, 0.903),
-     Score(27.97, 0.834)),
-    ("DeepDeblur", Score(29.08, 0.914), Score(25.73, 0.874), Score(32.51, 0.841),
-     Score(27.87, 0.827)),
-    ("DeblurGAN-v2", Score(29.55, 0.934), Score(26.61, 0.875), Score(35.26, 0.944),
-     Score(28.70, 0.866)),
-    ("SRN", Score(30.26, 0.934), Score(28.36, 0.915), Score(35.66, 0.947), Score(28.56, 0.867)),
-    ("DBGAN", Score(31.10, 0.942), Score(28.94, 0.915), Score(33.78, 0.909), Score(24.93, 0.745)),
-    ("MT-RNN", Score(31.15, 0.945), Score(29.15, 0.918), Score(35.79, 0.951), Score(28.44, 0.862)),
-    ("DMPHN", Score(31.20, 0.940), Score(29.09, 0.924), Score(35.70, 0.948), Score(28.42, 0.860)),
-    ("SAPHN", Score(31.85, 0.948), Score(29.98, 0.930), None, None),
-    ("SPAIR", Score(32.06, 0.953), Score(30.29, 0.931), None, Score(28.81, 0.875)),
-    ("MIMO-UNet+", Score(32.45, 0.957), Score(29.99, 0.930), Score(35.54, 0.947),
-     Score(27.63, 0.837)),
-    ("TTFA", Score(32.50, 0.958), Score(30.55, 0.935), None, None),
-    ("MPRNet", Score(32.66, 0.959), Score(30.96, 0.939), Score(35.99, 0.952), Score(28.70, 0.873)),
-    ("HINet", Score(32.71, 0.959), Score(30.32, 0.932), Score(35.75, 0.949), Score(28.17, 0.849)),
-    ("Restormer", Score(32.92, 0.961), Score(31.22, 0.942), Score(36.19, 0.957),
-     Score(28.96, 0.879)),
-    ("Stripformer", Score(33.08, 0.962), Score(31.03, 0.940), Score(36.08, 0.954),
-     Score(28.82, 0.876)),
-    (HI_DIFF, Score(33.33, 0.964), Score(31.46, 0.945), Score(36.28, 0.958), Score(29.15, 0.890)),
-)  # fmt: skip
+    ("DeblurGAN", (28.70, 0.858), (24.51, 0.871), (33.79, 0.903), (27.97, 0.834)),
+    ("DeepDeblur", (29.08, 0.914), (25.73, 0.874), (32.51, 0.841), (27.87, 0.827)),
+    ("DeblurGAN-v2", (29.55, 0.934), (26.61, 0.875), (35.26, 0.944), (28.70, 0.866)),
+    ("SRN", (30.26, 0.934), (28.36, 0.915), (35.66, 0.947), (28.56, 0.867)),
+    ("DBGAN", (31.10, 0.942), (28.94, 0.915), (33.78, 0.909), (24.93, 0.745)),
+    ("MT-RNN", (31.15, 0.945), (29.15, 0.918), (35.79, 0.951), (28.44, 0.862)),
+    ("DMPHN", (31.20, 0.940), (29.09, 0.924), (35.70, 0.948), (28.42, 0.860)),
+    ("SAPHN", (31.85, 0.948), (29.98, 0.930), None, None),
+    ("SPAIR", (32.06, 0.953), (30.29, 0.931), None, (28.81, 0.875)),
+    ("MIMO-UNet+", (32.45, 0.957), (29.99, 0.930), (35.54, 0.947), (27.63, 0.837)),
+    ("TTFA", (32.50, 0.958), (30.55, 0.935), None, None),
+    ("MPRNet", (32.66, 0.959), (30.96, 0.939), (35.99, 0.952), (28.70, 0.873)),
+    ("HINet", (32.71, 0.959), (30.32, 0.932), (35.75, 0.949), (28.17, 0.849)),
+    ("Restormer", (32.92, 0.961), (31.22, 0.942), (36.19, 0.957), (28.96, 0.879)),
+    ("Stripformer", (33.08, 0.962), (31.03, 0.940), (36.08, 0.954), (28.82, 0.876)),
+    (HI_DIFF, (33.33, 0.964), (31.46, 0.945), (36.28, 0.958), (29.15, 0.890)),
+)
 """Everything trained on GoPro."""
 
 TABLE_3: Table = _rows(
     ("RealBlur_R", "RealBlur_J"),
-    ("DeblurGAN-v2", Score(36.44, 0.935), Score(29.69, 0.870)),
-    ("SRN", Score(38.65, 0.965), Score(31.38, 0.909)),
-    ("MIMO-UNet+", None, Score(31.92, 0.919)),
-    ("MPRNet", Score(39.31, 0.972), Score(31.76, 0.922)),
-    ("BANet", Score(39.55, 0.971), Score(32.00, 0.923)),
-    ("Stripformer", Score(39.84, 0.974), Score(32.48, 0.929)),
-    (HI_DIFF, Score(41.01, 0.978), Score(33.70, 0.941)),
+    ("DeblurGAN-v2", (36.44, 0.935), (29.69, 0.870)),
+    ("SRN", (38.65, 0.965), (31.38, 0.909)),
+    ("MIMO-UNet+", None, (31.92, 0.919)),
+    ("MPRNet", (39.31, 0.972), (31.76, 0.922)),
+    ("BANet", (39.55, 0.971), (32.00, 0.923)),
+    ("Stripformer", (39.84, 0.974), (32.48, 0.929)),
+    (HI_DIFF, (41.01, 0.978), (33.70, 0.941)),
 )
 """Trained and tested on the same part of RealBlur."""
 

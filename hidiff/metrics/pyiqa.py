@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hidiff.metrics.pair import check_pair
+from hidiff.metrics.basicsr import check_pair
 from hidiff.registry import METRICS
 from hidiff.utils.errors import UserError, suggestion
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from hidiff.metrics.pair import WINDOW, check_pair, gaussian_ssim
+from hidiff.metrics.basicsr import WINDOW, check_pair, gaussian_ssim
 
 _RADIUS = WINDOW // 2
 # The threshold 0 never ends the search early, so all 100 iterations are made.
