@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 
 from hidiff.data.cache import ImageCache
 from hidiff.data.dataset import PairSet, to_tensor
@@ -20,60 +19,17 @@ from hidiff.data.pairs import Pair
 from hidiff.data.sampler import CropRequest
 from hidiff.data.store import file_of, find_images, read_location
 from hidiff.data.transforms import SYMMETRIES, draw_offset
-from hidiff.registry import DATASETS, check_call
+from hidiff.registry import DATASETS
 from hidiff.synthesis.exposure import Window
-from hidiff.synthesis.recipe import Recipe
-from hidiff.synthesis.recipe import Sample as BlurSample
-from hidiff.utils.errors import UserError, expanded, suggestion
+from hidiff.synthesis.recipe import Recipe, check_order
+from hidiff.utils.errors import UserError, expanded
 from hidiff.utils.random import StreamKey, rng
 
 KEPT_BYTES = 128 * 2**20
 """Decoded photographs that each process keeps, those read last."""
 
-
-def build_recipe(section: Mapping[str, Any] | None, where: str) -> Recipe:
-    """The recipe that a section `blur` describes.
-
-    Args:
-        section: a section for each part, None where it is off; what is not there has its defaults.
-        where: its YAML path, for messages.
-
-    Raises:
-        UserError: an unknown part or option, a probability outside 0 to 1, or a range that makes
-            no sense.
-    """
-    if section is not None and not isinstance(section, Mapping):
-        raise UserError(f"{where}: expected a section with parts such as shake, got {section!r}")
-    section = dict(section or {})
-    defaults = Recipe()
-    names = [part.name for part in dataclasses.fields(Recipe)]
-    parts: dict[str, Any] = {}
-    for name, content in section.items():
-        place = f"{where}.{name}"
-        if name not in names:
-            raise UserError(f"{place}: there is no such part{suggestion(str(name), names)}")
-        if name == "sharp":
-            parts |= check_call(Recipe, {"sharp": content}, where, supplied=names[:-1])
-            continue
-        if content is None:
-            parts[name] = None
-            continue
-        if not isinstance(content, Mapping):
-            raise UserError(
-                f"{place}: expected a section with ranges, or ~ to turn it off, got {content!r}"
-            )
-        kind = type(getattr(defaults, name))
-        checked = check_call(kind, content, place, label=name)
-        for option, value in checked.items():
-            _require_range(value, f"{place}.{option}")
-        parts[name] = kind(**checked)
-    return Recipe(**parts)
-
-
-def _require_range(value: Any, where: str) -> None:
-    if isinstance(value, tuple) and value[0] > value[1]:
-        low, high = value
-        raise UserError(f"{where}: [{low:g}, {high:g}] is no range; write the smaller number first")
+Factor = Annotated[float, Field(gt=0, le=1)]
+ScaleRange = Annotated[tuple[Factor, Factor], AfterValidator(check_order)]
 
 
 @DATASETS.register()
@@ -109,18 +65,12 @@ class SyntheticBlurDataset(PairSet):
         where: str,
         dataroot_gt: str | list[str],
         blur: Mapping[str, Any] | None = None,
-        scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 1.0),
+        scale: ScaleRange = (0.5, 1.0),
         min_size: PositiveInt = 256,
         seed: NonNegativeInt = 0,
         cache: str | None = None,
     ) -> None:
-        self.recipe = build_recipe(blur, f"{where}.blur")
-        _require_range(scale, f"{where}.scale")
-        if scale[1] > 1:
-            raise UserError(
-                f"{where}.scale: {scale[1]:g} would enlarge photographs, which makes them soft; "
-                "name factors up to 1"
-            )
+        self.recipe = Recipe.checked({} if blur is None else blur, f"{where}.blur")
         self.scale = scale
         self.seed = seed
         roots = [dataroot_gt] if isinstance(dataroot_gt, str) else list(dataroot_gt)
@@ -198,7 +148,7 @@ class SyntheticBlurDataset(PairSet):
         seed: StreamKey,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The blurry and the sharp `patch` of a photograph reduced to `size`, uint8."""
-        sample: BlurSample = self.recipe.draw(seed, size, patch)
+        sample = self.recipe.draw(seed, size, patch)
         return sample.render(_part(photograph, sample.source, size))
 
 

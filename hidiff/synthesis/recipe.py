@@ -7,14 +7,14 @@ sharp picture developed by the same camera, without noise and JPEG.
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
 
 import cv2
 import numpy as np
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat
 
+from hidiff.registry import StrictModel
 from hidiff.synthesis.camera import Camera, Noise, camera_matrix, jpeg, reconstruct_highlights
 from hidiff.synthesis.exposure import MovingObject, Window, enclosing, expose, warp
 from hidiff.synthesis.motion import (
@@ -39,13 +39,30 @@ BORDER = 12
 GRID = 8
 """The blocks of JPEG and the mosaic begin at a random pixel of so many along each axis."""
 
+Number = TypeVar("Number", int, float)
+
+
+def check_order(limits: tuple[Number, Number]) -> tuple[Number, Number]:
+    """Validator of (low, high): the smaller number is the first.
+
+    Raises:
+        ValueError: it is not.
+    """
+    low, high = limits
+    if low > high:
+        raise ValueError(f"[{low:g}, {high:g}] is no range; write the smaller number first")
+    return limits
+
+
 Probability = Annotated[float, Field(ge=0, le=1)]
-Range = tuple[NonNegativeFloat, NonNegativeFloat]
-PositiveRange = tuple[PositiveFloat, PositiveFloat]
+Quality = Annotated[int, Field(ge=1, le=100)]
+Range = Annotated[tuple[NonNegativeFloat, NonNegativeFloat], AfterValidator(check_order)]
+PositiveRange = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(check_order)]
+UnitRange = Annotated[tuple[Probability, Probability], AfterValidator(check_order)]
+QualityRange = Annotated[tuple[Quality, Quality], AfterValidator(check_order)]
 
 
-@dataclass(frozen=True)
-class Shake:
+class Shake(StrictModel):
     """The camera moves, see `hidiff.synthesis.motion.camera_homographies`.
 
     `extent` (pixels) is drawn evenly on a logarithmic scale. `roll` (degrees) and `zoom` are those
@@ -60,8 +77,7 @@ class Shake:
     focal: PositiveRange = (0.7, 1.5)
 
 
-@dataclass(frozen=True)
-class Object:
+class Object(StrictModel):
     """A part of the picture moves on its own, see `hidiff.synthesis.scene`.
 
     `extent` (pixels) is drawn evenly on a logarithmic scale, `turn` is in degrees. `size` is the
@@ -76,24 +92,21 @@ class Object:
     edge: Range = (0.5, 2.0)
 
 
-@dataclass(frozen=True)
-class Defocus:
+class Defocus(StrictModel):
     """The lens is out of focus; `radius` is that of the disc in pixels."""
 
     probability: Probability = 0.15
     radius: Range = (0.5, 2.5)
 
 
-@dataclass(frozen=True)
-class Saturation:
+class Saturation(StrictModel):
     """Highlights are brighter than white; for `boost` see `reconstruct_highlights`."""
 
     probability: Probability = 0.5
     boost: Range = (0.25, 3.0)
 
 
-@dataclass(frozen=True)
-class SensorNoise:
+class SensorNoise(StrictModel):
     """Noise of the raw values. `shot` is drawn evenly on a logarithmic scale.
 
     The read noise follows the regression of Brooks et al. (CVPR 2019) for real cameras, whose
@@ -104,8 +117,7 @@ class SensorNoise:
     shot: PositiveRange = (1e-5, 1e-3)
 
 
-@dataclass(frozen=True)
-class Processing:
+class Processing(StrictModel):
     """What the camera does with raw values, see `hidiff.synthesis.camera.Camera`.
 
     `red` and `blue` are gains of the white balance (Brooks et al.), `mosaic` is the probability
@@ -113,34 +125,29 @@ class Processing:
     """
 
     probability: Probability = 0.7
-    tone: tuple[Probability, Probability] = (0.0, 0.6)
+    tone: UnitRange = (0.0, 0.6)
     red: PositiveRange = (1.9, 2.4)
     blue: PositiveRange = (1.5, 1.9)
     mosaic: Probability = 0.3
 
 
-Quality = Annotated[int, Field(ge=1, le=100)]
-
-
-@dataclass(frozen=True)
-class Jpeg:
+class Jpeg(StrictModel):
     """The blurry picture is a JPEG file; `quality` is OpenCV's, 1 to 100."""
 
     probability: Probability = 0.4
-    quality: tuple[Quality, Quality] = (75, 98)
+    quality: QualityRange = (75, 98)
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(StrictModel):
     """All parts; None is off. `sharp` is the probability of a sample without any blur."""
 
-    shake: Shake | None = field(default_factory=Shake)
-    object: Object | None = field(default_factory=Object)
-    defocus: Defocus | None = field(default_factory=Defocus)
-    saturation: Saturation | None = field(default_factory=Saturation)
-    noise: SensorNoise | None = field(default_factory=SensorNoise)
-    processing: Processing | None = field(default_factory=Processing)
-    jpeg: Jpeg | None = field(default_factory=Jpeg)
+    shake: Shake | None = Shake()
+    object: Object | None = Object()
+    defocus: Defocus | None = Defocus()
+    saturation: Saturation | None = Saturation()
+    noise: SensorNoise | None = SensorNoise()
+    processing: Processing | None = Processing()
+    jpeg: Jpeg | None = Jpeg()
     sharp: Probability = 0.1
 
     def draw(self, seed: StreamKey, size: tuple[int, int], patch: Window) -> Sample:
@@ -154,11 +161,10 @@ class Recipe:
             size: (height, width) of the whole picture.
             patch: the window of it that is made.
         """
-        names = [part.name for part in dataclasses.fields(self)]
-        rngs = {name: rng(*seed, "blur", name) for name in names}
+        rngs = {name: rng(*seed, "blur", name) for name in Recipe.model_fields}
+        parts = {name: part for name, part in self if name != "sharp"}
         drawn = {}
-        for name in names[:-1]:
-            part = getattr(self, name)
+        for name, part in parts.items():
             # Drawn in any case, so that the probability changes nothing else.
             happens = rngs[name].uniform() < (0.0 if part is None else part.probability)
             drawn[name] = part if happens else None

@@ -17,6 +17,8 @@ from hidiff.data import (
     training_batches,
 )
 from hidiff.options import Phase
+from hidiff.registry import DATASETS
+from hidiff.synthesis.motion import source_points
 
 PARTS = ("shake", "object", "defocus", "saturation", "noise", "processing", "jpeg")
 OFF = {**dict.fromkeys(PARTS), "sharp": 0.0}
@@ -139,6 +141,26 @@ def test_a_part_that_is_off_leaves_the_others_as_they_are(photographs):
     assert same(shaken[0], shaken[2])
 
 
+def test_scale_offset_and_shake_are_independent(photographs, monkeypatch):
+    """Each has a stream of its own; streams that repeat each other would be correlated."""
+    blur = {**OFF, "shake": {"probability": 1.0}}
+    data = dataset(photographs, blur=blur, scale=(0.7, 1.0))
+    drawn = []
+
+    def record(photograph, size, patch, seed):
+        samples = data.recipe.draw(seed, size, patch).samples
+        middle = source_points(samples.paths[0], np.array([[size[1] / 2, size[0] / 2]]))[:, 0]
+        offset = patch.left / (size[1] - patch.width)
+        drawn.append((size[0], offset, np.linalg.norm(np.ptp(middle, axis=0))))
+        return np.empty(0), np.empty(0)
+
+    monkeypatch.setattr(data, "_make", record)
+    for number in range(300):
+        data[CropRequest(0, 32, 32, (7, "patch", number))]
+    correlations = np.corrcoef(np.array(drawn).T)[np.triu_indices(3, 1)]
+    assert np.abs(correlations).max() < 4 / np.sqrt(len(drawn))
+
+
 def test_sharp_samples_are_not_blurred_and_come_as_often_as_asked(photographs):
     blur = {**dict.fromkeys(PARTS[2:]), "shake": {"probability": 1.0, "extent": [9, 9]}}
     data = dataset(photographs, blur={**blur, "object": None, "sharp": 0.3})
@@ -209,7 +231,6 @@ def test_unusable_photographs_are_named_and_left_out(photographs, tmp_path):
 )
 def test_mistakes_name_their_place(photographs, options, place):
     with pytest.raises(UserError) as caught:
-        SyntheticBlurDataset(
-            where="datasets.train", **{"dataroot_gt": str(photographs), **SMALL, **options}
-        )
+        section = {"type": "SyntheticBlurDataset", "dataroot_gt": str(photographs), **SMALL}
+        DATASETS.build({**section, **options}, "datasets.train", where="datasets.train")
     assert str(caught.value).startswith(f"datasets.train.{place}")
