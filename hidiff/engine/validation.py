@@ -13,7 +13,7 @@ import numpy as np
 from hidiff.data.dataset import PairSet
 from hidiff.engine.logger import MetricsWriter
 from hidiff.evaluation.evaluator import PreviewImages, build_metrics, evaluate
-from hidiff.evaluation.record import mean_metrics
+from hidiff.evaluation.record import ImageScore, mean_metrics
 from hidiff.evaluation.summary import cropped_note
 from hidiff.models import DeblurModel
 from hidiff.models.compilation import uncompiled
@@ -84,9 +84,11 @@ class Validator:
         for name, dataset in self.datasets.items():
             shown: dict[str, np.ndarray] = {}
 
-            def keep(index: int, image: str, pictures: PreviewImages, shown: dict = shown) -> None:
-                if index < PICTURES_PER_VALIDATION:
-                    shown[image] = np.concatenate(pictures, axis=1)
+            def keep(
+                index: int, score: ImageScore, pictures: PreviewImages, shown: dict = shown
+            ) -> None:
+                if pictures and index < PICTURES_PER_VALIDATION:
+                    shown[score.name] = np.concatenate(pictures, axis=1)
 
             def path(image: str, name: str = name) -> Path:
                 place = safe_join(self.folder / name, image)
@@ -102,7 +104,7 @@ class Validator:
                     score_blurry=True,
                     val=self.options.val,
                     picture_path=path if self.options.val.save_img else None,
-                    on_preview=keep,
+                    on_image=keep,
                     stop=stop,
                 )
             if len(results) < len(dataset):

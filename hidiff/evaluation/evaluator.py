@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -70,19 +69,20 @@ def build_metrics(sections: Mapping[str, Section]) -> Scorer:
 def build_test_scorer(val: ValOptions, dataset: str) -> tuple[str, Scorer]:
     """How a test scores the data set of a name: the protocol and the function.
 
-    The protocol is 'custom' where `val.metrics` are others than the protocol 'basicsr' has.
+    Without `val.protocol` the `val.metrics` are measured, without these the protocol 'basicsr'. It
+    is called 'custom' where `val.metrics` are others than 'basicsr' has.
 
     Raises:
         UserError: an unknown metric or option in `val.metrics`.
     """
-    protocol: str | None = val.protocol
-    if protocol == "benchmark":
-        protocol = published_protocol(dataset)
-    if protocol is not None:
+    if val.protocol is not None or not val.metrics:
+        protocol = val.protocol or "basicsr"
+        if protocol == "benchmark":
+            protocol = published_protocol(dataset)
         return protocol, functools.partial(_by_protocol, protocol)
     scorer = build_metrics(val.metrics)
     standard = all(_is_standard(name, section) for name, section in val.metrics.items())
-    return "basicsr" if standard else "custom", scorer
+    return ("basicsr" if standard else "custom"), scorer
 
 
 def _by_protocol(
@@ -93,11 +93,9 @@ def _by_protocol(
 
 def _is_standard(name: str, section: Section) -> bool:
     """Whether a metric is PSNR or SSIM as the protocol 'basicsr' has it, under its usual name."""
-    if section.get("type") != f"calculate_{name}":
-        return False
-    parameters = inspect.signature(METRICS.get(section["type"], "val.metrics")).parameters
-    given = {key: value for key, value in section.items() if key not in ("type", "better")}
-    return all(value == parameters[key].default for key, value in given.items())
+    usual = {"type": f"calculate_{name}", "crop_border": 0, "test_y_channel": False}
+    given = {key: value for key, value in section.items() if key != "better"}
+    return usual | given == usual
 
 
 @dataclass
@@ -125,8 +123,10 @@ class _Job:
 
     @property
     def preview(self) -> PreviewImages:
-        """See `PreviewImages`."""
+        """See `PreviewImages`; empty where the image was not restored."""
         pictures = (self.blurry, self.restored, self.sharp)
+        if self.restored is None:
+            return ()
         return tuple(picture for picture in pictures if picture is not None)
 
 
@@ -134,7 +134,7 @@ def _read(dataset: PairSet, seed: int, index: int) -> _Job:
     job = _Job(index, ImageScore(name=dataset.pairs[index].name, seed=seed))
     try:
         with memory_errors(f"{job.score.name}: no memory to read it", "lower val.num_workers"):
-            if getattr(dataset, "has_gt", True):
+            if dataset.has_gt:
                 item = dataset[index]
                 job.lq, job.gt = item["lq"], item.get("gt")
                 job.score.cropped = "cropped" in item
@@ -202,8 +202,7 @@ def evaluate(
     val: ValOptions = ValOptions(),  # noqa: B008 (frozen)
     score_blurry: bool = False,
     picture_path: Callable[[str], Path] | None = None,
-    on_preview: Callable[[int, str, PreviewImages], None] | None = None,
-    on_score: Callable[[int, ImageScore], None] | None = None,
+    on_image: Callable[[int, ImageScore, PreviewImages], None] | None = None,
     done: Mapping[int, ImageScore] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[ImageScore]:
@@ -224,9 +223,8 @@ def evaluate(
         score_blurry: score the input images too.
         picture_path: where to write the restored image of a name; None writes none. Without sharp
             images it is a photograph of 8 or 16 bits, with all that its file holds.
-        on_preview: called with (index, name, images) on the process that restored it, in order.
-        on_score: called with (index, score) on the process that restored the image, in order, when
-            its picture is written.
+        on_image: called with (index, score, images) on the process that restored the image, in
+            order, when its picture is written; without images where it failed.
         done: scores by index that are there already, the same on every process; these images are
             not restored again.
         stop: asked after each image whether this process shall leave out the rest of its own.
@@ -266,10 +264,8 @@ def evaluate(
         with closing(jobs):
             for job in tqdm(jobs, label, len(mine), leave=False, disable=hidden):
                 scores[job.index] = job.score
-                if on_preview is not None and job.restored is not None:
-                    on_preview(job.index, job.score.name, job.preview)
-                if on_score is not None:
-                    on_score(job.index, job.score)
+                if on_image is not None:
+                    on_image(job.index, job.score, job.preview)
                 if stop():
                     break
     finally:

@@ -9,7 +9,6 @@ something. Infinite values (identical images) are written as the text "Infinity"
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import platform
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field
 
 import hidiff
 from hidiff.metrics.published import BENCHMARKS, Benchmark
@@ -36,14 +35,9 @@ KIND = "hidiff scores"
 
 def library_versions() -> dict[str, str]:
     """The versions of this project, of Python and of the libraries that a score depends on."""
-    return {
-        "hidiff": hidiff.__version__,
-        "python": platform.python_version(),
-        "torch": version("torch"),
-        "numpy": version("numpy"),
-        "opencv": cv2.__version__,
-        "scikit-image": version("scikit-image"),
-    }
+    installed = {name: version(name) for name in ("torch", "numpy", "scikit-image")}
+    own = {"hidiff": hidiff.__version__, "python": platform.python_version()}
+    return {**own, **installed, "opencv": cv2.__version__}
 
 
 class ImageScore(BaseModel):
@@ -196,6 +190,8 @@ class Scores(BaseModel):
             "of_image": {k: math.fsum(v) / len(v) if v else math.nan for k, v in of_image.items()},
         }
 
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def summary(self) -> dict[str, Any]:
         """What follows from the images."""
         times = [image.seconds for image in self.first if image.seconds is not None]
@@ -223,26 +219,6 @@ class Scores(BaseModel):
         }
 
 
-def training_recipe(sections: Mapping[str, Any], step: int | None) -> str | None:
-    """See `ScoredModel.recipe`.
-
-    Args:
-        sections: all sections of the training's option file, as a model file has them.
-        step: of the model.
-
-    Returns:
-        None where the sections say nothing of a training.
-    """
-    if not sections.get("train"):
-        return None
-    networks = {key: value for key, value in sections.items() if key.startswith("network_")}
-    others = ("model_type", "diffusion_schedule", "train")
-    data = (sections.get("datasets") or {}).get("train")
-    deciding = [networks, *(sections.get(key) for key in others), data, step]
-    text = json.dumps(deciding, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def mean_metrics(images: Iterable[ImageScore], side: str = "restored") -> dict[str, float]:
     """The mean of every metric over the images that have it; `side` is 'restored' or 'blurry'.
 
@@ -255,15 +231,6 @@ def mean_metrics(images: Iterable[ImageScore], side: str = "restored") -> dict[s
 
 def _deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
-
-
-def for_json(value: Any) -> Any:
-    """The same with texts for what JSON has no number for: infinity and NaN."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")
-    if isinstance(value, Mapping):
-        return {name: for_json(part) for name, part in value.items()}
-    return [for_json(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -318,8 +285,6 @@ def write_scores(folder: Path, scores: Sequence[Scores]) -> None:
 
 def _json(scores: Scores) -> str:
     """JSON to look at: indented, with one line an image."""
-    head = json.loads(scores.model_dump_json(exclude={"images"}))
-    head["summary"] = for_json(scores.summary())
-    text = json.dumps(head, indent=1, allow_nan=False).removesuffix("\n}")
+    text = scores.model_dump_json(exclude={"images"}, indent=1).removesuffix("\n}")
     lines = [f"  {image.model_dump_json(exclude_defaults=True)}" for image in scores.images]
     return f'{text},\n "images": [\n' + ",\n".join(lines) + "\n ]\n}"

@@ -1,20 +1,20 @@
 """The folder of a running test: which test it is of, and a row an image, to go on after a stop.
 
-`run.json` says what decides the scores. `rows/RANK.jsonl` has a line for each image with its score,
-the state of the files it was read from and the SHA-256 of its picture, each line with a checksum.
-What is unchanged is not computed again.
+`run.json` says what decides the scores. `rows/RANK.jsonl` has a line for each image with its score
+and the state of the files it was read from. What is unchanged is not computed again.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ValidationError
 
 from hidiff.data.cache import file_identity
 from hidiff.evaluation.record import (
@@ -27,7 +27,7 @@ from hidiff.evaluation.record import (
 from hidiff.models import DeblurModel
 from hidiff.options import Options, score_options
 from hidiff.utils.errors import UserError
-from hidiff.utils.files import archive, file_sha256, read_regular_file, write_text
+from hidiff.utils.files import archive, read_regular_file, write_text
 from hidiff.weights.experiment import RESULTS
 from hidiff.weights.find import FoundModel
 from hidiff.weights.tensors import state_sha256
@@ -42,6 +42,21 @@ Key = tuple[str, int | None, str]
 LOG = logging.getLogger("hidiff")
 
 
+class Row(BaseModel):
+    """A line of a file of rows.
+
+    Args:
+        dataset: name of the data set.
+        files: sizes and times of change of the files that the image was read from; with another
+            image in its place a row is worth nothing.
+        score: of the image.
+    """
+
+    dataset: str
+    files: list[list[int | None]]
+    score: ImageScore
+
+
 def describe_run(
     options: Options, model: DeblurModel, *, device: str, seeds: int
 ) -> dict[str, str | int]:
@@ -52,10 +67,8 @@ def describe_run(
         device: kind of the device that restores; each rounds in its own way.
         seeds: how often each image is restored.
     """
-    found = {
-        path: json.dumps(value, default=str)
-        for path, value in score_options(options.sections).items()
-    }
+    decisive = score_options(options.sections)
+    found = {path: json.dumps(value, default=str) for path, value in decisive.items()}
     for name, network in model.networks().items():
         found[_weights_of(name)] = state_sha256(network.state_dict())
     versions = {f"version of {name}": version for name, version in library_versions().items()}
@@ -64,21 +77,6 @@ def describe_run(
 
 def _weights_of(network: str) -> str:
     return f"the weights of {network}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A line of a file of rows.
-
-    Args:
-        score: of the image.
-        files: sizes and times of change of the files that it was read from.
-        picture: SHA-256 of the restored picture; None where none was written.
-    """
-
-    score: ImageScore
-    files: list[list[int | None]]
-    picture: str | None
 
 
 def open_results(
@@ -115,9 +113,19 @@ def open_results(
     return {}
 
 
-def add_row(
-    folder: Path, rank: int, dataset: str, files: list[str], score: ImageScore, picture: Path | None
-) -> None:
+def _read_rows(folder: Path) -> dict[Key, Row]:
+    """The rows of all processes; half and damaged lines are left out."""
+    rows = {}
+    for path in sorted((folder / ROWS).glob("*.jsonl")):
+        for line in read_regular_file(path).splitlines():
+            with suppress(ValidationError):
+                row = Row.model_validate_json(line)
+                if row.score.error is None:
+                    rows[row.dataset, row.score.seed, row.score.name] = row
+    return rows
+
+
+def add_row(folder: Path, rank: int, dataset: str, files: list[str], score: ImageScore) -> None:
     """Append the score of an image, which then survives whatever happens to this process.
 
     Args:
@@ -125,24 +133,17 @@ def add_row(
         rank: of this process; each has its own file.
         dataset: name of the data set.
         files: that the image was read from.
-        picture: the restored one; None where none was written.
 
     Raises:
         UserError: it cannot be written.
     """
     path = folder / ROWS / f"{rank}.jsonl"
-    row = {
-        "dataset": dataset,
-        "files": _state_of(files),
-        "picture": file_sha256(picture) if picture is not None and picture.is_file() else None,
-        "score": json.loads(score.model_dump_json(exclude_defaults=True)),
-    }
-    line = json.dumps({**row, "sha256": _checksum(row)})
+    row = Row(dataset=dataset, files=_state_of(files), score=score)
     try:
         path.parent.mkdir(exist_ok=True)
         with path.open("ab") as file:
             # First the line's end: a call that was killed may have left half a line.
-            file.write(b"\n" + line.encode())
+            file.write(b"\n" + row.model_dump_json(exclude_defaults=True).encode())
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written ({error.strerror or error}); it has the scores so far, and "
@@ -150,41 +151,20 @@ def add_row(
         ) from None
 
 
-def _checksum(row: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
-
-
-def _state_of(files: list[str]) -> list[list[int | None]]:
-    """Sizes and times of change: with another image at its place, a row is worth nothing."""
-    return [list(file_identity(file)[1:]) for file in files]
-
-
-def _read_rows(folder: Path) -> dict[Key, Row]:
-    """The rows of all processes; damaged, changed and half lines are left out."""
-    rows = {}
-    for path in sorted((folder / ROWS).glob("*.jsonl")):
-        for line in read_regular_file(path).splitlines():
-            with suppress(ValueError, KeyError, TypeError, AttributeError):
-                content = json.loads(line)
-                if content.pop("sha256") == _checksum(content):
-                    score = ImageScore.model_validate(content["score"])
-                    row = Row(score, content["files"], content["picture"])
-                    if score.error is None:
-                        rows[content["dataset"], score.seed, score.name] = row
-    return rows
-
-
 def is_current(row: Row, files: list[str], picture: Path | None) -> bool:
-    """Whether a row still says what computing the image again would say.
+    """Whether computing an image again would give what is there.
 
     Args:
         row: of `open_results`.
         files: that the image is read from.
-        picture: that is to be there, as it was written; None where none is.
+        picture: that is to be there; None where none is.
     """
-    if row.files != _state_of(files):
-        return False
-    return picture is None or (picture.is_file() and file_sha256(picture) == row.picture)
+    return row.files == _state_of(files) and (picture is None or picture.is_file())
+
+
+def _state_of(files: list[str]) -> list[list[int | None]]:
+    """Sizes and times of change."""
+    return [file_identity(file)[1:] for file in files]
 
 
 def with_scores(model: FoundModel, results: Path = RESULTS) -> FoundModel:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hidiff.data import build_dataset
 from hidiff.data.dataset import PairSet
-from hidiff.evaluation.about import describe_model
-from hidiff.evaluation.evaluator import Scorer, build_test_scorer, evaluate
-from hidiff.evaluation.record import ImageScore, Scores, write_scores
+from hidiff.evaluation.evaluator import PreviewImages, Scorer, build_test_scorer, evaluate
+from hidiff.evaluation.folders import restored_folder
+from hidiff.evaluation.record import ImageScore, ScoredModel, Scores, write_scores
 from hidiff.evaluation.results import Key, Row, add_row, describe_run, is_current, open_results
 from hidiff.evaluation.summary import score_lines
 from hidiff.models import DeblurModel, build_model
 from hidiff.models.compilation import compile_blocks
-from hidiff.options import Options, parse_options
+from hidiff.options import DatasetOptions, Options, ValOptions, parse_options
 from hidiff.restore.image import DEFAULT_SEED
 from hidiff.utils.distributed import Processes
-from hidiff.utils.errors import UserError
 from hidiff.utils.files import lock_folder, safe_join
 from hidiff.weights.experiment import RESULTS
+from hidiff.weights.model_file import is_model_file, read_model_file
 from hidiff.weights.start import load_pretrained
 
 LOG = logging.getLogger("hidiff")
@@ -51,63 +54,139 @@ def options_for(
     dataset = "_".join(place.parts[-2:]) if place.name in ("test", "val", "valid") else place.name
     made = f"test_{Path(text).stem or 'model'}_{dataset}"
     made = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in made)
+    test_set = {
+        "name": dataset,
+        "type": "PairedImageIRDataset",
+        "dataroot_lq": str(data),
+        "dataroot_gt": str(data),
+    }
     return parse_options(
         {
             **sections,
             "name": name or made,
-            "datasets": {
-                "test_1": {
-                    "name": dataset,
-                    "type": "PairedImageIRDataset",
-                    "dataroot_lq": str(data),
-                    "dataroot_gt": str(data),
-                }
-            },
+            "datasets": {"test_1": test_set},
             "path": {"weights": text},
             "val": {"protocol": protocol or "benchmark"},
         }
     )
 
 
+def describe_model(
+    model_type: str, model: DeblurModel, origins: Mapping[str, Mapping[str, Any]]
+) -> ScoredModel:
+    """What is known of a model whose weights an option file names.
+
+    Args:
+        model_type: as the option file says.
+        model: with all its networks.
+        origins: of each network its `file` and that file's `sha256`, see `load_pretrained`.
+    """
+    networks = model.networks()
+    if not model.restores_from_gt:
+        networks.pop("net_le", None)
+    files = {origin["file"]: origin["sha256"] for origin in origins.values()}
+    about = ScoredModel(
+        description=f"{model_type} from {', '.join(files)}",
+        parameters=sum(p.numel() for net in networks.values() for p in net.parameters()),
+    )
+    if len(files) == 1:
+        ((file, about.sha256),) = files.items()
+        if is_model_file(Path(file)):
+            known = read_model_file(Path(file)).about
+            about.trained_on = known.data
+            about.recipe = training_recipe(known.options, known.step)
+    return about
+
+
+def training_recipe(sections: Mapping[str, Any], step: int | None) -> str | None:
+    """See `ScoredModel.recipe`.
+
+    Args:
+        sections: all sections of the training's option file, as a model file has them.
+        step: of the model.
+
+    Returns:
+        None where the sections say nothing of a training.
+    """
+    if not sections.get("train"):
+        return None
+    networks = {key: value for key, value in sections.items() if key.startswith("network_")}
+    others = ("model_type", "diffusion_schedule", "train")
+    data = (sections.get("datasets") or {}).get("train")
+    deciding = [networks, *(sections.get(key) for key in others), data, step]
+    text = json.dumps(deciding, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
 class _TestSet:
     """A data set to test on.
 
     Args:
-        name: of the data set.
+        section: of the option file.
         dataset: its images.
         protocol, scorer: see `build_test_scorer`.
-        folder: of its restored pictures.
-        suffix: of their names.
+        results: folder of the results.
+        val: options of the test.
     """
 
-    def __init__(
-        self,
-        name: str,
-        dataset: PairSet,
-        protocol: str,
-        scorer: Scorer,
-        folder: Path,
-        suffix: str,
-    ) -> None:
-        self.name, self.dataset = name, dataset
-        self.protocol, self.scorer = protocol, scorer
-        self.folder, self.suffix = folder, suffix
-        for pair in dataset.pairs:
-            self.picture(pair.name)  # refuses a name that leads elsewhere before work starts
+    section: DatasetOptions
+    dataset: PairSet
+    protocol: str
+    scorer: Scorer
+    results: Path
+    val: ValOptions
 
     def picture(self, image: str) -> Path:
-        """Where the restored image of a name is written."""
-        return safe_join(self.folder, f"{image}{self.suffix}.png")
+        """Where the restored image of a name is written.
 
-    def current(self, rows: Mapping[Key, Row], seed: int, *, saved: bool) -> dict[int, ImageScore]:
+        Raises:
+            UserError: the name leads out of the folder.
+        """
+        suffix = f"_{self.val.suffix}" if self.val.suffix else ""
+        return safe_join(restored_folder(self.results, self.section.name), f"{image}{suffix}.png")
+
+    def done(self, rows: Mapping[Key, Row], seed: int, *, saved: bool) -> dict[int, ImageScore]:
         """The scores by index that need not be computed again; `saved`: with pictures."""
         found = {}
         for index, pair in enumerate(self.dataset.pairs):
-            row = rows.get((self.name, seed, pair.name))
+            row = rows.get((self.section.name, seed, pair.name))
             picture = self.picture(pair.name) if saved else None
             if row is not None and is_current(row, self.dataset.files(index), picture):
                 found[index] = row.score
         return found
+
+    def test(
+        self, model: DeblurModel, processes: Processes, rows: Mapping[Key, Row], run: int
+    ) -> list[ImageScore]:
+        """The scores of all images with the noise of one seed, the first of which saves pictures.
+
+        Raises:
+            UserError: a picture or a row cannot be written.
+        """
+        seed, name = DEFAULT_SEED + run, self.section.name
+        saves = self.val.save_img is not False and run == 0
+        done = processes.gather(self.done(rows, seed, saved=saves))[0]
+        label = name if run == 0 else f"{name}, seed {seed}"
+        if done:
+            LOG.info("%s: %d of %d images are there already", label, len(done), len(self.dataset))
+
+        def keep(index: int, score: ImageScore, _: PreviewImages) -> None:
+            add_row(self.results, processes.rank, name, self.dataset.files(index), score)
+
+        return evaluate(
+            model,
+            self.dataset,
+            self.scorer,
+            processes,
+            label=label,
+            seed=seed,
+            val=self.val,
+            score_blurry=run == 0,
+            picture_path=self.picture if saves else None,
+            on_image=keep,
+            done=done,
+        )
 
 
 def run_test(
@@ -131,30 +210,24 @@ def run_test(
         overwrite: move the results of another test aside; otherwise they are refused.
 
     Returns:
-        Whether every image was restored, and the result was written.
+        Whether every image was restored.
 
     Raises:
         UserError: anything in the options, the data or the weights that a person must mend.
     """
     folder = RESULTS / options.name
-    suffix = f"_{options.val.suffix}" if options.val.suffix else ""
-    sets = [
-        _TestSet(
-            section.name,
-            build_dataset(section),
-            *build_test_scorer(options.val, section.name),
-            folder / "visualization" / section.name,
-            suffix,
-        )
-        for section in options.test_sets().values()
-    ]
-    for each in sets:
-        processes.require_same(f"images ({each.name})", each.dataset.fingerprint())
-    notices = [*options.notices]
+    sets = []
+    for section in options.test_sets().values():
+        scored_by = build_test_scorer(options.val, section.name)
+        each = _TestSet(section, build_dataset(section), *scored_by, folder, options.val)
+        for pair in each.dataset.pairs:
+            each.picture(pair.name)  # refuses a name that leads elsewhere before work starts
+        processes.require_same(f"images ({section.name})", each.dataset.fingerprint())
+        sets.append(each)
     model = build_model(options.sections, training=False)
     loaded, origins = load_pretrained(model, options, training=False)
     about = describe_model(options.model_type, model, origins)
-    notices += [*loaded, *model.notices, *lock_folder(folder, processes)]
+    notices = [*options.notices, *loaded, *model.notices, *lock_folder(folder, processes)]
     rows: dict[Key, Row] = {}
     with processes.main_first():
         if processes.is_main:
@@ -171,87 +244,36 @@ def run_test(
         LOG.info(notice)
 
     scores = []
-    for section, each in zip(options.test_sets().values(), sets, strict=True):
-        images: list[ImageScore] = []
-        for run in range(seeds):
-            images += _test(each, options, model, processes, folder, rows, run)
-        roots = [section.source.get(f"dataroot_{side}") for side in ("gt", "lq")]
+    for each in sets:
+        images = [i for run in range(seeds) for i in each.test(model, processes, rows, run)]
+        roots = [each.section.source.get(f"dataroot_{side}") for side in ("gt", "lq")]
         target, blurry = (", ".join(r) if isinstance(r, list) else r for r in roots)
         scores.append(
             Scores(
-                dataset=each.name,
+                dataset=each.section.name,
                 protocol=each.protocol,
                 source="test",
                 seed=DEFAULT_SEED,
                 model=about,
-                folder=str(each.folder),
+                folder=str(restored_folder(folder, each.section.name)),
                 target=target,
                 input=blurry,
                 local=str(options.val.local),
                 upper_bound=model.restores_from_gt,
-                settings=_settings(options),
+                settings={
+                    "name": options.name,
+                    "model_type": options.model_type,
+                    "metrics": {key: dict(value) for key, value in options.val.metrics.items()},
+                    "precision": options.val.precision,
+                    "overrides": list(options.overrides),
+                    "selfensemble_testing": options.val.selfensemble_testing,
+                },
                 images=images,
             )
         )
     if processes.is_main:
         for line in score_lines(scores):
             LOG.info(line)
-        try:
-            write_scores(folder, scores)
-        except UserError as error:
-            LOG.error(
-                "%s; nothing is lost: the same call makes what is missing from the rows in %s",
-                *(error, folder),
-            )
-            return False
+        write_scores(folder, scores)
         LOG.info("written to %s", folder)
     return not any(data.failed for data in scores)
-
-
-def _test(
-    each: _TestSet,
-    options: Options,
-    model: DeblurModel,
-    processes: Processes,
-    folder: Path,
-    rows: Mapping[Key, Row],
-    run: int,
-) -> list[ImageScore]:
-    """The scores of a data set with the noise of one seed."""
-    seed = DEFAULT_SEED + run
-    saves = options.val.save_img is not False and run == 0
-    done = each.current(rows, seed, saved=saves)
-    label = each.name if run == 0 else f"{each.name}, seed {seed}"
-    if done:
-        LOG.info("%s: %d of %d images are there already", label, len(done), len(each.dataset))
-
-    def keep(index: int, score: ImageScore) -> None:
-        picture = each.picture(score.name) if saves else None
-        files = each.dataset.files(index)
-        add_row(folder, processes.rank, each.name, files, score, picture)
-
-    return evaluate(
-        model,
-        each.dataset,
-        each.scorer,
-        processes,
-        label=label,
-        seed=seed,
-        val=options.val,
-        score_blurry=run == 0,
-        picture_path=each.picture if saves else None,
-        on_score=keep,
-        done=processes.gather(done)[0],
-    )
-
-
-def _settings(options: Options) -> dict[str, Any]:
-    """What of the options a reader of the scores wants to know."""
-    return {
-        "name": options.name,
-        "model_type": options.model_type,
-        "metrics": {key: dict(section) for key, section in options.val.metrics.items()},
-        "precision": options.val.precision,
-        "overrides": list(options.overrides),
-        "selfensemble_testing": options.val.selfensemble_testing,
-    }

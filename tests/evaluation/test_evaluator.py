@@ -51,7 +51,7 @@ class Made:
 
     def __init__(self, count, seconds=0.0):
         self.pairs = [SimpleNamespace(name=str(index)) for index in range(count)]
-        self.seconds = seconds
+        self.seconds, self.has_gt = seconds, True
         self.alive = weakref.WeakSet()
 
     def __len__(self):
@@ -109,7 +109,7 @@ def test_results_are_those_of_a_plain_loop_however_many_threads(model, damaged, 
         build_metrics({"psnr": {"type": "calculate_psnr"}, "ssim": {"type": "calculate_ssim"}}),
         score_blurry=True,
         picture_path=lambda name: tmp_path / "restored" / f"{name}.png",
-        on_preview=lambda *call: seen.append((*call, threading.current_thread())),
+        on_image=lambda *call: seen.append((*call, threading.current_thread())),
         num_workers=workers,
     )
     names = [f"scene-{index:03d}" for index in range(6)]
@@ -118,11 +118,13 @@ def test_results_are_those_of_a_plain_loop_however_many_threads(model, damaged, 
     assert "4×4" in results[2].error
     assert results[4].error.startswith("restored but not scored: ")
     restored = [index for index in range(6) if index not in (1, 2)]
-    assert [(index, name) for index, name, *_ in seen] == [(i, names[i]) for i in restored]
+    assert [(index, score) for index, score, *_ in seen] == list(enumerate(results))
+    assert [index for index, _, pictures, _ in seen if pictures] == restored
     assert {thread for *_, thread in seen} == {threading.main_thread()}
     assert sorted(p.stem for p in (tmp_path / "restored").iterdir()) == [names[i] for i in restored]
     model.eval()
-    for index, name, pictures, _ in seen:
+    for index in restored:
+        name, pictures = names[index], seen[index][2]
         blurry, sharp = (read_image(tmp_path / s / f"{name}.png") for s in ("input", "target"))
         lq = torch.from_numpy(to_float(blurry)).permute(2, 0, 1)[None]
         output = model.restore(lq, generator=image_generator(3, name))[0].permute(1, 2, 0).numpy()
@@ -148,19 +150,19 @@ def test_order_and_thread_stay_when_later_images_are_done_first():
         return mean_of(restored, target)
 
     model, order = Copying(), []
-    results = run(model, Made(10), scorer, num_workers=3, on_preview=lambda i, *_: order.append(i))
+    results = run(model, Made(10), scorer, num_workers=3, on_image=lambda i, *_: order.append(i))
     assert order == list(range(10))
     assert [result.restored["mean"] for result in results] == list(range(10))
     assert model.threads == {threading.main_thread()}
 
 
 def failing_in(place, failure):
-    """(model, data set, scorer, on_preview), one of which fails at the fourth image."""
+    """(model, data set, scorer, on_image), one of which fails at the fourth image."""
 
     def fail(*_):
         raise failure
 
-    model, dataset, parts = Copying(), Made(9), {"scorer": mean_of, "on_preview": None}
+    model, dataset, parts = Copying(), Made(9), {"scorer": mean_of, "on_image": None}
 
     class Failing(Made):
         def __getitem__(self, index):
@@ -176,13 +178,13 @@ def failing_in(place, failure):
     elif place == "scorer":
         parts["scorer"] = lambda r, t: fail() if r[0, 0, 0] == 3 else mean_of(r, t)
     else:
-        parts["on_preview"] = lambda index, *_: fail() if index == 3 else None
+        parts["on_image"] = lambda index, *_: fail() if index == 3 else None
     return model, dataset, parts
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("place", ["dataset", "model", "scorer", "on_preview"])
+@pytest.mark.parametrize("place", ["dataset", "model", "scorer", "on_image"])
 @pytest.mark.parametrize("failure", [RuntimeError("a bug"), KeyboardInterrupt()], ids=["bug", "^C"])
 def test_an_exception_ends_the_evaluation_and_its_threads(place, workers, failure):
     model, dataset, parts = failing_in(place, failure)
@@ -221,7 +223,7 @@ def test_a_picture_that_cannot_be_written_is_an_error(tmp_path, workers):
 def test_the_model_keeps_its_mode(training):
     model = Copying().train(training)
     modes = []
-    run(model, Made(2), num_workers=1, on_preview=lambda *_: modes.append(model.training))
+    run(model, Made(2), num_workers=1, on_image=lambda *_: modes.append(model.training))
     assert modes == [False, False]
     assert model.training == training
 
@@ -283,7 +285,7 @@ def test_what_was_read_is_let_go_after_restoring(workers):
         return {}
 
     run(Copying(), dataset, scorer, num_workers=workers,
-        on_preview=lambda *_: alive.append(len(dataset.alive)))  # fmt: skip
+        on_image=lambda *_: alive.append(len(dataset.alive)))  # fmt: skip
     assert max(alive) < workers + AHEAD
     assert len(dataset.alive) == 0
 
@@ -364,6 +366,12 @@ def test_own_metrics_are_a_protocol_of_their_own(metrics, protocol):
     assert build_test_scorer(ValOptions(metrics=metrics, protocol="matlab"), "x")[0] == "matlab"
 
 
+def test_without_metrics_and_protocol_a_test_scores_as_the_release_does():
+    protocol, scorer = build_test_scorer(ValOptions(), "mine")
+    assert protocol == "basicsr"
+    assert set(scorer(picture(0, 16, 16), picture(1, 16, 16))) == {"psnr", "ssim"}
+
+
 def test_validation_writes_no_picture_outside_of_its_folder(tmp_path):
     options = train_options(tmp_path, 1)
     options["val"]["save_img"] = True
@@ -380,7 +388,7 @@ def test_results_that_are_there_are_not_made_again():
         evaluate(
             *(Copying(), dataset, mean_of, SimpleNamespace(**vars(ALONE) | {
                 "rank": rank, "world_size": 2, "is_main": True, "gather": lambda x: [x]})),
-            seed=3, label="test", done=done, on_score=lambda index, _: seen.append(index),
+            seed=3, label="test", done=done, on_image=lambda index, *_: seen.append(index),
         )
         for rank in range(2)
     ]  # fmt: skip

@@ -12,9 +12,9 @@ from hidiff.evaluation.record import (
     ImageScore,
     ScoredModel,
     Scores,
-    training_recipe,
     write_scores,
 )
+from hidiff.evaluation.test_run import training_recipe
 from hidiff.report.curves import draw_curves, read_curves
 from hidiff.report.rows import difference, read_rows
 from hidiff.report.table import make_tables
