@@ -76,7 +76,7 @@ def build_test_scorer(val: ValOptions, dataset: str) -> tuple[str, Scorer]:
         UserError: an unknown metric or option in `val.metrics`.
     """
     if val.protocol is not None or not val.metrics:
-        protocol = val.protocol or "basicsr"
+        protocol: str = val.protocol or "basicsr"
         if protocol == "benchmark":
             protocol = published_protocol(dataset)
         return protocol, functools.partial(_by_protocol, protocol)
