@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,8 +29,6 @@ from hidiff.utils.errors import UserError
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-    from hidiff.restore.run import Job
 
 LOG = logging.getLogger("hidiff")
 
@@ -144,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from hidiff.engine.logger import start_logging
     from hidiff.restore.image import restore_image, restore_steps
-    from hidiff.restore.page import check_replaceable
+    from hidiff.restore.page import PageEntry, check_replaceable, extend_page
     from hidiff.restore.run import find_jobs, local_options, prepare_folder, restore_photos
     from hidiff.utils.workers import thread_count
     from hidiff.weights.find import default_model, load_model
@@ -198,29 +196,14 @@ def run(args: argparse.Namespace) -> int:
         steps=args.trajectory,
         workers=thread_count("auto", device),
     )
-    if args.compare:
-        write_comparison(page, jobs, loaded.description, embed=args.embed)
+    done = [job for job in jobs if job.state in ("written", "skipped")]
+    if args.compare and done:
+        entries = [
+            PageEntry(str(job.target.relative_to(folder)), job.source, job.target, steps=job.steps)
+            for job in done
+        ]
+        left_out = extend_page(page, entries, title=loaded.description, embed=args.embed)
+        for name, reason in left_out.items():
+            LOG.info("not on the page: %s: %s", name, reason)
+        LOG.info("to look at: %s", page)
     return int(any(job.state == "failed" for job in jobs))
-
-
-def write_comparison(page: Path, jobs: Sequence[Job], title: str, *, embed: bool) -> None:
-    """Write the page of all that lies in its folder: what this call and earlier ones restored.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    from hidiff.restore.page import Comparison, earlier_entries, keep_entries, write_page
-
-    shown = {entry.name: entry for entry in earlier_entries(page)}
-    for job in jobs:
-        if job.state in ("written", "skipped"):
-            name = str(job.target.relative_to(page.parent))
-            shown[name] = Comparison(name, job.source, job.target, steps=job.steps)
-    if not shown:
-        return
-    entries = list(shown.values())
-    left_out = write_page(page, entries, title=title, embed=embed)
-    keep_entries(page, entries)
-    for name, reason in left_out.items():
-        LOG.info("not on the page: %s: %s", name, reason)
-    LOG.info("to look at: %s", page)

@@ -9,7 +9,7 @@ from hidiff.data.store import list_images
 from hidiff.evaluation.folders import restored_folder
 from hidiff.evaluation.record import ImageScore
 from hidiff.report.rows import Row
-from hidiff.restore.page import Comparison, write_page
+from hidiff.restore.page import PageEntry, write_page
 from hidiff.utils.errors import UserError
 
 
@@ -44,7 +44,7 @@ def write_pictures(
             if name in before:
                 files = before[name], restored[name], sharp.get(name)
                 title = f"{row.label}: {name}"
-                entries.append(Comparison(title, *files, _texts(scores.get(name))))
+                entries.append(PageEntry(title, *files, _texts(scores.get(name))))
     left_out += [
         f"{name}: {why}" for name, why in write_page(path, entries, title="Report", embed=embed)
         .items()

@@ -48,7 +48,7 @@ THUMBNAIL = (96, 144)
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PageEntry:
     """A picture in two or three versions of one size.
 
     Args:
@@ -86,47 +86,8 @@ def check_replaceable(page: Path) -> None:
         raise UserError(f"{page} exists and is no comparison page; move it or choose another name")
 
 
-def earlier_entries(page: Path) -> list[Comparison]:
-    """What `keep_entries` has noted beside a page, as far as the pictures are still there."""
-    try:
-        content = json.loads(read_regular_file(_record(page)))
-        found = [
-            Comparison(
-                name,
-                page.parent / before,
-                page.parent / after,
-                steps=[page.parent / step for step in steps],
-            )
-            for name, before, after, steps in content
-        ]
-    except (UserError, ValueError, TypeError):
-        return []
-    return [entry for entry in found if entry.before.is_file() and entry.after.is_file()]
-
-
-def keep_entries(page: Path, entries: Sequence[Comparison]) -> None:
-    """Note beside a page what it shows, so that the next one in this folder shows it, too.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-
-    def place(path: Path) -> str:
-        return os.path.relpath(path, page.parent)
-
-    rows = [
-        (entry.name, place(entry.before), place(entry.after), [*map(place, entry.steps)])
-        for entry in entries
-    ]
-    write_text(_record(page), json.dumps(rows, indent=1) + "\n")
-
-
-def _record(page: Path) -> Path:
-    return page.with_suffix(".json")
-
-
 def write_page(
-    path: str | os.PathLike[str], entries: Sequence[Comparison], *, title: str, embed: bool
+    path: str | os.PathLike[str], entries: Sequence[PageEntry], *, title: str, embed: bool
 ) -> dict[str, str]:
     """Write a page on which pictures are compared, or replace an earlier one.
 
@@ -159,22 +120,49 @@ def write_page(
         raise UserError(f"{page}: there is nothing to compare{reason}")
     template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     parts = {"title": html.escape(title), "items": "\n".join(items)}
-    write_bytes(page, filled(template, parts, embed=embed))
+    parts |= {"mark": MARK, "policy": _policy(template, embed)}
+    text = re.sub(r"\{\{(\w+)\}\}", lambda name: parts[name[1]], template)
+    # File names that are no UTF-8 are written with question marks.
+    write_bytes(page, text.encode("utf-8", "replace"))
     return left_out
 
 
-def filled(template: str, parts: Mapping[str, str], *, embed: bool) -> bytes:
-    """The content of a page's file.
+def extend_page(
+    path: str | os.PathLike[str], entries: Sequence[PageEntry], *, title: str, embed: bool
+) -> dict[str, str]:
+    """`write_page` with the pictures of earlier calls, as far as they are still there.
 
-    Args:
-        template: HTML in which `{{name}}` stands for a part, and also for `mark` and `policy`.
-        parts: HTML by name, escaped already.
-        embed: whether all pictures are in the page.
+    What the page shows is noted beside it, in a JSON file of its name. Nothing is written where
+    there is nothing to show.
     """
-    parts = {**parts, "mark": MARK, "policy": _policy(template, embed)}
-    text = re.sub(r"\{\{(\w+)\}\}", lambda name: parts[name[1]], template)
-    # File names that are no UTF-8 are written with question marks.
-    return text.encode("utf-8", "replace")
+    page = Path(path)
+    note, folder = page.with_suffix(".json"), page.parent
+    shown = {entry.name: entry for entry in (*_noted(note), *entries)}
+    if not shown:
+        return {}
+    left_out = write_page(page, list(shown.values()), title=title, embed=embed)
+    rows = [
+        [
+            entry.name,
+            *(os.path.relpath(p, folder) for p in (entry.before, entry.after, *entry.steps)),
+        ]
+        for entry in shown.values()
+    ]
+    write_text(note, json.dumps(rows, indent=1) + "\n")
+    return left_out
+
+
+def _noted(note: Path) -> list[PageEntry]:
+    """The entries in a file of `extend_page`; none where it is missing or of something else."""
+    try:
+        entries = []
+        for name, *places in json.loads(read_regular_file(note)):
+            before, after, *steps = (note.parent / place for place in places)
+            if before.is_file() and after.is_file():
+                entries.append(PageEntry(name, before, after, steps=steps))
+        return entries
+    except (UserError, ValueError, TypeError):
+        return []
 
 
 def _policy(template: str, embed: bool) -> str:
@@ -192,8 +180,8 @@ def _policy(template: str, embed: bool) -> str:
     )
 
 
-def _item(entry: Comparison, page: Path, embed: bool) -> str:
-    """A comparison as an entry of the list, with all that the script needs to know."""
+def _item(entry: PageEntry, page: Path, embed: bool) -> str:
+    """A button of the list, with all that the script needs to know."""
     versions = {"before": entry.before, "after": entry.after, "sharp": entry.sharp}
     data, sizes = {}, set()
     for version, path in versions.items():
@@ -229,7 +217,7 @@ def _picture(path: Path, page: Path, embed: bool) -> tuple[str, tuple[int, int]]
         header = read_header(path, str(path))
         content, size = None, (header.width, header.height)
     if embed:
-        return data_url(content or read_regular_file(path), kind or "image/png"), size
+        return _data_url(content or read_regular_file(path), kind or "image/png"), size
     if content is not None:
         # Named by its content, so that nothing but the same picture is ever replaced.
         digest = hashlib.sha256(content).hexdigest()[:16]
@@ -269,16 +257,11 @@ def _thumbnail(path: Path) -> str:
     height, width = image.shape[:2]
     scale = min(1.0, THUMBNAIL[0] / height, THUMBNAIL[1] / width)
     size = max(round(width * scale), 1), max(round(height * scale), 1)
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return f'<img alt="" loading="lazy" src="{jpeg_url(small)}">'
+    small = cv2.resize(image[..., ::-1], size, interpolation=cv2.INTER_AREA)
+    url = _data_url(cv2.imencode(".jpg", small)[1].tobytes(), "image/jpeg")
+    return f'<img alt="" loading="lazy" src="{url}">'
 
 
-def jpeg_url(image: np.ndarray) -> str:
-    """A picture, (H, W, 3) uint8 RGB, for the `src` of a page."""
-    data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
-    return data_url(data, "image/jpeg")
-
-
-def data_url(content: bytes, kind: str) -> str:
+def _data_url(content: bytes, kind: str) -> str:
     """A file's content as a URL; `kind` is its media type."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -59,11 +59,24 @@ class Job:
     remarks: list[str] = field(default_factory=list)
     photo: Photo | None = None
 
+    def __str__(self) -> str:
+        """What came of it, on one line."""
+        if self.state == "failed":
+            return f"failed: {self.remarks[-1]}"
+        if self.state == "skipped":
+            return f"{self.target} exists"
+        remarks = f" ({'; '.join(self.remarks)})" if self.remarks else ""
+        return f"{self.source} → {self.target}, {self.seconds:.1f} s{remarks}"
+
+    @property
+    def trajectory(self) -> Path:
+        """The folder of the steps of the reverse process."""
+        return self.target.with_name(f"{self.target.stem}_trajectory")
+
     @property
     def steps(self) -> list[Path]:
-        """Where the steps of the reverse process lie, from z_T to z_0, if there are some."""
-        folder = self.target.with_name(f"{self.target.stem}_trajectory")
-        found = [path for path in folder.glob("z*.png") if path.stem[1:].isdigit()]
+        """The pictures of these steps, from z_T to z_0, as far as they are there."""
+        found = [path for path in self.trajectory.glob("z*.png") if path.stem[1:].isdigit()]
         return sorted(found, key=lambda path: -int(path.stem[1:]))
 
 
@@ -264,10 +277,11 @@ def restore_photos(
         steps: not those that have no steps of the reverse process yet.
         workers: threads that read the next ones meanwhile, see `ordered_pipeline`.
     """
-    started, count = time.monotonic(), len(jobs)
+    started = time.monotonic()
+    read = functools.partial(_read, overwrite=overwrite, steps=steps)
     done = ordered_pipeline(
         jobs,
-        load=functools.partial(_step, functools.partial(_read, overwrite=overwrite, steps=steps)),
+        load=functools.partial(_step, read),
         # Written before the next one is restored, which takes longer: an interruption then loses
         # only the one that is being restored.
         compute=functools.partial(_step, functools.partial(_work, restore=restore)),
@@ -276,39 +290,28 @@ def restore_photos(
     try:
         with closing(done):
             for number, job in enumerate(done, start=1):
-                remarks = f" ({'; '.join(job.remarks)})" if job.remarks else ""
-                if job.state == "failed":
-                    LOG.error("%d/%d failed: %s", number, count, job.remarks[-1])
-                elif job.state == "skipped":
-                    LOG.info("%d/%d %s exists", number, count, job.target)
-                else:
-                    LOG.info(
-                        *("%d/%d %s → %s, %.1f s%s", number, count, job.source, job.target),
-                        *(job.seconds, remarks),
-                    )
+                level = logging.ERROR if job.state == "failed" else logging.INFO
+                LOG.log(level, "%d/%d %s", number, len(jobs), job)
     except KeyboardInterrupt:
         LOG.info("What is written stays; the same call, without --overwrite, restores the rest.")
         raise
     finally:
-        for line in summary(jobs, time.monotonic() - started):
-            LOG.info("%s", line)
+        LOG.info("%s; %.1f s", _counts(jobs), time.monotonic() - started)
 
 
-def summary(jobs: Sequence[Job], seconds: float) -> list[str]:
-    """How many photographs were restored, and which of several failed and why."""
-    counts = {
-        state: sum(job.state == state for job in jobs)
-        for state in ("written", "skipped", "failed", "waiting")
-    }
+def _counts(jobs: Sequence[Job]) -> str:
+    """How many photographs were restored, and which were not."""
     words = {
         "written": "restored",
         "skipped": "skipped, as results exist (--overwrite restores again)",
         "failed": "failed",
         "waiting": "not reached",
     }
-    parts = [f"{count} {words[state]}" for state, count in counts.items() if count]
-    failed = [f"failed: {job.remarks[-1]}" for job in jobs if job.state == "failed"]
-    return [f"{', '.join(parts)}; {seconds:.1f} s", *(failed if len(jobs) > 1 else [])]
+    counts = {state: sum(job.state == state for job in jobs) for state in words}
+    failed = [job.source.name for job in jobs if job.state == "failed"]
+    if failed:
+        words["failed"] += f" ({listing(failed, 20)})"
+    return ", ".join(f"{count} {words[state]}" for state, count in counts.items() if count)
 
 
 def _step(step: Callable[[Job], None], job: Job) -> Job:
@@ -342,23 +345,16 @@ def _work(job: Job, *, restore: Restore) -> None:
     assert job.photo is not None
     # A bar from 0 to 1, as `restore` tells how far it is.
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-    with tqdm(
-        desc=printable(job.source.name),
-        total=1,
-        leave=False,
-        disable=None,
-        bar_format=form,
-        smoothing=0,
-    ) as bar:
+    name = printable(job.source.name)
+    with tqdm(desc=name, total=1, leave=False, disable=None, bar_format=form, smoothing=0) as bar:
 
         def tell(done: float) -> None:
             bar.update(done - bar.n)
 
         restored = restore(to_tensor(job.photo.pixels), job.source.stem, tell)
     if restored.ndim == 4:
-        folder = job.target.with_name(f"{job.target.stem}_trajectory")
-        for number, step in enumerate(restored):
-            write_image(folder / f"z{len(restored) - 1 - number}.png", to_image(step))
+        for number, step in enumerate(reversed(restored)):
+            write_image(job.trajectory / f"z{number}.png", to_image(step))
         restored = restored[-1]
     lost = write_photo(job.target, job.photo, to_pixels(restored, job.photo))
     if lost:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from small_data import picture, write_rgb
 
-from hidiff.restore.page import Comparison, write_page
+from hidiff.restore.page import PageEntry, write_page
 from hidiff.utils.errors import UserError
 
 
@@ -34,11 +34,11 @@ class Items(html.parser.HTMLParser):
         self.texts.append(data)
 
 
-def pair(folder: Path, name: str = "a.png", **others) -> Comparison:
+def pair(folder: Path, name: str = "a.png", **others) -> PageEntry:
     """A comparison of two plain pictures."""
     for side, value in (("in", 50), ("out", 200)):
         write_rgb(folder / side / name, np.full((20, 30, 3), value, np.uint8))
-    return Comparison(Path(name).stem, folder / "in" / name, folder / "out" / name, **others)
+    return PageEntry(Path(name).stem, folder / "in" / name, folder / "out" / name, **others)
 
 
 def pixels(content: bytes) -> np.ndarray:
@@ -50,7 +50,7 @@ def test_names_are_text_and_never_markup(tmp_path):
     entry = pair(tmp_path)
     write_page(
         tmp_path / "p.html",
-        [Comparison(nasty, entry.before, entry.after, scores={nasty: nasty})],
+        [PageEntry(nasty, entry.before, entry.after, scores={nasty: nasty})],
         title=nasty,
         embed=False,
     )
@@ -79,7 +79,7 @@ def test_embedded_pictures_are_the_files(tmp_path):
     entry = pair(tmp_path)
     write_page(
         tmp_path / "p.html",
-        [Comparison("a", entry.before, entry.after, entry.after)],
+        [PageEntry("a", entry.before, entry.after, entry.after)],
         title="t",
         embed=True,
     )
@@ -108,7 +108,7 @@ def test_what_browsers_do_not_show_is_converted(tmp_path, kind, embed):
         Image.fromarray(image).convert("CMYK").save(path, quality=100, subsampling=0)
     else:
         write_rgb(path, image * np.uint16(257) if kind.endswith("16") else image)
-    write_page(tmp_path / "p.html", [Comparison("a", path, entry.after)], title="t", embed=embed)
+    write_page(tmp_path / "p.html", [PageEntry("a", path, entry.after)], title="t", embed=embed)
     (button,) = Items(tmp_path / "p.html").buttons
     if embed:
         content = base64.b64decode(button["data-before"].removeprefix("data:image/png;base64,"))
@@ -122,7 +122,7 @@ def test_what_browsers_do_not_show_is_converted(tmp_path, kind, embed):
 
 def write_one(folder, name, after):
     """A page with the picture of that name before."""
-    entries = [Comparison("a", folder / name, after)]
+    entries = [PageEntry("a", folder / name, after)]
     write_page(folder / "p.html", entries, title="t", embed=False)
 
 
@@ -170,9 +170,9 @@ def test_what_cannot_be_compared_is_left_out_and_named(tmp_path):
     (tmp_path / "bad.png").write_bytes(good.after.read_bytes()[:60])
     entries = [
         good,
-        Comparison("size", good.before, tmp_path / "other.png"),
-        Comparison("bad", good.before, tmp_path / "bad.png"),
-        Comparison("gone", tmp_path / "gone.tif", good.after),
+        PageEntry("size", good.before, tmp_path / "other.png"),
+        PageEntry("bad", good.before, tmp_path / "bad.png"),
+        PageEntry("gone", tmp_path / "gone.tif", good.after),
     ]
     left_out = write_page(tmp_path / "p.html", entries, title="t", embed=False)
     assert list(left_out) == ["size", "bad", "gone"]

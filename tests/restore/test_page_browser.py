@@ -9,7 +9,7 @@ from PIL import Image
 from small_browser import CHROMIUM, Browser
 from small_data import write_rgb
 
-from hidiff.restore.page import Comparison, write_page
+from hidiff.restore.page import PageEntry, write_page
 
 pytestmark = [
     pytest.mark.slow("starts a browser"),
@@ -44,10 +44,10 @@ def folder(tmp_path_factory):
         )
     )  # fmt: skip
     entries = [
-        Comparison("colours", red, blue, green, {"PSNR": "20.00 → 30.00 dB"}),
-        Comparison("detail", detail, negative, detail),
-        Comparison("no sharp one", detail, negative),
-        Comparison("sixteen", sixteen, blue),
+        PageEntry("colours", red, blue, green, {"PSNR": "20.00 → 30.00 dB"}),
+        PageEntry("detail", detail, negative, detail),
+        PageEntry("no sharp one", detail, negative),
+        PageEntry("sixteen", sixteen, blue),
     ]
     for embed in (False, True):
         name = "embedded" if embed else "page"
@@ -231,7 +231,7 @@ def test_the_views_are_chosen(page):
 
 def test_the_other_side_does_not_show_through(browser, folder, tmp_path):
     Image.fromarray(np.zeros((300, 400, 4), np.uint8)).save(tmp_path / "clear.png")
-    entries = [Comparison("a", folder / "red.png", tmp_path / "clear.png")]
+    entries = [PageEntry("a", folder / "red.png", tmp_path / "clear.png")]
     write_page(tmp_path / "p.html", entries, title="t", embed=False)
     browser.open((tmp_path / "p.html").as_uri(), 1000, 600)
     left, _, right, bottom = map(round, area(browser))
