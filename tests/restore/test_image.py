@@ -10,6 +10,7 @@ from small_data import train_options
 from hidiff import UserError, build_model
 from hidiff.archs.windows import Windows
 from hidiff.data.dataset import to_tensor
+from hidiff.data.image import to_uint8
 from hidiff.data.transforms import symmetry, undo_symmetry
 from hidiff.options import LocalOptions, parse_options
 from hidiff.restore.image import (
@@ -66,6 +67,43 @@ def test_the_mean_over_noise_and_symmetries_and_its_progress(self_ensemble, seed
     expected = [(run + done) / len(runs) for run in range(len(runs)) for done in (0.25, 1.0)]
     assert heard == pytest.approx(expected)
     assert torch.equal(ours, restore_image(Noisy(), image, **how))
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_symmetries_on_the_device_are_those_of_numpy(tmp_path, stage):
+    """Bit by bit; an image whose sides differ, so that a wrong turn would not even fit."""
+    model = build_model(train_options(tmp_path, stage)).eval()
+    item = {"lq": torch.rand(3, 19, 24), "gt": torch.rand(3, 19, 24)}
+    total = 0
+    for index in range(8):
+        turned = [np.rot90(item[side].numpy(), index // 2, (1, 2)) for side in ("lq", "gt")]
+        turned = [image[:, ::-1] if index % 2 else image for image in turned]
+        restored = model.restore(
+            *(torch.from_numpy(np.ascontiguousarray(image))[None] for image in turned),
+            generator=image_generator(0, "x"),
+        )
+        array = restored[0].permute(1, 2, 0).numpy()
+        total = total + np.rot90(array[::-1] if index % 2 else array, -(index // 2))
+    ours = restore_image(model, item["lq"], gt=item["gt"], name="x", self_ensemble=True)
+    assert np.array_equal(ours.permute(1, 2, 0).numpy(), total / 8)
+
+
+def test_pixels_are_rounded_as_numpy_rounds_them():
+    """Every half-way value and its neighbours, and what lies outside of [0, 1]."""
+    halves = ((np.arange(-3, 260) + 0.5) / 255).astype(np.float32)
+    near = [np.nextafter(halves, np.float32(side)) for side in (-9, 9)]
+    exact = np.arange(256, dtype=np.float32) / np.float32(255)
+    spread = np.random.default_rng(0).uniform(-0.5, 1.5, 30_000).astype(np.float32)
+    special = np.array([np.inf, -np.inf, 0.0, -0.0, 1e-45, 3e38], np.float32)
+    values = np.concatenate([halves, *near, exact, spread, special])
+    image = values[: len(values) // 3 * 3].reshape(3, 1, -1)
+    expected = np.rint(np.clip(image, 0.0, 1.0) * np.float32(255)).astype(np.uint8)
+    ours = to_image(torch.from_numpy(image)[None])
+    assert ours.dtype == np.uint8
+    assert ours.flags.c_contiguous
+    assert np.array_equal(ours, expected.transpose(1, 2, 0))
+    assert np.array_equal(ours, to_uint8(image.transpose(1, 2, 0)))
+    assert len(np.unique(ours)) == 256
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
