@@ -11,35 +11,23 @@ from hidiff.restore.onnx import export_onnx, pooling_matrix
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-TRANSFORMER = {
-    "type": "Transformer",
-    "dim": 8,
-    "num_blocks": [1, 1, 1, 1],
-    "num_refinement_blocks": 1,
-    "ffn_expansion_factor": 2,
-    "embed_dim": 8,
-}
-
-
-def stage2(encoder, *, predicts_z0):
-    """Small options of a stage 2 with one of the two released encoders and diffusion forms."""
-    return {
+MODELS = {
+    "HI-Diff": {
         "model_type": "HI_Diff_S2",
-        "network_g": TRANSFORMER,
+        "network_g": {
+            "type": "Transformer", "dim": 8, "num_blocks": [1, 1, 1, 1], "embed_dim": 8,
+            "num_refinement_blocks": 1, "ffn_expansion_factor": 2,
+        },
         "network_le_dm": {
-            "type": encoder, "in_chans": 3, "embed_dim": 8, "block_num": 1, "stage": 2,
+            "type": "latent_encoder_gelu", "in_chans": 3, "embed_dim": 8, "block_num": 1,
+            "stage": 2,
         },
         "network_d": {
             "type": "denoising", "in_channel": 32, "out_channel": 32, "inner_channel": 32,
             "block_num": 2,
         },
-        "diffusion_schedule": {"apply_ldm": predicts_z0, "timesteps": 2},
-    }  # fmt: skip
-
-
-MODELS = {
-    "GoPro": stage2("latent_encoder_gelu", predicts_z0=False),
-    "RealBlur": stage2("latent_encoder_lrelu", predicts_z0=True),
+        "diffusion_schedule": {"timesteps": 2},
+    },
     "NAFNet": {
         "model_type": "Regression",
         "network_g": {
@@ -80,7 +68,7 @@ def test_one_file_serves_all_sizes(tmp_path, name):
 
 
 def test_a_size_that_does_not_fit_is_refused(tmp_path):
-    model = build_model(MODELS["GoPro"], training=False)
+    model = build_model(MODELS["HI-Diff"], training=False)
     with pytest.raises(UserError, match=r"--size 64 65"):
         export_onnx(model, tmp_path / "model.onnx", size=(64, 65))
     assert not list(tmp_path.iterdir())
