@@ -7,7 +7,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,11 +21,9 @@ from hidiff.data.pairs import Pair, find_pairs
 from hidiff.data.sampler import CropRequest
 from hidiff.data.store import file_of, is_lmdb, read_location
 from hidiff.data.transforms import SYMMETRIES, draw_offset
-from hidiff.registry import DATASETS
-from hidiff.utils.errors import UserError, suggestion
+from hidiff.registry import DATASETS, StrictModel
+from hidiff.utils.errors import UserError
 from hidiff.utils.random import rng
-
-BACKENDS = ("disk", "lmdb")
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
@@ -111,6 +109,12 @@ class PairSet(Dataset):
         return load(location) if self.cache is None else self.cache.read(location, load)
 
 
+class IoBackend(StrictModel):
+    """Where the images of a data set lie, as BasicSR's option files say it."""
+
+    type: Literal["disk", "lmdb"] = "disk"
+
+
 @DATASETS.register()
 class PairedImageIRDataset(PairSet):
     """Blurry and sharp images that were taken, matched by name; for its items see `PairSet`.
@@ -140,25 +144,17 @@ class PairedImageIRDataset(PairSet):
         dataroot_lq: str,
         dataroot_gt: str | None = None,
         filename_tmpl: str | None = None,
-        io_backend: Mapping[str, Any] | None = None,
+        io_backend: IoBackend | None = None,
         meta_info_file: str | None = None,
         cache: str | None = None,
     ) -> None:
-        backend = dict(io_backend or {})
-        kind = backend.pop("type", None)
-        if backend:
-            raise UserError(f"{where}.io_backend: no option '{next(iter(backend))}'; only 'type'")
-        if kind not in (None, *BACKENDS):
-            raise UserError(
-                f"{where}.io_backend.type: there is no backend '{kind}'"
-                f"{suggestion(str(kind), BACKENDS)}"
-            )
-        for root in (dataroot_lq, dataroot_gt):
-            if kind == "lmdb" and root is not None and not is_lmdb(root):
-                raise UserError(
-                    f"{where}.io_backend: {root} is no LMDB; where it is a folder of images, write "
-                    "io_backend: {type: disk}, or leave io_backend out"
-                )
+        if io_backend is not None and io_backend.type == "lmdb":
+            for root in (dataroot_lq, dataroot_gt):
+                if root is not None and not is_lmdb(root):
+                    raise UserError(
+                        f"{where}.io_backend: {root} is no LMDB; where it is a folder of images, "
+                        "write io_backend: {type: disk}, or leave io_backend out"
+                    )
         if meta_info_file is not None and is_lmdb(dataroot_lq):
             raise UserError(
                 f"{where}.meta_info_file: an LMDB lists its images itself; leave it out"
@@ -209,15 +205,9 @@ class PairedImageIRDataset(PairSet):
         if crop and lq.shape == part.shape:
             return {"lq": lq, "gt": part}, True  # Released behaviour in validation and testing.
         sizes = [f"{image.shape[1]}×{image.shape[0]}" for image in (lq, gt)]
-        turns = [decode(read_location(place), place).turn for place in (pair.lq, pair.gt)]
-        turned = (
-            f"; by their orientation tags they are turned differently ({turns[0]} and {turns[1]})"
-            if turns[0] != turns[1]
-            else ""
-        )
         raise UserError(
             f"the pair '{pair.name}' has two sizes: {pair.lq} is {sizes[0]}, {pair.gt} is "
-            f"{sizes[1]} (width×height){turned}; replace or remove it"
+            f"{sizes[1]} (width×height); replace or remove it; hidiff check lists all such pairs"
         )
 
 
