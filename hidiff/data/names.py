@@ -6,8 +6,9 @@ from what they have in common, '{}_blur|{}_sharp'.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from hidiff.utils.errors import UserError
 
@@ -30,19 +31,25 @@ def core_of(name: str, template: str) -> str | None:
     """What stands for the braces of a template in a name; None where it does not fit."""
     before, _, after = template.partition("{}")
     *folders, last = name.split("/")
-    if len(last) < len(before) + len(after):
-        return None
-    if not (last.startswith(before) and last.endswith(after)):
-        return None
-    return "/".join([*folders, last[len(before) : len(last) - len(after)]])
+    core = last.removeprefix(before).removesuffix(after)
+    return "/".join([*folders, core]) if before + core + after == last else None
+
+
+def split_template(template: str) -> tuple[str, str]:
+    """The templates of the blurry and of the sharp image's name."""
+    blurry, _, sharp = template.partition("|")
+    return blurry, sharp or EQUAL_NAMES
 
 
 def check_template(template: str, where: str) -> None:
+    """Refuse what is no template.
+
+    Raises:
+        UserError: the braces are missing, are there twice, or there are more than two names.
+    """
     parts = template.split("|")
-    braces = ["".join(c for c in part if c in "{}") for part in parts]
-    if len(parts) > 2 or any(
-        b != "{}" or "{}" not in p for b, p in zip(braces, parts, strict=True)
-    ):
+    braces = [re.sub("[^{}]", "", part) for part in parts]
+    if len(parts) > 2 or any(part.count("{}") != 1 for part in parts) or {*braces} != {"{}"}:
         raise UserError(
             f"{where}.filename_tmpl: '{template}' must contain {{}} once, for the sharp image's "
             "name; or be two such names, blurry|sharp"
@@ -57,38 +64,31 @@ def guess_template(blurry: Iterable[str], sharp: Iterable[str]) -> str | None:
         lq_before = gt_before = ""
     if lq_after == gt_after:
         lq_after = gt_after = ""
-    lq_template, gt_template = f"{lq_before}{{}}{lq_after}", f"{gt_before}{{}}{gt_after}"
-    lq_cores = sorted(str(core_of(name, lq_template)) for name in lq)
-    gt_cores = sorted(str(core_of(name, gt_template)) for name in gt)
-    if lq_cores != gt_cores or lq_template == gt_template:
+    templates = f"{lq_before}{{}}{lq_after}", f"{gt_before}{{}}{gt_after}"
+    cores = [
+        sorted(str(core_of(name, template)) for name in names)
+        for names, template in zip((lq, gt), templates, strict=True)
+    ]
+    if cores[0] != cores[1] or templates[0] == templates[1]:
         return None
-    return lq_template if gt_template == EQUAL_NAMES else f"{lq_template}|{gt_template}"
+    return "|".join(templates).removesuffix(f"|{EQUAL_NAMES}")
 
 
 def _affixes(names: Sequence[str]) -> tuple[str, str]:
     """What all names begin and end with; digits at its edge belong to what tells them apart."""
-    before = re.sub(r"\d+$", "", _common_start(names))
-    after = _common_start([name[len(before) :][::-1] for name in names])[::-1]
+    common = os.path.commonprefix  # noqa: RUF071 (characters are compared, no folders)
+    before = re.sub(r"\d+$", "", common(names))
+    after = common([name[len(before) :][::-1] for name in names])[::-1]
     return before, re.sub(r"^\d+", "", after)
 
 
-def _common_start(names: Sequence[str]) -> str:
-    first, last = min(names), max(names)
-    pairs = enumerate(zip(first, last, strict=False))
-    return first[: next((i for i, (a, b) in pairs if a != b), min(len(first), len(last)))]
-
-
-def word_templates(names: Iterable[str]) -> list[str]:
+def word_templates(names: Collection[str]) -> list[str]:
     """Templates of the words of `SIDES`, at the end or the beginning of names, that fit some."""
-    lasts = [name.rsplit("/", 1)[-1] for name in names]
-    forms = [f"{{}}{s}{{word}}" for s in ("_", "-", ".")] + [f"{{word}}{s}{{}}" for s in ("_", "-")]
+    forms = ("{}_WORD", "{}-WORD", "{}.WORD", "WORD_{}", "WORD-{}")
     templates = []
-    for lq, gt in SIDES:
+    for sides in SIDES:
         for form in forms:
-            lq_template, gt_template = (form.replace("{word}", word) for word in (lq, gt))
-            fits = [
-                any(core_of(n, t) is not None for n in lasts) for t in (lq_template, gt_template)
-            ]
-            if all(fits):
-                templates.append(f"{lq_template}|{gt_template}")
+            pair = [form.replace("WORD", word) for word in sides]
+            if all(any(core_of(name, one) is not None for name in names) for one in pair):
+                templates.append("|".join(pair))
     return templates

@@ -18,6 +18,7 @@ from hidiff.data.names import (
     check_template,
     core_of,
     guess_template,
+    split_template,
     word_templates,
 )
 from hidiff.data.store import SHAPE, find_images, is_lmdb
@@ -140,7 +141,8 @@ def find_pairs(
     elif _same_place(lq, gt):
         found = _in_one_folder(lq, template, where)
     else:
-        found = _in_two_folders(lq, gt, template or EQUAL_NAMES, sides)
+        (lq_images, notices), (gt_images, more) = map(find_images, (lq, gt), sides)
+        found = _match(lq_images, gt_images, template or EQUAL_NAMES, [*notices, *more])
     if complete:
         found.require_complete(where)
     twice = [n for n, count in Counter(pair.name for pair in found.pairs).items() if count > 1]
@@ -172,14 +174,6 @@ def _scene(name: str, above: Sequence[str] = ()) -> tuple[str, str]:
     return "/".join(folders) or re.sub(r"[-_. (]*\d+\)?$", "", last), part
 
 
-# Two folders ------------------------------------------------------------------------------------
-
-
-def _in_two_folders(lq: str, gt: str, template: str, sides: tuple[str, str]) -> Pairs:
-    (blurry, notices), (sharp, more) = find_images(lq, sides[0]), find_images(gt, sides[1])
-    return _match(blurry, sharp, template, [*notices, *more])
-
-
 def _match(
     blurry: Mapping[str, str],
     sharp: Mapping[str, str],
@@ -192,12 +186,11 @@ def _match(
     Args:
         above: folders above both, which go into names and scenes.
     """
-    template = unicodedata.normalize("NFC", template)
-    lq_template, _, gt_template = template.partition("|")
+    lq_template, gt_template = split_template(unicodedata.normalize("NFC", template))
     found = Pairs(notices=list(notices))
     used = set()
     for name, location in sharp.items():
-        core = core_of(name, gt_template or EQUAL_NAMES)
+        core = core_of(name, gt_template)
         *folders, last = (core or name).split("/")
         wanted = "/".join([*folders, lq_template.format(last)])
         if core is None or wanted not in blurry:
@@ -210,9 +203,6 @@ def _match(
     if found.no_blurry and found.no_sharp:
         found.template = guess_template(blurry, sharp)
     return found
-
-
-# One folder -------------------------------------------------------------------------------------
 
 
 def _in_one_folder(root: str, template: str | None, where: str) -> Pairs:
@@ -259,11 +249,13 @@ def _by_template(root: str, template: str | None, where: str) -> Pairs:
     images, notices = find_images(root, where)
     templates = [template] if template else word_templates(images)
     for candidate in templates:
-        lq_template, _, gt_template = candidate.partition("|")
+        lq_template, gt_template = split_template(candidate)
         blurry = {n: at for n, at in images.items() if core_of(n, lq_template) is not None}
-        sharp = {n: at for n, at in images.items() if n not in blurry or not lq_template[2:]}
-        if gt_template:
-            sharp = {n: at for n, at in images.items() if core_of(n, gt_template) is not None}
+        sharp = {n: at for n, at in images.items() if core_of(n, gt_template) is not None}
+        # A name that fits both is of the side whose template says more.
+        if gt_template == EQUAL_NAMES:
+            sharp = {n: at for n, at in sharp.items() if n not in blurry}
+        else:
             blurry = {n: at for n, at in blurry.items() if n not in sharp}
         if not blurry or not sharp:
             continue
@@ -279,9 +271,6 @@ def _by_template(root: str, template: str | None, where: str) -> Pairs:
         "Of a video's frames, hidiff prepare video --input FOLDER --output DIR --frames 7 makes "
         "pairs"
     )
-
-
-# Lists ------------------------------------------------------------------------------------------
 
 
 def _listed(path: Path, lq_root: str, gt_root: str | None, template: str, where: str) -> list[Pair]:
@@ -342,9 +331,9 @@ def _fields(line: str, lq_root: str, gt_root: str, template: str) -> tuple[str |
             return gt, lq
     if len(words) > 1 and not is_file(_existing(Path(gt_root, text))):
         return None, ""
-    lq_template, _, gt_template = template.partition("|")
+    lq_template, gt_template = split_template(template)
     path = Path(text)
-    core = core_of(path.stem, gt_template or EQUAL_NAMES)
+    core = core_of(path.stem, gt_template)
     return text, str(path.with_name(lq_template.format(core or path.stem) + path.suffix))
 
 
