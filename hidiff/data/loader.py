@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -31,6 +32,10 @@ SUBSTITUTES = 5
 
 POLL_SECONDS = 1.0
 """Seconds between two looks at what a wait depends on: other processes, a request to stop."""
+
+
+NO_HANDLES = ("Too many open files", "ancdata", "Pin memory thread")
+"""What PyTorch says where file handles ran out."""
 
 
 class _Reporting(Dataset):
@@ -71,35 +76,33 @@ def _collate(items: list[Any]) -> Any:
 def _stack(patches: list[Tensor]) -> Tensor:
     """A batch of patches; of float32 where images of 8 bits and of 16 bits meet."""
     if len({patch.dtype for patch in patches}) > 1:
-        patches = [
-            torch.from_numpy(to_float(patch.numpy())) if patch.dtype == torch.uint8 else patch
-            for patch in patches
-        ]
+        arrays = (patch.numpy() for patch in patches)
+        patches = [torch.from_numpy(to_float(a) if a.dtype == np.uint8 else a) for a in arrays]
     # Within a loader process this stacks into memory that the trainer's process shares.
     return default_collate(patches)
 
 
-def _start_worker(parent: int | None, worker: int) -> None:
+def _start_worker(worker: int, parent: int | None) -> None:
     """What a loader process does first: leave signals to the trainer, and end with it.
 
     Args:
+        worker: its number, which plays no part.
         parent: process id of the trainer; None where a fork server is the parent.
     """
-    del worker
     # Schedulers and terminals signal the whole process group; a worker that died would take the
     # run along.
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     # The trainer may be gone already, so its own word counts.
     parent = os.getppid() if parent is None else parent
-    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
 
+    def end_with_parent() -> None:
+        """Torch looks for the parent only between batches, so not while one hangs."""
+        while os.getppid() == parent:
+            time.sleep(POLL_SECONDS)
+        os._exit(1)
 
-def _end_with_parent(parent: int) -> None:
-    """Torch looks for the parent only between batches, so not while one hangs."""
-    while os.getppid() == parent:
-        time.sleep(POLL_SECONDS)
-    os._exit(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 class NoBatchYet(Exception):
@@ -157,32 +160,27 @@ def _iterating(loader: DataLoader) -> Iterator[Callable[[], Any]]:
 def _user_error(error: Exception, exit_codes: set[int | None]) -> UserError | None:
     """What a person can do about a loader that failed; None where it is a defect of the program."""
     text = str(error)
-    option = "datasets.train.num_worker_per_gpu"
-    resume = "and resume with --auto_resume"
+    remedy = "lower datasets.train.num_worker_per_gpu, and resume with --auto_resume"
+    died = {code for code in exit_codes if code}
+    no_handles = getattr(error, "errno", None) == errno.EMFILE
     if "shared memory" in text or -signal.SIGBUS in exit_codes:
-        return UserError(
-            "the loader processes have used up the shared memory, /dev/shm; enlarge it (docker "
-            f"run --shm-size=16g) or lower {option}, {resume}"
+        found = (
+            "the loader processes have used up the shared memory, /dev/shm; enlarge it (docker run "
+            "--shm-size=16g) or"
         )
-    if (
-        any(words in text for words in ("Too many open files", "ancdata", "Pin memory thread"))
-        or getattr(error, "errno", None) == errno.EMFILE
-    ):
-        return UserError(
+    elif no_handles or any(words in text for words in NO_HANDLES):
+        found = (
             "too many files are open to take batches from the loader processes; raise the limit "
-            f"(ulimit -n 65536) or lower {option}, {resume}"
+            "(ulimit -n 65536) or"
         )
-    if isinstance(error, MemoryError):
-        return UserError(f"the loader has used up the memory; lower {option}, {resume}")
-    ended = {code for code in exit_codes if code}
-    if ended:
-        how = ", ".join(
-            signal.Signals(-code).name if code < 0 else f"exit code {code}" for code in ended
-        )
-        return UserError(
-            f"a loader process died ({how}); if memory ran out, lower {option}, {resume}"
-        )
-    return None
+    elif isinstance(error, MemoryError):
+        found = "the loader has used up the memory;"
+    elif died:
+        how = [signal.Signals(-code).name if code < 0 else f"exit code {code}" for code in died]
+        found = f"a loader process died ({', '.join(how)}); if memory ran out,"
+    else:
+        return None
+    return UserError(f"{found} {remedy}")
 
 
 def training_batches(
@@ -227,6 +225,7 @@ def training_batches(
             asked.append(batch)
             yield batch
 
+    parent = None if multiprocessing.get_start_method() == "forkserver" else os.getpid()
     loader = DataLoader(
         _Reporting(dataset, sampler.shares, skip_bad),
         batch_sampler=requests(),
@@ -234,10 +233,7 @@ def training_batches(
         prefetch_factor=prefetch if num_workers else None,
         collate_fn=_collate,
         pin_memory=pin_memory,
-        worker_init_fn=functools.partial(
-            _start_worker,
-            None if multiprocessing.get_start_method() == "forkserver" else os.getpid(),
-        ),
+        worker_init_fn=functools.partial(_start_worker, parent=parent),
         timeout=POLL_SECONDS if num_workers else 0,
     )
     with _iterating(loader) as next_batch:

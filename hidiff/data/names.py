@@ -76,7 +76,7 @@ def guess_template(blurry: Iterable[str], sharp: Iterable[str]) -> str | None:
 
 def _affixes(names: Sequence[str]) -> tuple[str, str]:
     """What all names begin and end with; digits at its edge belong to what tells them apart."""
-    common = os.path.commonprefix  # noqa: RUF071 (characters are compared, no folders)
+    common = os.path.commonprefix  # of characters, not of folders
     before = re.sub(r"\d+$", "", common(names))
     after = common([name[len(before) :][::-1] for name in names])[::-1]
     return before, re.sub(r"^\d+", "", after)
