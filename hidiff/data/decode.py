@@ -15,7 +15,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,8 +24,15 @@ import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageCms, UnidentifiedImageError, features
+from PIL.PngImagePlugin import PngImageFile
 
-from hidiff.data.tags import EXIF_MARK, check_directories, exif_block, orientation_of, valid_turn
+from hidiff.data.tags import (
+    ORIENTATION,
+    check_directories,
+    exif_block,
+    orientation_of,
+    valid_turn,
+)
 from hidiff.utils.errors import UserError, is_out_of_memory
 from hidiff.utils.files import is_file
 
@@ -109,23 +115,22 @@ class Decoded:
     notices: tuple[str, ...] = ()
 
 
-def _header(image: Image.Image, start: bytes, turn: int) -> Header:
-    """Of an opened image; `start` is the beginning of its file."""
+def _header(image: Image.Image, data: bytes = b"") -> Header:
+    """Of an image that is opened and not decoded yet; for `data` see `_orientation`."""
     (width, height), mode = image.size, image.mode
+    # Pillow shows 16-bit colours as 8-bit ones; how a PNG file stores them is said of its tiles.
+    stored = str(image.tile[0][3]) if isinstance(image, PngImageFile) else mode
     bits = getattr(image, "tag_v2", {}).get(_BITS, ())
+    turn = _orientation(image, data)
     # The size of a TIFF file is turned already.
     if turn > 4 and image.format != "TIFF":
         width, height = height, width
-    # Pillow shows 16-bit colours as 8-bit ones. Byte 24 of a PNG is the bit depth, 25 the type.
-    png = start.startswith(_PNG)
-    alpha = mode[-1:] in ("A", "a") or "transparency" in image.info
-    grey = mode in ("1", "L", "LA", "I", "F") or mode.startswith("I;")
     return Header(
         height,
         width,
-        grey=grey or (png and start[25] in (0, 4)),
-        alpha=alpha or (png and start[25] in (4, 6)),
-        bits16=mode.startswith("I;16") or (png and start[24] == 16) or 16 in bits,
+        grey=stored.split(";")[0] in ("1", "L", "LA", "I", "F"),
+        alpha=mode[-1:] in ("A", "a") or "transparency" in image.info,
+        bits16=";16" in stored or 16 in bits,
         turn=turn,
     )
 
@@ -134,27 +139,10 @@ def read_header(source: Path | bytes, where: str) -> Header:
     """Read size and pixel format of an image, given as a path or as the file's bytes.
 
     Raises:
-        UserError: the file cannot be read or is no image. A file that is damaged or cut short
-            after its header passes.
+        UserError: see `open_image`. A file that is damaged or cut short after its header passes.
     """
-    if isinstance(source, Path) and not is_file(source):
-        raise UserError(f"{where}: there is no such file, or it is none of pictures")
-    try:
-        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-            start = file.read(26)
-            if start.startswith(_TIFF):
-                file.seek(0)
-                check_directories(file.read())
-            file.seek(0)
-            with Image.open(file, formats=FORMATS) as image:
-                if "tag_v2" in dir(image):
-                    turn = valid_turn(image.tag_v2.get(0x0112, 1))  # type: ignore[attr-defined]
-                else:
-                    turn = orientation_of(image.info.get("exif", b"").removeprefix(EXIF_MARK)) or 1
-                return _header(image, start, turn)
-    except (OSError, ValueError, SyntaxError, struct.error) as error:
-        reason = getattr(error, "strerror", None) or "not an image, or a damaged one"
-        raise UserError(f"{where}: {reason}; copy or download it again") from None
+    with open_image(source, where) as image:
+        return _header(image)
 
 
 def _max_megapixels() -> float:
@@ -183,41 +171,47 @@ def check_size(width: int, height: int, where: str) -> None:
 
 
 @contextmanager
-def open_image(data: bytes, name: str) -> Iterator[Image.Image]:
-    """The image in a file's content, opened by Pillow; what is said of it is read, no pixels.
+def open_image(source: Path | bytes, name: str) -> Iterator[Image.Image]:
+    """The image in a file, opened by Pillow; what is said of it is read, no pixels.
 
     Args:
+        source: the file's path or its bytes.
         name: the path (or database key) to name in an error.
 
     Raises:
         UserError: it is no image or a damaged one (also where the block of this context stumbles
             over it), has too many pixels, or several pages or frames.
     """
+    if isinstance(source, Path) and not is_file(source):
+        raise UserError(f"{name}: there is no such file, or it is none of pictures")
     try:
-        if data.startswith(_TIFF):
-            check_directories(data)
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            check_size(*image.size, name)
-            # Beside the photograph a camera's JPEG file may hold previews, depth and gain maps.
-            if image.format != "MPO" and (several := getattr(image, "n_frames", 1)) > 1:
-                raise UserError(
-                    f"{name}: {several} pictures in one file (an animation, or pages), and one is "
-                    "wanted; save them as files of their own"
-                )
-            yield image
+        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+            if file.read(4) in _TIFF:
+                file.seek(0)
+                check_directories(file.read())
+            file.seek(0)
+            with Image.open(file, formats=FORMATS) as image:
+                check_size(*image.size, name)
+                # Beside the photograph a camera's JPEG file may hold previews, depth, gain maps.
+                if image.format != "MPO" and (several := getattr(image, "n_frames", 1)) > 1:
+                    raise UserError(
+                        f"{name}: {several} pictures in one file (an animation, or pages), and one "
+                        "is wanted; save them as files of their own"
+                    )
+                yield image
     except UserError:
         raise
     except Exception as error:
         # Whatever the decoder stumbles over, the file is the reason.
         if is_out_of_memory(error):
             raise
-        reason = "" if isinstance(error, UnidentifiedImageError) else f"; {error}"
+        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         if name.lower().endswith((".heic", ".heif")) and "HEIF" not in FORMATS:
             reason = "; HEIC files need a package that is not installed: pip install pillow-heif"
         raise UserError(
-            f"{name}: truncated or damaged, not an image, or of a kind that is not read "
-            f"({len(data)} bytes{reason}); copy or download it again, convert it to PNG of 8 or 16 "
-            "bits, or take it out of the folder"
+            f"{name}: truncated or damaged, not an image, or of a kind that is not read{reason}; "
+            "copy or download it again, convert it to PNG of 8 or 16 bits, or take it out of the "
+            "folder"
         ) from None
 
 
@@ -240,13 +234,8 @@ def decode(data: bytes, name: str, *, thorough: bool = False) -> Decoded:
 
 def decode_opened(image: Image.Image, data: bytes, name: str, *, thorough: bool = False) -> Decoded:
     """`decode` of an image that `open_image` has opened, within its context."""
-    tiff = image.format == "TIFF"
     notices: list[str] = []
-    if tiff:
-        turn = valid_turn(image.tag_v2.get(0x0112, 1))  # type: ignore[attr-defined]
-    else:
-        turn = _orientation(image, data)
-    header = _header(image, data, turn)
+    header = _header(image, data)
     _require_readable(image, header, name)
     if thorough:
         _require_undamaged(image, data)
@@ -263,8 +252,8 @@ def decode_opened(image: Image.Image, data: bytes, name: str, *, thorough: bool 
         pixels = _by_opencv(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     else:
         pixels = np.asarray(image.convert("RGB"))
-    if not tiff:  # whose decoders turn by themselves
-        pixels = _turned(pixels, turn)
+    if image.format != "TIFF":  # whose decoders turn by themselves
+        pixels = _turned(pixels, header.turn)
     alpha = pixels[..., -1] if pixels.shape[2] in (2, 4) else None
     colours = pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., :1]
     if image.format == "MPO":
@@ -275,14 +264,20 @@ def decode_opened(image: Image.Image, data: bytes, name: str, *, thorough: bool 
         np.ascontiguousarray(np.broadcast_to(colours, (*pixels.shape[:2], 3))),
         alpha,
         header.grey,
-        turn,
+        header.turn,
         icc,
         tuple(notices),
     )
 
 
-def _orientation(image: Image.Image, data: bytes) -> int:
-    """That of EXIF, or else of XMP; 1 where there is none."""
+def _orientation(image: Image.Image, data: bytes = b"") -> int:
+    """That of EXIF, or else of XMP; 1 where there is none.
+
+    Args:
+        data: the whole file, in which a PNG's EXIF may stand after the pixels.
+    """
+    if image.format == "TIFF":
+        return valid_turn(image.tag_v2.get(ORIENTATION, 1))  # type: ignore[attr-defined]
     with suppress(ValueError):
         if turn := orientation_of(exif_block(image, data) or b""):
             return turn
