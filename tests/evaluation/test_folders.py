@@ -100,13 +100,6 @@ def test_damaged_and_mismatched_images_fail_and_the_rest_goes_on(folders):
     assert result.mean()["psnr"] == pytest.approx(sum(expected) / 2)
 
 
-def test_nothing_scored_has_no_mean(folders):
-    for path in (folders / "restored").iterdir():
-        path.write_bytes(b"text")
-    result = score(folders)
-    assert (result.mean(), remarks(result), len(result.failed)) == ({}, [], 5)
-
-
 def test_sixteen_bits_are_rounded_to_eight(tmp_path):
     sharp = picture(0, 24, 24)
     write_rgb(tmp_path / "target/a.png", sharp)
@@ -198,25 +191,22 @@ def expected(protocol: str, count: int = 3) -> dict[str, float]:
 
 def test_the_released_command_line(folder):
     """In another folder than the checkout, with workers."""
-    arguments, found = ["--dataset", "RealBlur_J", "--jobs", "2"], ["RealBlur_J"]
-    script = ROOT / "evaluate_realblur.py"
-    result = small_programs.run(folder, script, "--dir", "mine", *arguments)
+    arguments = ["--dir", "mine", "--dataset", "RealBlur_J", "--jobs", "2"]
+    result = small_programs.run(folder, ROOT / "evaluate_realblur.py", *arguments)
     assert result.returncode == 0, result.stderr
-    scores = read_scores(folder / "mine")
-    assert [data.dataset for data in scores] == found
-    for data in scores:
-        mean = expected(data.benchmark.protocol)
-        assert data.mean() == pytest.approx(mean)
-        assert f"{mean['psnr']:.4f}" in result.stdout
-        assert str(data.benchmark.images) in result.stdout
+    (data,) = read_scores(folder / "mine")
+    mean = expected("realblur")
+    assert (data.dataset, data.mean()) == ("RealBlur_J", pytest.approx(mean))
+    assert f"{mean['psnr']:.4f}" in result.stdout
+    assert str(data.benchmark.images) in result.stdout
 
 
-def test_every_benchmark_is_scored_by_its_protocol(folder):
+def test_every_benchmark_that_is_there_is_scored_by_its_protocol(folder):
+    (folder / "mine/visualization/HIDE").rename(folder / "gone")
+    (folder / "datasets/GoPro/test").rename(folder / "datasets/test/GoPro")  # the other layout
     assert command() == 0
     protocols = {data.dataset: data.protocol for data in read_scores(folder / "mine")}
-    assert protocols == {
-        "GoPro": "matlab", "HIDE": "matlab", "RealBlur_R": "realblur", "RealBlur_J": "realblur",
-    }  # fmt: skip
+    assert protocols == {"GoPro": "matlab", "RealBlur_R": "realblur", "RealBlur_J": "realblur"}
 
 
 @pytest.mark.parametrize("target", ["GoPro=sharp=1", "sharp=1"])
@@ -259,34 +249,14 @@ def test_pairs_with_scenes_score_the_blurry_images_too(tmp_path):
     assert other.mean() == scores.mean()
 
 
-def test_only_what_the_result_folder_has(folder):
-    for path in (folder / "mine/visualization/HIDE").iterdir():
-        path.unlink()
-    (folder / "mine/visualization/HIDE").rmdir()
-    (folder / "datasets/GoPro/test").rename(folder / "datasets/test/GoPro")  # the other layout
-    for name in ("RealBlur_R", "RealBlur_J"):
-        (folder / "mine/visualization" / name).rename(folder / name)
-    assert main(["--dir", "mine", "--jobs", "1"]) == 0
-    assert [data.dataset for data in read_scores(folder / "mine")] == ["GoPro"]
-
-
-def test_missing_and_damaged_images_are_listed_and_make_exit_code_1(folder, capsys):
+def test_missing_images_are_listed_and_make_exit_code_1(folder, capsys):
     restored = folder / "mine/visualization/RealBlur_R"
-    arguments = ["--dataset", "RealBlur_R"]
     write_rgb(restored / "more.png", picture(7, 32, 40))
-    assert command(*arguments) == 1
-    (restored / "more.png").unlink()
-    assert command(*arguments) == 0
     (restored / "1.png").unlink()
-    assert command(*arguments) == 1
-    (restored / "0.png").write_text("no picture")
-    write_rgb(restored / "more.png", picture(7, 32, 40))
-    capsys.readouterr()
-    assert command(*arguments) == 1
+    assert command("--dataset", "RealBlur_R") == 1
     output = capsys.readouterr().out
-    for name in ("0", "1", "more"):
-        assert f"RealBlur_R/{name}: " in output
-    assert set(read_scores(folder / "mine")[0].failed) == {"0", "1", "more"}
+    assert "RealBlur_R/1: " in output
+    assert "RealBlur_R/more: " in output
 
 
 @pytest.mark.parametrize(
