@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from hidiff.data.pairs import Pair, find_pairs
 from hidiff.data.warnings import shared_pairs
+from hidiff.metrics.published import BENCHMARKS
 from hidiff.options import load_datasets
 from hidiff.prepare.pair_check import check_pair
 from hidiff.utils.errors import UserError, expanded
@@ -42,22 +43,23 @@ _GOPRO, _HIDE, _REALBLUR = (
     f"hidiff prepare {name} --source DOWNLOAD" for name in ("gopro", "hide", "realblur")
 )
 _CUT = "python generate_patches_gopro.py"
+_TESTS = {name: benchmark.images for name, benchmark in BENCHMARKS.items()}
 
 LAYOUT = {
     entry.name: entry
     for entry in (
         LayoutEntry("GoPro/train", 2103, _GOPRO),
-        LayoutEntry("GoPro/test", 1111, _GOPRO),
+        LayoutEntry("GoPro/test", _TESTS["GoPro"], _GOPRO),
         LayoutEntry("GoPro/crop/train", 8 * 2103, _CUT, "input_crops", "target_crops"),
-        LayoutEntry("GoPro/crop/val", 1111, _CUT, "input_crops", "target_crops"),
+        LayoutEntry("GoPro/crop/val", _TESTS["GoPro"], _CUT, "input_crops", "target_crops"),
         LayoutEntry("RealBlur/train/RealBlur_R", 3758, _REALBLUR),
         LayoutEntry("RealBlur/train/RealBlur_J", 3758, _REALBLUR),
-        LayoutEntry("RealBlur/test/RealBlur_R", 980, _REALBLUR),
-        LayoutEntry("RealBlur/test/RealBlur_J", 980, _REALBLUR),
-        LayoutEntry("test/GoPro", 1111, _GOPRO),
-        LayoutEntry("test/HIDE", 2025, _HIDE),
-        LayoutEntry("test/RealBlur_R", 980, _REALBLUR),
-        LayoutEntry("test/RealBlur_J", 980, _REALBLUR),
+        LayoutEntry("RealBlur/test/RealBlur_R", _TESTS["RealBlur_R"], _REALBLUR),
+        LayoutEntry("RealBlur/test/RealBlur_J", _TESTS["RealBlur_J"], _REALBLUR),
+        LayoutEntry("test/GoPro", _TESTS["GoPro"], _GOPRO),
+        LayoutEntry("test/HIDE", _TESTS["HIDE"], _HIDE),
+        LayoutEntry("test/RealBlur_R", _TESTS["RealBlur_R"], _REALBLUR),
+        LayoutEntry("test/RealBlur_J", _TESTS["RealBlur_J"], _REALBLUR),
     )
 }
 """The data sets of the layout, by name."""
