@@ -64,11 +64,6 @@ class DiffusionTables(nn.Module):
         return len(self.betas)
 
 
-def noised(z: Tensor, noise: Tensor, mean_scale: Tensor, std: Tensor) -> Tensor:
-    """mean_scale · z + std · noise."""
-    return mean_scale * z + std * noise
-
-
 @DIFFUSIONS.register()
 class LatentDDPM(nn.Module):
     """One of the two released diffusion forms, chosen by `apply_ldm`.
@@ -136,15 +131,16 @@ class LatentDDPM(nn.Module):
             return self.q_sample(z, noise, self.timesteps - 1)
         # Released behaviour: ᾱ_T stands where √ᾱ_T is meant. Both are almost pure noise.
         mean_scale = self.tables.alphas_cumprod[-1].to(z.dtype)
-        return noised(z, noise, mean_scale, torch.sqrt(1.0 - mean_scale**2))
+        return mean_scale * z + torch.sqrt(1.0 - mean_scale**2) * noise
 
+    # (Eq. 4)
     def q_sample(self, z: Tensor, noise: Tensor, t: Tensor | int) -> Tensor:
-        """z_t = √ᾱ_t z + √(1 − ᾱ_t) ε (Eq. 4); t a number or (B,)."""
+        """z_t = √ᾱ_t z + √(1 − ᾱ_t) ε, (B, N, C'); t a number or (B,)."""
         mean_scale = self.tables.sqrt_alphas_cumprod[t].to(z.dtype)
         std = self.tables.sqrt_one_minus_alphas_cumprod[t].to(z.dtype)
         if mean_scale.ndim:
             mean_scale, std = mean_scale[:, None, None], std[:, None, None]
-        return noised(z, noise, mean_scale, std)
+        return mean_scale * z + std * noise  # (B, N, C')
 
     def predict_x0(self, denoiser: DenoiseFn, z_t: Tensor, c: Tensor, t: int) -> Tensor:
         """The estimate of z_0 at step t, through ε for the form that predicts noise."""
@@ -155,14 +151,22 @@ class LatentDDPM(nn.Module):
         noise_scale = self.tables.sqrt_recipm1_alphas_cumprod[t].to(z_t.dtype)
         return (scale * z_t - noise_scale * epsilon).clamp(-1.0, 1.0)
 
-    def reverse(
-        self,
-        denoiser: DenoiseFn,
-        z_T: Tensor,
-        c: Tensor,
-        step_noise: Tensor | None = None,
+    # (Eq. 5), and (Eq. 6) with its noise
+    def posterior_step(
+        self, x0: Tensor, z_t: Tensor, t: int, epsilon: Tensor | None = None
     ) -> Tensor:
-        """Run the chain from z_T to ẑ: T times the posterior mean (Eq. 5; Eq. 6 without noise).
+        """z_{t−1} from the estimate of z_0 and z_t, all (B, N, C'): the posterior mean + √β_t ε."""
+        coef1 = self.tables.posterior_mean_coef1[t].to(z_t.dtype)
+        coef2 = self.tables.posterior_mean_coef2[t].to(z_t.dtype)
+        mean = coef1 * x0 + coef2 * z_t
+        if epsilon is None:
+            return mean
+        return mean + self.tables.betas[t].to(z_t.dtype).sqrt() * epsilon.to(z_t)
+
+    def reverse(
+        self, denoiser: DenoiseFn, z_T: Tensor, c: Tensor, step_noise: Tensor | None = None
+    ) -> Tensor:
+        """Run the chain from z_T to ẑ.
 
         Args:
             denoiser: network called as denoiser(z_t, c, time).
@@ -177,25 +181,17 @@ class LatentDDPM(nn.Module):
         return self.trajectory(denoiser, z_T, c, step_noise)[-1]
 
     def trajectory(
-        self,
-        denoiser: DenoiseFn,
-        z_T: Tensor,
-        c: Tensor,
-        step_noise: Tensor | None = None,
+        self, denoiser: DenoiseFn, z_T: Tensor, c: Tensor, step_noise: Tensor | None = None
     ) -> list[Tensor]:
         """All priors of the chain, z_T, z_{T−1}, … z_0, each (B, N, C'); see `reverse`."""
-        z = z_T
-        priors = [z]
-        for t in reversed(range(self.timesteps)):
-            x0 = self.predict_x0(denoiser, z, c, t)
-            coef1 = self.tables.posterior_mean_coef1[t].to(z.dtype)
-            coef2 = self.tables.posterior_mean_coef2[t].to(z.dtype)
-            z = coef1 * x0 + coef2 * z
+        priors = [z_T]
+        for step, t in enumerate(reversed(range(self.timesteps))):
+            epsilon = None
             if self.reverse_noise and t > 0:
                 assert step_noise is not None, "reverse_noise needs step_noise"
-                epsilon = step_noise[:, self.timesteps - 1 - t].to(z)
-                z = z + self.tables.betas[t].to(z.dtype).sqrt() * epsilon
-            priors.append(z)
+                epsilon = step_noise[:, step]
+            x0 = self.predict_x0(denoiser, priors[-1], c, t)  # (B, N, C')
+            priors.append(self.posterior_step(x0, priors[-1], t, epsilon))
         return priors
 
     def draw_step_noise(

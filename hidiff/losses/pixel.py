@@ -72,7 +72,7 @@ BINOMIAL = (0.05, 0.25, 0.4, 0.25, 0.05)
 def blurred(image: Tensor) -> Tensor:
     """(B, C, H, W) filtered with the outer product of `BINOMIAL`, edges replicated."""
     channels = image.shape[1]
-    row = image.new_tensor(BINOMIAL)
+    row = torch.tensor(BINOMIAL, dtype=image.dtype).to(image.device)
     kernel = torch.outer(row, row).expand(channels, 1, -1, -1)
     return F.conv2d(F.pad(image, (2, 2, 2, 2), mode="replicate"), kernel, groups=channels)
 

@@ -176,16 +176,3 @@ def test_strips_give_what_the_whole_image_gives(size, device):
         model.strip_rows = rows
         restored.append(model.restore(lq, noise=noise))
     assert relative_error(restored[1], restored[0]) < 1e-4
-
-
-@pytest.mark.skipif(torch.version.cuda is None, reason="needs a CUDA build of PyTorch")
-def test_nothing_mixes_devices():
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    for stage in ("gopro_s1", "gopro_s2"):
-        options = tiny(stage)
-        with FakeTensorMode():
-            model = build_model(options).to("cuda")
-            lq = torch.rand(2, 3, 32, 32, device="cuda")
-            losses = model(lq, lq)
-            assert all(loss.device.type == "cuda" for loss in losses.values())
