@@ -1,7 +1,8 @@
 """No computation mixes devices: a tensor made on the CPU meets fake ones that are elsewhere.
 
 The fake tensors say that they are on a GPU where there is a build of PyTorch that can compute with
-such ones; on 'meta', with which every build can, the kernels for GPUs are left out and convolutions are not checked.
+such ones. On 'meta', with which every build can, the kernels for GPUs are left out and convolutions
+are not checked.
 """
 
 import pytest
