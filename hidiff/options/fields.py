@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from hidiff.registry import Registry
+from hidiff.registry import Registry, option_error
 from hidiff.utils.errors import expanded
 
 Section = Mapping[str, Any]
@@ -28,11 +28,40 @@ MAX_NAME = 150
 class BuiltFrom:
     """Marks a section `{type: X, …}` as the arguments of X in a registry.
 
-    `supplied` are arguments that the program adds itself.
+    `supplied` are arguments that the program adds itself. `type` is X where the section cannot
+    choose it.
     """
 
     registry: Registry
     supplied: tuple[str, ...] = ()
+    type: str | None = None
+
+    def resolved(self, section: Section, place: str) -> dict[str, Any]:
+        """The section with the defaults of what it does not say.
+
+        Raises:
+            OptionError: an option of the section, which stands at `place`, is wrong.
+        """
+        if self.type is None:
+            return self.registry.resolved(section, place, supplied=self.supplied)
+        return self.registry.check({**section, "type": self.type}, place)[1]
+
+
+@dataclass(frozen=True)
+class ScoredBy(BuiltFrom):
+    """Marks a section of such sections by name, each of which may also say what is `better`."""
+
+    def resolved(self, section: Section, place: str) -> dict[str, Any]:
+        """See `BuiltFrom.resolved`."""
+        metrics = {}
+        for name, metric in section.items():
+            better = metric.get("better", "higher")
+            if better not in ("higher", "lower"):
+                message = f"'{better}' is not 'higher' or 'lower'"
+                raise option_error(f"{place}.{name}.better", message)
+            own = {option: value for option, value in metric.items() if option != "better"}
+            metrics[name] = {**super().resolved(own, f"{place}.{name}"), "better": better}
+        return metrics
 
 
 def option(

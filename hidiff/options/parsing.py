@@ -12,36 +12,18 @@ from typing import Any
 
 from hidiff.options.datasets import SOURCE_RESUME_SAFE, DatasetOptions
 from hidiff.options.fields import BuiltFrom, Section
-from hidiff.options.foreign import refuse_foreign_options
+from hidiff.options.foreign import drop_ignored_options, refuse_foreign_options
 from hidiff.options.sections import Options, TrainOptions
 from hidiff.options.yaml_file import apply_overrides, origin, read_yaml
 from hidiff.registry import (
     DATASETS,
-    DIFFUSIONS,
     OptionError,
-    check_call,
+    StrictModel,
     inner_model,
     option_error,
     plain,
 )
 from hidiff.utils.errors import UserError, expanded, suggestion
-
-IGNORED_OPTIONS = {
-    r"datasets\.([^.]+\.)+use_shuffle": "training data is always shuffled, validation data never",
-    r"datasets\.([^.]+\.)+prefetch_mode": "batches are always prefetched by the loader's workers",
-    r"datasets\.([^.]+\.)+persistent_workers": "the loader's workers live as long as the run",
-    r"train\.mixing_augs": "the released training never mixes images",
-    r"val\.metrics\.\w+\.input_order": "pictures are always height × width × channels",
-    r"path\.ignore_resume_networks": "a training state holds all networks and resumes them all",
-    r"find_unused_parameters": "every parameter takes part in every step",
-}
-"""Options that the release accepts and that have no effect here, and why."""
-
-REFUSED_OPTIONS = {
-    r"datasets\.([^.]+\.)+(mean|std)": "networks here see images in [0, 1], as the release's do; "
-    "remove it",
-}
-"""Options of other programs that would change the result and are not supported, and why."""
 
 PATH_OPTIONS = re.compile(r"dataroot_\w+|meta_info_file|cache")
 """Options of a data set's `source` that are paths."""
@@ -49,11 +31,13 @@ PATH_OPTIONS = re.compile(r"dataroot_\w+|meta_info_file|cache")
 _INTERNAL = {"sections", "notices", "overrides", "file"}
 _SET_FIELDS = ("name", "weight")
 _LOADER_FIELDS = tuple(
-    key for key in DatasetOptions.model_fields if key not in ("source", "where", "mixture")
+    key
+    for key in DatasetOptions.model_fields
+    if key not in ("source", "where", "weight", "mixture")
 )
 
 
-def _dataset(place: str, name: str, content: Any, fields: Sequence[str]) -> dict[str, Any]:
+def _dataset(place: str, content: Any, fields: Sequence[str] = _LOADER_FIELDS) -> dict[str, Any]:
     """The arguments of `DatasetOptions`: its own `fields`, and all else as its `source`."""
     if not isinstance(content, Mapping):
         hint = ""
@@ -66,7 +50,7 @@ def _dataset(place: str, name: str, content: Any, fields: Sequence[str]) -> dict
         if key not in fields
     }
     own = {key: value for key, value in content.items() if key in fields and value is not None}
-    return {"name": name, **own, "source": source, "where": place}
+    return {"name": place.rpartition(".")[2], **own, "source": source, "where": place}
 
 
 def _training_set(content: Any) -> dict[str, Any]:
@@ -77,24 +61,17 @@ def _training_set(content: Any) -> dict[str, Any]:
         parts = {key: value for key, value in content.items() if isinstance(value, Mapping)}
         sets = {key: part for key, part in parts.items() if "type" in part and key != "io_backend"}
     if not sets:
-        fields = [key for key in _LOADER_FIELDS if key != "weight"]
-        return _dataset(place, "train", content, fields)
-    known = [*_LOADER_FIELDS, *sets]
+        return _dataset(place, content)
     for key, value in content.items():
-        if key == "weight" or (key not in known and value is not None):
-            raise option_error(
-                f"{place}.{key}",
-                f"there is no such option of a mixture, whose sets are {', '.join(sets)}"
-                f"{suggestion(key, known)}",
-            )
+        known = [*_LOADER_FIELDS, *sets]
+        if key not in known and value is not None:
+            what = f"there is no such option of a mixture, whose sets are {', '.join(sets)}"
+            raise option_error(f"{place}.{key}", f"{what}{suggestion(key, known)}")
     for key, part in sets.items():
-        for option in part:
-            if option in _LOADER_FIELDS and option not in _SET_FIELDS:
-                raise option_error(
-                    f"{place}.{key}.{option}",
-                    f"the whole mixture has one '{option}'; move it to {place}",
-                )
-    mixture = [_dataset(f"{place}.{key}", key, part, _SET_FIELDS) for key, part in sets.items()]
+        for option in set(part) & set(_LOADER_FIELDS) - {"name"}:
+            message = f"the whole mixture has one '{option}'; move it to {place}"
+            raise option_error(f"{place}.{key}.{option}", message)
+    mixture = [_dataset(f"{place}.{key}", part, _SET_FIELDS) for key, part in sets.items()]
     if all(part.get("weight") == 0 for part in mixture):
         raise option_error(place, "every weight is 0, so nothing is left to train on; raise one")
     shared = {key: value for key, value in content.items() if key in _LOADER_FIELDS}
@@ -107,14 +84,12 @@ def _datasets(content: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(datasets, Mapping):
         raise option_error("datasets", f"expected sections train, val or test_1, got {datasets!r}")
     arguments = {}
-    fields = [key for key in _LOADER_FIELDS if key != "weight"]
     for key, value in datasets.items():
         place = f"datasets.{key}"
         if not re.fullmatch(r"train|val\w*|test\w*", str(key)):
             raise option_error(place, "a data set is called train, val or test_1, test_2, …")
         if value is not None:
-            train = key == "train"
-            arguments[key] = _training_set(value) if train else _dataset(place, key, value, fields)
+            arguments[key] = _training_set(value) if key == "train" else _dataset(place, value)
     for kind in ("val", "test"):
         names: dict[str, str] = {}
         for key, section in arguments.items():
@@ -137,30 +112,9 @@ def _resolved_dataset(section: DatasetOptions) -> DatasetOptions:
 
 def _written(section: DatasetOptions, fields: Sequence[str] = _LOADER_FIELDS) -> dict[str, Any]:
     """As it stands in an option file that leaves nothing out."""
-    own = {key: getattr(section, key) for key in fields if key != "weight" or fields == _SET_FIELDS}
+    own = {key: getattr(section, key) for key in fields}
     sets = {part.where.rpartition(".")[2]: _written(part, _SET_FIELDS) for part in section.mixture}
     return {**own, **section.source, **sets}
-
-
-def _drop_ignored_options(content: dict[str, Any], prefix: str = "") -> list[str]:
-    """Remove the release's options without effect, in place; a notice for each.
-
-    Raises:
-        OptionError: there is one that would have had an effect.
-    """
-    notices = []
-    for key in list(content):
-        place = f"{prefix}{key}"
-        for pattern, reason in REFUSED_OPTIONS.items():
-            if re.fullmatch(pattern, place) and content[key] is not None:
-                raise option_error(place, f"not supported: {reason}")
-        reasons = [r for pattern, r in IGNORED_OPTIONS.items() if re.fullmatch(pattern, place)]
-        if reasons:
-            del content[key]
-            notices.append(f"{place} has no effect: {reasons[0]}")
-        elif isinstance(content[key], dict):
-            notices += _drop_ignored_options(content[key], f"{place}.")
-    return notices
 
 
 def load_datasets(path: str | Path) -> dict[str, DatasetOptions]:
@@ -171,7 +125,7 @@ def load_datasets(path: str | Path) -> dict[str, DatasetOptions]:
     """
     content, _, origins = read_yaml(path)
     try:
-        _drop_ignored_options(content)
+        drop_ignored_options(content)
         return {
             key: DatasetOptions.checked(arguments, f"datasets.{key}")
             for key, arguments in _datasets(content).items()
@@ -180,28 +134,18 @@ def load_datasets(path: str | Path) -> dict[str, DatasetOptions]:
         raise UserError(f"{origin(error.place, origins) or path}: {error}") from None
 
 
-def _resolve_built(section: Any, place: str = "") -> dict[str, Any]:
-    """The fields of a section, those that a class is built from checked and with its defaults."""
-    fields = dict(section)
+def _resolved(section: StrictModel, place: str = "") -> dict[str, Any]:
+    """The fields that classes are built from, and sections with such fields, with all defaults."""
+    resolved: dict[str, Any] = {}
     for key, field in type(section).model_fields.items():
-        marks = [mark for mark in field.metadata if isinstance(mark, BuiltFrom)]
-        if not marks or fields[key] is None:
-            continue
-        registry, supplied = marks[0].registry, marks[0].supplied
-        if key != "metrics":
-            fields[key] = registry.resolved(fields[key], f"{place}{key}", supplied=supplied)
-            continue
-        metrics = {}
-        for name, metric in fields[key].items():
-            where = f"{place}{key}.{name}"
-            better = metric.get("better", "higher")
-            if better not in ("higher", "lower"):
-                raise option_error(f"{where}.better", f"'{better}' is not 'higher' or 'lower'")
-            own = {option: value for option, value in metric.items() if option != "better"}
-            resolved = registry.resolved(own, where, supplied=supplied)
-            metrics[name] = {**resolved, "better": better}
-        fields[key] = metrics
-    return fields
+        value = getattr(section, key)
+        built = [mark for mark in field.metadata if isinstance(mark, BuiltFrom)]
+        if isinstance(value, StrictModel):
+            update = _resolved(value, f"{place}{key}.")
+            resolved[key] = value.model_copy(update=update) if update else value
+        elif built and value is not None:
+            resolved[key] = built[0].resolved(value, f"{place}{key}")
+    return resolved
 
 
 def parse_options(content: dict[str, Any], *, file: Path = Path()) -> Options:
@@ -215,43 +159,26 @@ def parse_options(content: dict[str, Any], *, file: Path = Path()) -> Options:
         OptionError: an option is unknown, missing, of a wrong type or at odds with another.
     """
     refuse_foreign_options(content)
-    notices = _drop_ignored_options(content)
+    notices = drop_ignored_options(content)
     known = set(Options.model_fields) - _INTERNAL
     for key in content:
         if key not in known:
             raise option_error(str(key), f"there is no such option{suggestion(str(key), known)}")
     options = Options.checked({**content, "datasets": _datasets(content)}, "")
     datasets = {key: _resolved_dataset(section) for key, section in options.datasets.items()}
-    fields = _resolve_built(options)
-    if options.diffusion_schedule is not None:
-        fields["diffusion_schedule"] = check_call(
-            DIFFUSIONS.get("LatentDDPM", "diffusion_schedule"),
-            options.diffusion_schedule,
-            "diffusion_schedule",
-            label="the schedule",
-        )
-    updated: dict[str, Any] = {**fields, "datasets": datasets}
-    sections = {key: value for key, value in fields.items() if key not in _INTERNAL}
-    for key in ("train", "val"):
-        part = fields[key]
-        if part is not None:
-            sections[key] = _resolve_built(part, f"{key}.")
-            updated[key] = part.model_copy(update=sections[key])
+    options = options.model_copy(update={**_resolved(options), "datasets": datasets})
+    sections = {key: getattr(options, key) for key in sorted(known)}
+    sections["datasets"] = {key: _written(section) for key, section in datasets.items()}
+    sections = plain({key: value for key, value in sections.items() if value is not None})
     if options.train is not None:
         # Which losses a model has without these options is the model's to say.
         for key in TrainOptions.model_fields:
             if key.endswith("_opt") and key not in content["train"]:
                 del sections["train"][key]
-    sections["datasets"] = {key: _written(section) for key, section in datasets.items()}
-    if options.train is not None and "train" in datasets:
-        notices += datasets["train"].phase_notices(options.train.total_iter)
+        if "train" in datasets:
+            notices += datasets["train"].phase_notices(options.train.total_iter)
     return options.model_copy(
-        update={
-            **updated,
-            "sections": plain({k: value for k, value in sections.items() if value is not None}),
-            "notices": tuple(notices),
-            "file": file,
-        }
+        update={"sections": sections, "notices": tuple(notices), "file": file}
     )
 
 
@@ -313,7 +240,7 @@ def _dataset_marked(kind: str, keys: Sequence[str], mark: str) -> bool:
     if mark == "affects_scores" and not kind.startswith("test"):
         return False
     for key in keys:
-        if key in _LOADER_FIELDS:
+        if key in (*_LOADER_FIELDS, "weight"):
             marks: Any = DatasetOptions.model_fields[key].json_schema_extra
             return marks[mark]
         if mark == "resume_safe" and SOURCE_RESUME_SAFE.fullmatch(key):

@@ -16,9 +16,18 @@ from pydantic import (
 )
 
 from hidiff.options.datasets import DatasetOptions
-from hidiff.options.fields import BuiltFrom, ExpandedPath, RunName, Section, file_name, option
+from hidiff.options.fields import (
+    BuiltFrom,
+    ExpandedPath,
+    RunName,
+    ScoredBy,
+    Section,
+    file_name,
+    option,
+)
 from hidiff.registry import (
     ARCHS,
+    DIFFUSIONS,
     LOSSES,
     METRICS,
     OPTIMIZERS,
@@ -164,7 +173,7 @@ class ValOptions(StrictModel):
         "auto",
         validate_default=True,
     )
-    metrics: Annotated[Mapping[str, Section], BuiltFrom(METRICS, ("restored", "target"))] = option(
+    metrics: Annotated[Mapping[str, Section], ScoredBy(METRICS, ("restored", "target"))] = option(
         "Scores by name; `better: lower` where a lower value is the better one.", {}
     )
 
@@ -240,7 +249,9 @@ class Options(StrictModel):
     network_le: Network = option("Latent encoder of stage 1.", None)
     network_le_dm: Network = option("Latent encoder of the blurry image.", None)
     network_d: Network = option("Denoiser of the prior.", None)
-    diffusion_schedule: Section | None = option("Diffusion of the prior.", None)
+    diffusion_schedule: Annotated[Section | None, BuiltFrom(DIFFUSIONS, type="LatentDDPM")] = (
+        option("Diffusion of the prior.", None)
+    )
     scale: Literal[1] = option("Of the release; deblurring keeps the size.", 1)
     num_gpu: NonNegativeInt | Literal["auto"] = option(
         "0: train on CPUs.", "auto", resume_safe=True, affects_scores=False

@@ -5,8 +5,8 @@ For messages each option's origin is remembered: the file, or `--force_yml`, tha
 
 from __future__ import annotations
 
-import copy
 import functools
+import json
 import os
 import re
 from collections.abc import Hashable, Mapping, Sequence
@@ -21,68 +21,41 @@ from hidiff.utils.files import read_regular_file
 MAX_BYTES = 2**20
 """Of an option file."""
 
-MAX_DEPTH = 50
-"""Sections and lists that may stand within each other."""
-
-MAX_ALIASES = 30
-"""Uses of `*name` in a file; each may double what stands in it."""
-
-MAX_LAYERS = 10
-"""Files that may be based on one another."""
-
 OPTION_FILES = "options"
 """Name of the folder of this project's option files, in the checkout."""
 
 Origins = dict[str, str]
 """YAML path of an option → what has set it."""
 
-_MERGE = "tag:yaml.org,2002:merge"
-_KINDS = ("null", "bool", "int", "float", "str", "seq", "map")
-"""YAML's kinds of values that options have; dates, sets and bytes are none."""
-
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, which alone would let the last of several equal keys win silently."""
 
-    yaml_constructors = {  # noqa: RUF012 (PyYAML's own name and form)
-        tag: constructor
-        for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
-        if tag is None or tag.rpartition(":")[2] in _KINDS
-    }
-    yaml_implicit_resolvers = {  # noqa: RUF012
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own name and form); dates stay texts
         first: [entry for entry in resolvers if not entry[0].endswith(":timestamp")]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
-        self.repeated: list[tuple[str, Any, Any, int]] = []
-        self._depth = self._aliases = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        self._aliases += self.check_event(yaml.AliasEvent)
-        self._depth += 1
-        if self._depth > MAX_DEPTH:
-            raise yaml.YAMLError(f"more than {MAX_DEPTH} sections or lists within each other")
-        if self._aliases > MAX_ALIASES:
-            raise yaml.YAMLError(f"more than {MAX_ALIASES} aliases (*name)")
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        return node
+        self.notices: list[str] = []
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: dict[Hashable, Any] = {}
+        seen: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            if key_node.tag == _MERGE:  # `<<: *other` gives defaults, which keys may repeat
+            if key_node.tag.endswith(":merge"):  # `<<: *other` gives defaults, no second values
                 continue
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a list or section cannot be a key", key_node.start_mark
-                )
+            key = str(self.construct_object(key_node, deep=True))
             value = self.construct_object(value_node, deep=True)
             if key in seen:
-                self.repeated.append((str(key), seen[key], value, key_node.start_mark.line + 1))
+                if repr(seen[key]) != repr(value):
+                    raise yaml.MarkedYAMLError(
+                        problem=f"'{key}' stands twice in one section, first {seen[key]!r}, then "
+                        f"{value!r}; remove one",
+                        problem_mark=key_node.start_mark,
+                    )
+                line = key_node.start_mark.line + 1
+                self.notices.append(f"line {line}: '{key}' is repeated with the same value")
             seen[key] = value
         return super().construct_mapping(node, deep=deep)
 
@@ -95,58 +68,37 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _require_shallow(value: Any, depth: int = 0) -> None:
-    """Refuse what contains itself, which aliases can write."""
-    if depth > MAX_DEPTH:
-        raise yaml.YAMLError(f"more than {MAX_DEPTH} sections or lists within each other")
-    for inner in value.values() if isinstance(value, dict) else value:
-        if isinstance(inner, (dict, list)):
-            _require_shallow(inner, depth + 1)
-
-
 @functools.lru_cache(maxsize=256)  # many option files have the same bases
-def _parse(text: str) -> tuple[Any, list[tuple[str, Any, Any, int]]]:
-    """The content, and (key, earlier value, later value, line) of each key that stands twice.
+def _as_json(text: str) -> tuple[str, list[str]]:
+    """A YAML text as JSON, and a notice for each key that is repeated with the same value.
 
     Raises:
-        yaml.YAMLError: the text is no YAML, or has values that options cannot have.
+        ValueError: the text is no YAML, or has what JSON cannot hold; it begins with ', line N: '
+            where that is known.
     """
     try:
         loader = _Loader(text)
-        content = loader.get_single_data()
-    except RecursionError:
-        raise yaml.YAMLError("too many sections or lists within each other") from None
-    except ValueError as error:  # a number with thousands of digits
-        raise yaml.YAMLError(str(error)) from None
-    _require_shallow([content])
-    return content, loader.repeated
-
-
-def _what_is_wrong(error: yaml.YAMLError, text: str) -> str:
-    """', line N: what is wrong there' of a text that is no YAML."""
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    if mark is None:
-        return f": {error}"
-    lines = text.splitlines()
-    near = range(max(mark.line - 1, 0), min(mark.line + 1, len(lines)))
-    for number in reversed(near):
-        if re.match(r"\s*[\w-]+:[^\s:/]", lines[number]):
-            return (
-                f", line {number + 1}: a space is missing after the colon: {lines[number].strip()}"
+        # JSON has no dates, no sets, no bytes and nothing that contains itself.
+        return json.dumps(loader.get_single_data()), loader.notices
+    except yaml.MarkedYAMLError as error:
+        hint = ""
+        if isinstance(error, (yaml.scanner.ScannerError, yaml.parser.ParserError)):
+            hint = (
+                "; options are written 'key: value', with a space after the colon, and sections "
+                "are indented with spaces, not tabs"
             )
-    problem = getattr(error, "problem", None) or str(error)
-    if "'\\t'" in problem:
-        problem = "a tab; YAML is indented with spaces"
-    if "block" in problem or "mapping values" in problem:
-        problem = (
-            f"this line is indented under nothing, or two values stand in one line ({problem})"
-        )
-    there = lines[mark.line].strip() if mark.line < len(lines) else "the end of the file"
-    return f", line {mark.line + 1}: {problem}: {there[:80]}"
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise ValueError(f"{line}: {error.problem}{hint}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f": {error}") from None
+    except TypeError:
+        raise ValueError(": values are numbers, texts, true, false, lists and sections") from None
+    except RecursionError:
+        raise ValueError(": too many sections or lists within each other") from None
 
 
 def _read_one(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The content of one option file, its base not looked at, and notices; see `read_layers`."""
+    """The content of one option file, its base not looked at, and notices; see `read_yaml`."""
     if not path.exists():
         raise UserError(f"the option file {missing(path)}")
     try:
@@ -157,20 +109,13 @@ def _read_one(path: Path) -> tuple[dict[str, Any], list[str]]:
             "path.weights, or with -m"
         ) from None
     try:
-        content, repeated = copy.deepcopy(_parse(text))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}{_what_is_wrong(error, text)}") from None
-    if not isinstance(content, dict):
+        content, notices = _as_json(text)
+    except ValueError as error:
+        raise UserError(f"{path}{error}") from None
+    sections = json.loads(content)
+    if not isinstance(sections, dict):
         raise UserError(f"{path}: the option file holds no sections")
-    notices = []
-    for key, earlier, later, line in repeated:
-        if earlier != later or type(earlier) is not type(later):
-            raise UserError(
-                f"{path}, line {line}: '{key}' stands twice in one section, first {earlier!r}, "
-                f"then {later!r}; remove one"
-            )
-        notices.append(f"{path.name}, line {line}: '{key}' is repeated with the same value")
-    return content, notices
+    return sections, [f"{path.name}, {notice}" for notice in notices]
 
 
 def shipped_options() -> Path:
@@ -196,12 +141,11 @@ def _read_layers(path: Path) -> tuple[dict[Path, dict[str, Any]], list[str]]:
     where = ""
     while True:
         try:
-            content, more = _read_one(path)
+            layers[path], more = _read_one(path)
         except UserError as error:
             raise UserError(f"{where}{error}") from None
-        base = content.pop("base", None)
-        layers[path] = content
         notices += more
+        base = layers[path].pop("base", None)
         if base is None:
             return layers, notices
         where = f"{path}: base: "
@@ -210,8 +154,6 @@ def _read_layers(path: Path) -> tuple[dict[Path, dict[str, Any]], list[str]]:
         path = Path(os.path.normpath(path.parent / base))
         if any(path.resolve() == other.resolve() for other in layers):
             raise UserError(f"{where}{path} is based on this file in turn; remove one of the two")
-        if len(layers) == MAX_LAYERS:
-            raise UserError(f"{where}more than {MAX_LAYERS} files are based on one another")
 
 
 def _merge(
@@ -221,14 +163,12 @@ def _merge(
     for key, value in more.items():
         place, old = f"{prefix}{key}", content.get(key)
         origins[place] = source
-        if isinstance(value, dict):
-            same_type = isinstance(old, dict) and value.get("type", old.get("type")) == old.get(
-                "type"
-            )
-            content[key] = dict(old) if same_type and isinstance(old, dict) else {}
-            _merge(content[key], value, origins, source, f"{place}.")
-        else:
+        if not isinstance(value, dict):
             content[key] = value
+            continue
+        if not isinstance(old, dict) or value.get("type", old.get("type")) != old.get("type"):
+            content[key] = {}
+        _merge(content[key], value, origins, source, f"{place}.")
 
 
 def read_yaml(path: str | Path) -> tuple[dict[str, Any], list[str], Origins]:
@@ -243,7 +183,7 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], list[str], Origins]:
 
     Raises:
         UserError: a file is missing, is no YAML, or repeats a key with another value; files are
-            based on one another in a circle or more than `MAX_LAYERS` deep.
+            based on one another in a circle.
     """
     layers, notices = _read_layers(find_option_file(path))
     content: dict[str, Any] = {}
@@ -268,14 +208,14 @@ def apply_overrides(
     for override in overrides:
         path, equals, text = override.partition("=")
         keys = re.split("[:.]", path.strip())
-        if not equals or not all(keys) or len(keys) > MAX_DEPTH:
+        if not equals or not all(keys):
             raise UserError(
-                f"--force_yml {override[:100]}: write section:option=value, "
+                f"--force_yml {override}: write section:option=value, "
                 "for example train:total_iter=1000"
             )
         try:
-            value = None if text.strip().lower() == "none" else copy.deepcopy(_parse(text)[0])
-        except yaml.YAMLError:
+            value = None if text.strip().lower() == "none" else json.loads(_as_json(text)[0])
+        except ValueError:
             raise UserError(f"--force_yml {override}: '{text}' is not a YAML value") from None
         section = content
         for key in keys[:-1]:

@@ -1,7 +1,6 @@
 """Option files: what is accepted, and what is said about what is not."""
 
 import copy
-import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from golden_values import load_json
 from hidiff import UserError, build_model, build_network
 from hidiff.archs import Denoiser
 from hidiff.options import Phase, load_options, parse_options
-from hidiff.options.yaml_file import apply_overrides, read_yaml
+from hidiff.options.yaml_file import apply_overrides
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OPTION_FILES = sorted((ROOT / "options").rglob("*.yml"))
@@ -266,130 +265,10 @@ def test_home_and_variables_are_replaced_in_paths(content, monkeypatch, tmp_path
     assert options.path.resume_state == Path("elsewhere/1.state")
 
 
-def test_a_relative_path_is_looked_for_in_the_working_folder(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
-        load_options("options/absent.yml")
-
-
-def test_the_shipped_files_are_found_from_any_folder(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    assert load_options("options/test/GoPro.yml").name == "test_HI_Diff_GoPro"
-    (tmp_path / "options/test").mkdir(parents=True)
-    own = (ROOT / "options/test/GoPro.yml").read_text().replace("test_HI_Diff_GoPro", "own")
-    (tmp_path / "options/test/GoPro.yml").write_text(own)
-    assert load_options("options/test/GoPro.yml").name == "own"
-
-
 def test_without_lists_there_is_one_phase(content):
     for key in ("mini_batch_sizes", "iters", "gt_sizes"):
         del content["datasets"]["train"][key]
     assert parse_options(content).datasets["train"].phases(70) == (Phase(384, 16, 70),)
-
-
-def test_a_key_repeated_with_another_value_is_an_error(tmp_path):
-    path = tmp_path / "a.yml"
-    path.write_text("train:\n  lr: 1\n  steps: 2\n  lr: 3\n")
-    with pytest.raises(UserError, match=r"line 4: 'lr'"):
-        read_yaml(path)
-
-
-def test_a_merge_key_gives_defaults(tmp_path):
-    path = tmp_path / "a.yml"
-    path.write_text(
-        "first: &base {x: 1, y: 2}\nmore: &more {<<: *base, z: 3}\na:\n  <<: [*more]\n  y: 5\n"
-    )
-    content, notices, _ = read_yaml(path)
-    assert content["a"] == {"x": 1, "y": 5, "z": 3}
-    assert notices == []
-
-
-def test_yaml_tags_cannot_make_objects(tmp_path):
-    path = tmp_path / "a.yml"
-    path.write_text("a: !!python/object/apply:os.getcwd []\n")
-    with pytest.raises(UserError):
-        read_yaml(path)
-
-
-def written(folder, **texts):
-    for name, text in texts.items():
-        path = folder / f"{name}.yml"
-        path.write_text(text)
-    return folder / f"{next(iter(texts))}.yml"
-
-
-def test_a_file_takes_over_what_its_base_says(tmp_path):
-    (tmp_path / "more").mkdir()
-    written(
-        tmp_path,
-        root="a: {x: 1, y: [1, 2], s: {type: A, p: 1}, t: {type: A, p: 1}}\nb: 1\nc: {z: 1}\n",
-    )
-    written(tmp_path / "more", middle="base: ../root.yml\na: {y: [3], s: {type: A, q: 2}}\n")
-    path = written(tmp_path, child="base: more/middle.yml\na: {t: {type: B, q: 3}}\nb: 2\nc: ~\n")
-    content, *_ = read_yaml(path)
-    assert content == {
-        "a": {"x": 1, "y": [3], "s": {"type": "A", "p": 1, "q": 2}, "t": {"type": "B", "q": 3}},
-        "b": 2,
-        "c": None,
-    }
-
-
-@pytest.mark.parametrize(
-    ("files", "place"),
-    [
-        ({"a": "base: b.yml\n"}, r"a\.yml: base: .*b\.yml"),
-        ({"a": "base: a.yml\n"}, r"a\.yml: base: "),
-        ({"a": "base: b.yml\n", "b": "base: ./a.yml\n"}, r"b\.yml: base: .*a\.yml"),
-        ({"a": "base: b.yml\n", "b": "- 1\n"}, r"a\.yml: base: .*b\.yml"),
-        ({"a": "base: [b.yml]\n"}, r"a\.yml: base: "),
-        ({f"f{n}": f"base: f{n + 1}.yml\n" for n in range(20)}, r"f9\.yml: base: "),
-    ],
-)
-def test_a_wrong_base_is_named(tmp_path, files, place):
-    with pytest.raises(UserError, match=place):
-        read_yaml(written(tmp_path, **files))
-
-
-def test_a_mistake_names_the_file_that_it_stands_in(tmp_path):
-    base = released_text("train/GoPro_S1.yml").replace("print_freq", "print_frq")
-    path = written(tmp_path, a="base: b.yml\ntrain: {total_iter: 0.5}\n", b=base)
-    with pytest.raises(UserError, match=r"a\.yml: train\.total_iter: "):
-        load_options(path)
-    with pytest.raises(UserError, match=r"b\.yml: logger\.print_frq: "):
-        load_options(path, ["train:total_iter=5"])
-    with pytest.raises(UserError, match=r"--force_yml: scale: "):
-        load_options(path, ["train:total_iter=5", "logger=~", "scale=4"])
-
-
-@pytest.mark.parametrize("text", ["", "- 1\n", "just text"])
-def test_a_file_without_sections_is_an_error(tmp_path, text):
-    path = tmp_path / "a.yml"
-    path.write_text(text)
-    with pytest.raises(UserError):
-        read_yaml(path)
-
-
-def test_overrides_are_yaml_values_at_a_path():
-    content = {"train": {"total_iter": 5}, "path": None}
-    apply_overrides(
-        content,
-        [
-            "train:total_iter=7",
-            "train:optim_total:betas=[0.9, 0.99]",
-            "path:resume_state=~",
-            "name=a=b",
-            "val:save_img=true",
-            "val.suffix=x",
-            "network_g:guidance=none",
-        ],
-    )
-    assert content == {
-        "train": {"total_iter": 7, "optim_total": {"betas": [0.9, 0.99]}},
-        "path": {"resume_state": None},
-        "name": "a=b",
-        "val": {"save_img": True, "suffix": "x"},
-        "network_g": {"guidance": None},
-    }
 
 
 def test_none_on_the_command_line_is_nothing(content):
@@ -399,12 +278,6 @@ def test_none_on_the_command_line_is_nothing(content):
     assert options.path.resume_state is None
     with torch.device("meta"):
         assert build_network(options.network_g).guidance == "none"
-
-
-@pytest.mark.parametrize("text", ["train", "=3", "a::b=1", "train:total_iter:x=1", "a=[1"])
-def test_a_wrong_override_says_how_to_write_it(text):
-    with pytest.raises(UserError, match="--force_yml"):
-        apply_overrides({"train": {"total_iter": 5}}, [text])
 
 
 def test_an_override_cannot_run_code(content):
@@ -436,8 +309,8 @@ def test_an_override_cannot_run_code(content):
         ("train.scheduler.periods", [0, 5], r"train\.scheduler\.periods: \[0, 5\]"),
         ("train.ema_decay", 1.0, r"train\.ema_decay: "),
         ("val.metrics.psnr.better", "highest", r"val\.metrics\.psnr\.better: .*'higher'"),
-        ("datasets.train.std", [1, 1, 1], r"datasets\.train\.std: not supported"),
-        ("datasets.train.mean", [0.5], r"datasets\.train\.mean: not supported"),
+        ("datasets.train.std", [1, 1, 1], r"datasets\.train\.std: remove it"),
+        ("datasets.train.mean", [0.5], r"datasets\.train\.mean: remove it"),
         ("train.optim_total", {"type": "AdamW"}, r"train\.optim_total\.lr: this option is missing"),
         ("datasets.train.num_prefetch_queue", 0, r"datasets\.train\.num_prefetch_queue: "),
         ("name", "a" * 300, r"name: 300 bytes"),
@@ -497,53 +370,3 @@ def test_overrides_are_recorded(tmp_path):
     options = load_options(path, ["name=other", "logger:print_freq=5"])
     assert options.overrides == ("name=other", "logger:print_freq=5")
     assert "set on the command line: logger:print_freq=5" in options.notices
-
-
-BOMB = "a0: &a0 [1, 1]\n" + "".join(
-    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)
-)
-MERGE_BOMB = "a0: &a0 {k: 1}\n" + "".join(
-    f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 9)
-)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "a: \0\n",
-        "[1, 2]: 3\n",
-        "a: b: c\n",
-        BOMB,
-        MERGE_BOMB,
-        "a: &a [*a]\n",
-        f"a: {'[' * 60}{']' * 60}\n",
-        "a: " + "[" * 3000,
-        "".join(f"{' ' * i}a:\n" for i in range(2000)),
-        f"a: {'9' * 5000}\n",
-        "a: !!timestamp 2024-01-01\n",
-    ],
-    ids=lambda text: repr(text[:20]),
-)
-def test_broken_yaml_is_named(tmp_path, text):
-    path = tmp_path / "a.yml"
-    path.write_text(text)
-    with pytest.raises(UserError, match=r"a\.yml"):
-        read_yaml(path)
-
-
-@pytest.mark.parametrize("text", ["2024-05-01", "2001-12-14 21:59:43.1"])
-def test_a_date_is_text(tmp_path, text):
-    """Training states hold the options, and dates are no plain data."""
-    path = tmp_path / "a.yml"
-    path.write_text(f"a: {text}\nb: {{c: [{text}]}}\n")
-    content, *_ = read_yaml(path)
-    apply_overrides(content, [f"d={text}"])
-    assert content == {"a": text, "b": {"c": [text]}, "d": text}
-
-
-@pytest.mark.parametrize("text", ["!!timestamp 2024-05-01", "!!binary aGk=", "!!set {a, b}"])
-def test_options_are_plain_data(tmp_path, text):
-    path = tmp_path / "a.yml"
-    path.write_text(f"a: 1\nb: {text}\n")
-    with pytest.raises(UserError, match=r"a\.yml(.|\n)*line 2"):
-        read_yaml(path)
