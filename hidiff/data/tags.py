@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -40,13 +40,32 @@ LAYOUT = {
 """Tags of a TIFF file that say how its pixels are stored, and those kept apart or not at all: XMP,
 the colour profile, and what Photoshop adds (layers and previews of the image as it was)."""
 
-
 RAW_EXIF = "Raw profile type exif"
 """The text of a PNG file in which ImageMagick wrote EXIF."""
 
 
-def _order(block: bytes) -> str:
-    """The byte order, as `struct` calls it.
+class Field(NamedTuple):
+    """An entry of a directory: `length` values at `place`, if they have more than 4 bytes."""
+
+    tag: int
+    position: int
+    kind: int
+    length: int
+    place: int
+
+
+def _directory(block: bytes, order: str, at: int) -> list[Field]:
+    """The entries of the directory that begins at a byte of the block."""
+    (count,) = struct.unpack_from(f"{order}H", block, at)
+    fields = []
+    for position in range(at + 2, at + 2 + 12 * count, 12):
+        tag, *rest = struct.unpack_from(f"{order}HHII", block, position)
+        fields.append(Field(tag, position, *rest))
+    return fields
+
+
+def _start(block: bytes) -> tuple[str, int]:
+    """The byte order, as `struct` calls it, and where the first directory begins.
 
     Raises:
         ValueError: it is no such block.
@@ -54,14 +73,7 @@ def _order(block: bytes) -> str:
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(block[:4]))
     if order is None:
         raise ValueError("no EXIF block")
-    return order
-
-
-def _fields(block: bytes, order: str, at: int) -> Iterator[tuple[int, int]]:
-    """Tag and position of each entry of a directory."""
-    (count,) = struct.unpack_from(f"{order}H", block, at)
-    for position in range(at + 2, at + 2 + 12 * count, 12):
-        yield struct.unpack_from(f"{order}H", block, position)[0], position
+    return order, struct.unpack_from(f"{order}I", block, 4)[0]
 
 
 def check_directories(block: bytes) -> None:
@@ -71,21 +83,15 @@ def check_directories(block: bytes) -> None:
         ValueError, struct.error: one is damaged, or its values lie over each other, so that a small
             file would become gigabytes.
     """
-    order = _order(block)
-    waiting = [struct.unpack_from(f"{order}I", block, 4)[0]]
-    known = {EXIF, GPS, INTEROPERABILITY}
-    seen = set()
+    order, first = _start(block)
+    waiting = [first]
     total = 0
-    while waiting:
-        at = waiting.pop()
-        if at in seen:
-            continue
-        seen.add(at)
-        for tag, position in _fields(block, order, at):
-            kind, count, first = struct.unpack_from(f"{order}HII", block, position + 2)
-            total += SIZES.get(kind, 1) * count
-            if tag in known and first < len(block):
-                waiting.append(first)
+    for at in waiting:
+        for field in _directory(block, order, at):
+            total += SIZES.get(field.kind, 1) * field.length
+            inner = field.tag in (EXIF, GPS, INTEROPERABILITY) and field.place < len(block)
+            if inner and field.place not in waiting:
+                waiting.append(field.place)
     if total > len(block):
         raise ValueError(f"its tags name {total} bytes in a file of {len(block)}")
 
@@ -98,10 +104,10 @@ def valid_turn(found: Any) -> int:
 def orientation_of(block: bytes) -> int:
     """The orientation in an EXIF block, 1 to 8; 0 where there is none, or the block is damaged."""
     with suppress(ValueError, struct.error):
-        order = _order(block)
-        for tag, position in _fields(block, order, struct.unpack_from(f"{order}I", block, 4)[0]):
-            if tag == ORIENTATION:
-                return valid_turn(struct.unpack_from(f"{order}H", block, position + 8)[0])
+        order, first = _start(block)
+        for field in _directory(block, order, first):
+            if field.tag == ORIENTATION:
+                return valid_turn(struct.unpack_from(f"{order}H", block, field.position + 8)[0])
     return 0
 
 
@@ -140,29 +146,28 @@ def read_tags(block: bytes) -> tuple[str, Tags]:
     Raises:
         ValueError, struct.error: the first directory is damaged, or holds more than `MOST`.
     """
-    order = _order(block)
+    order, first = _start(block)
     total = 0
 
     def read(at: int, inner: Mapping) -> Tags:
         nonlocal total
         tags: Tags = {}
-        for tag, position in _fields(block, order, at):
-            kind, count, first = struct.unpack_from(f"{order}HII", block, position + 2)
-            if tag in inner:
+        for field in _directory(block, order, at):
+            if field.tag in inner:
                 with suppress(struct.error):
-                    tags[tag] = read(first, inner[tag])
-            elif kind in SIZES:
-                size = SIZES[kind] * count
-                start = position + 8 if size <= 4 else first
-                total += 0 if tag in LAYOUT else size
+                    tags[field.tag] = read(field.place, inner[field.tag])
+            elif field.kind in SIZES:
+                size = SIZES[field.kind] * field.length
+                total += 0 if field.tag in LAYOUT else size
                 if total > MOST:
                     raise ValueError(f"more than {MOST} bytes of it")
+                start = field.position + 8 if size <= 4 else field.place
                 value = bytes(block[start : start + size])
                 if len(value) == size:
-                    tags[tag] = kind, value
+                    tags[field.tag] = field.kind, value
         return tags
 
-    return order, read(struct.unpack_from(f"{order}I", block, 4)[0], DIRECTORIES)
+    return order, read(first, DIRECTORIES)
 
 
 def write_tags(order: str, tags: Tags, pixels: bytes = b"") -> bytes:
@@ -201,22 +206,23 @@ def upright(block: bytes, *, swap: bool) -> bytes:
     Raises:
         ValueError, struct.error: the first directory is damaged.
     """
-    order, changed = _order(block), bytearray(block)
-    (first,) = struct.unpack_from(f"{order}I", block, 4)
-    main = dict(_fields(block, order, first))
-    inner = {}
+    order, first = _start(block)
+    changed = bytearray(block)
+    main = {field.tag: field for field in _directory(block, order, first)}
+    inner: dict[int, Field] = {}
     if EXIF in main:
-        at = struct.unpack_from(f"{order}I", block, main[EXIF] + 8)[0]
         with suppress(struct.error):
-            inner = dict(_fields(block, order, at))
+            inner = {f.tag: f for f in _directory(block, order, main[EXIF].place)}
+    # What follows the tag in an entry: kind, count and value, 10 bytes.
     if ORIENTATION in main:
-        value = struct.pack(f"{order}HIHH", SHORT, 1, 1, 0)
-        changed[main[ORIENTATION] + 2 : main[ORIENTATION] + 12] = value
-    for places, (width, height) in zip((main, inner), SIDES, strict=True):
-        if swap and {width, height} <= places.keys():
-            one, other = (slice(places[tag] + 2, places[tag] + 12) for tag in (width, height))
-            changed[one], changed[other] = block[other], block[one]
-    end = first + 2 + 12 * len(main)
+        start = main[ORIENTATION].position + 2
+        changed[start : start + 10] = struct.pack(f"{order}HIHH", SHORT, 1, 1, 0)
+    for places, sides in zip((main, inner), SIDES, strict=True):
+        if swap and places.keys() >= {*sides}:
+            starts = [places[tag].position + 2 for tag in sides]
+            for start, other in zip(starts, starts[::-1], strict=True):
+                changed[start : start + 10] = block[other : other + 10]
+    end = first + 2 + 12 * struct.unpack_from(f"{order}H", block, first)[0]
     changed[end : end + 4] = bytes(4)
     return bytes(changed)
 
