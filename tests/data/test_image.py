@@ -100,9 +100,20 @@ def test_rare_kinds_of_pixels_become_rgb(kind, mode):
     assert np.abs(image.astype(int) - expected).max() <= 1
 
 
-def test_floating_point_pixels_are_refused():
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"no image" * 99,
+        encoded("GIF"),
+        encoded("TIFF", Image.fromarray(RGB[..., 0].astype(np.float32))),
+        encoded("TIFF", Image.fromarray(RGB[..., 0].astype(np.int32))),
+    ],
+    ids=["empty", "text", "GIF", "floating point", "32 bits"],
+)
+def test_what_is_no_picture_of_8_or_16_bits_is_refused(data):
     with pytest.raises(UserError, match=r"^here: "):
-        pixels(encoded("TIFF", Image.fromarray(RGB[..., 0].astype(np.float32))), "here")
+        pixels(data, "here")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -165,10 +176,10 @@ def test_further_bands_and_pages_are_refused():
         tifffile.imwrite(file, pixels_of, photometric="rgb", extrasamples=["unspecified"])
         with pytest.raises(UserError, match=r"^here: 4 bands"):
             pixels(file.getvalue(), "here")
-    file = io.BytesIO()
-    tifffile.imwrite(file, np.stack([RGB, RGB]), photometric="rgb")
-    with pytest.raises(UserError, match=r"^here: 2 pictures"):
-        pixels(file.getvalue(), "here")
+    for kind in ("PNG", "WEBP", "TIFF"):
+        data = encoded(kind, save_all=True, append_images=[Image.fromarray(RGB[::-1].copy())])
+        with pytest.raises(UserError, match=r"^here: 2 pictures"):
+            pixels(data, "here")
 
 
 def test_tags_that_lie_over_each_other_are_refused_before_they_are_read(monkeypatch):

@@ -92,13 +92,15 @@ def test_batches_are_the_same_for_any_number_of_loader_processes(photographs):
         )
         loaded = training_batches(dataset(photographs), sampler, num_workers=workers)
         with closing(loaded):
-            return [(batch["lq"].clone(), batch["gt"].clone()) for batch in loaded]
+            return [
+                {**batch, "lq": batch["lq"].clone(), "gt": batch["gt"].clone()} for batch in loaded
+            ]
 
     alone, shared, resumed = batches(0), batches(2), batches(0, first_step=3)
     assert len(alone) == len(shared) == 4
     for one, other in zip(alone + alone[2:], shared + resumed, strict=True):
-        assert torch.equal(one[0], other[0])
-        assert torch.equal(one[1], other[1])
+        assert same(one, other)
+        assert one["symmetry"] == other["symmetry"]
 
 
 def test_the_cache_changes_no_pixel(photographs, tmp_path):

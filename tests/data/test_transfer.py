@@ -1,4 +1,4 @@
-"""From a request to the tensors on the device: pixels bit by bit, and where patches come from."""
+"""From a request to the tensors on the device: offsets, symmetries, and pixels bit by bit."""
 
 import cv2
 import numpy as np
@@ -10,6 +10,7 @@ from small_data import make_pairs, picture, write_rgb
 from hidiff.data import BatchPlan, CropRequest, PairedImageIRDataset, PhaseBatchSampler, transfer
 from hidiff.data.loader import training_batches
 from hidiff.data.transfer import DeviceBatches, apply_symmetries, to_device
+from hidiff.data.transforms import symmetry, undo_symmetry
 from hidiff.options import Phase
 from hidiff.utils.errors import UserError
 from hidiff.utils.random import rng
@@ -23,7 +24,7 @@ def dataset(folder, **kwargs):
     return PairedImageIRDataset(where="datasets.train", **roots, **kwargs)
 
 
-def batches(data, *, patch_size, crop_size, batch_size, steps, num_workers=0):
+def batches(data, *, patch_size, crop_size, batch_size, steps):
     sampler = PhaseBatchSampler(
         size=len(data),
         plan=BatchPlan([Phase(patch_size, batch_size, steps)], 1),
@@ -32,7 +33,7 @@ def batches(data, *, patch_size, crop_size, batch_size, steps, num_workers=0):
         crop_size=crop_size,
         total_iter=steps,
     )
-    return list(sampler), list(training_batches(data, sampler, num_workers=num_workers))
+    return list(sampler), list(training_batches(data, sampler, num_workers=0))
 
 
 def reference(path, request):
@@ -114,6 +115,30 @@ def test_every_byte_becomes_its_255th_rounded_once(device):
         assert torch.equal(gt[0, 2].cpu(), torch.from_numpy(expected[::-1].copy()).to(dtype))
 
 
+def test_the_eight_symmetries_of_the_square():
+    square = torch.tensor([[1, 2], [3, 4]])
+    results = {tuple(symmetry(square, index).flatten().tolist()) for index in range(8)}
+    assert results == {
+        (1, 2, 3, 4), (3, 4, 1, 2), (2, 1, 4, 3), (4, 3, 2, 1),
+        (2, 4, 1, 3), (1, 3, 2, 4), (3, 1, 4, 2), (4, 2, 3, 1),
+    }  # fmt: skip
+    assert torch.equal(symmetry(square, 0), square)
+    assert torch.equal(symmetry(square, 1), square[[1, 0]])
+
+
+@pytest.mark.parametrize("index", range(8))
+def test_images_are_turned_as_numpy_does_and_back(index):
+    image = np.arange(2 * 5 * 3).reshape(2, 5, 3)
+    expected = np.rot90(image, index // 2)
+    expected = expected[::-1] if index % 2 else expected
+    turned = symmetry(torch.from_numpy(image), index, dims=(0, 1))
+    assert np.array_equal(turned.numpy(), expected)
+    batch = torch.from_numpy(image).permute(2, 0, 1)[None]
+    turned = symmetry(batch, index)
+    assert np.array_equal(turned[0].permute(1, 2, 0).numpy(), expected)
+    assert torch.equal(undo_symmetry(turned, index), batch)
+
+
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 def test_symmetries_of_a_batch_are_those_of_numpy(device):
     patches = torch.randint(256, (10, 5, 5, 3), generator=torch.Generator().manual_seed(0))
@@ -154,18 +179,6 @@ def test_pinning_reaches_the_pixels_and_leaves_the_rest(tmp_path, monkeypatch):
     for key in ("symmetry", "name", "notices"):
         assert after[key] == batch[key]
         assert type(after[key]) is list
-
-
-def test_workers_send_what_the_trainer_process_would_load(tmp_path):
-    make_pairs(tmp_path, 3)
-    options = {"patch_size": 16, "crop_size": 32, "batch_size": 2, "steps": 3}
-    _, alone = batches(dataset(tmp_path), **options)
-    _, sent = batches(dataset(tmp_path), **options, num_workers=2)
-    for ours, theirs in zip(alone, sent, strict=True):
-        assert torch.equal(ours["lq"], theirs["lq"])
-        assert torch.equal(ours["gt"], theirs["gt"])
-        assert ours["symmetry"] == theirs["symmetry"]
-        assert ours["name"] == theirs["name"]
 
 
 def test_one_batch_is_ahead_and_mistakes_come_in_their_turn():
