@@ -43,12 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; returns its exit code.
-
-    Raises:
-        UserError: a mistake in the call, the option files or the data.
-        Interrupted: a training was stopped and can go on.
-    """
+    """Run the command; returns its exit code."""
     from hidiff.options import shipped_options
     from hidiff.report.ablation import plan, train_and_test
     from hidiff.report.rows import read_rows

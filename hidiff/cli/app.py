@@ -27,11 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command until it is interrupted; returns its exit code.
-
-    Raises:
-        UserError: gradio is not installed, the port is in use, or there is no such device.
-    """
+    """Run the command until it is interrupted; returns its exit code."""
     import threading
 
     from hidiff.cli.restore import find_device

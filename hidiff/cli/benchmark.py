@@ -114,11 +114,7 @@ HEADER = ("case", "variant", "time", "speedup", "time / roofline", "memory (MB)"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; returns its exit code.
-
-    Raises:
-        UserError: a mistake in the call or in the option file.
-    """
+    """Run the command; returns its exit code."""
     import dataclasses
 
     import torch

@@ -95,11 +95,7 @@ def show(source: DataSource, report: Report) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the command; returns its exit code.
-
-    Raises:
-        UserError: a mistake in the call.
-    """
+    """Run the command; returns its exit code."""
     from hidiff.prepare.check import check_dataset, shared_images
     from hidiff.utils.workers import available_cores
 

@@ -41,11 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; returns its exit code.
-
-    Raises:
-        UserError: an option file is wrong.
-    """
+    """Run the command; returns its exit code."""
     from hidiff.report.complexity import file_report, paper_report
 
     size = tuple(args.size)

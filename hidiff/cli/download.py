@@ -42,11 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; returns its exit code.
-
-    Raises:
-        UserError: there is no such name, or it cannot be downloaded, unpacked or used.
-    """
+    """Run the command; returns its exit code."""
     from hidiff.utils.errors import UserError, suggestion
     from hidiff.weights.download import DATA, WEIGHTS, fetch, install
     from hidiff.weights.experiment import downloaded_model

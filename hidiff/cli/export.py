@@ -28,11 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; returns its exit code.
-
-    Raises:
-        UserError: there is no such model, it cannot be exported, or the file exists.
-    """
+    """Run the command; returns its exit code."""
     from hidiff.restore.onnx import export_onnx
     from hidiff.utils.errors import UserError
     from hidiff.weights.find import load_model

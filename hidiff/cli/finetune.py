@@ -50,12 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; returns its exit code.
-
-    Raises:
-        UserError: a mistake in the call, the pairs or the model.
-        Interrupted: the training was stopped and can go on.
-    """
+    """Run the command; returns its exit code."""
     from hidiff.engine.logger import start_logging
     from hidiff.engine.trainer import Trainer
     from hidiff.prepare.finetune import finetune_folder, pack_result, plan, score

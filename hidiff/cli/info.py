@@ -62,11 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; returns its exit code.
-
-    Raises:
-        UserError: there is no such model, or it is damaged.
-    """
+    """Run the command; returns its exit code."""
     from hidiff.evaluation.results import with_scores
     from hidiff.weights.find import find_model
 

@@ -25,11 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; returns its exit code.
-
-    Raises:
-        UserError: there is no such option file, or the copy cannot be written.
-    """
+    """Run the command; returns its exit code."""
     from hidiff.options import shipped_options
 
     if args.reference:

@@ -49,11 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; returns its exit code.
-
-    Raises:
-        UserError: there is no such model, or the file cannot be written.
-    """
+    """Run the command; returns its exit code."""
     from hidiff.cli.info import lines_about
     from hidiff.evaluation.record import read_scores
     from hidiff.evaluation.results import with_scores

@@ -169,11 +169,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; returns its exit code.
-
-    Raises:
-        UserError: a mistake in the call, the source or the folder to write to.
-    """
+    """Run the command; returns its exit code."""
     from hidiff.prepare.patches import cut_gopro
     from hidiff.prepare.quickstart import make_quickstart
     from hidiff.prepare.synthetic import synthetic_dataset, write_pairs

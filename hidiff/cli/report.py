@@ -55,11 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; returns its exit code.
-
-    Raises:
-        UserError: a mistake in the call, or folders without scores.
-    """
+    """Run the command; returns its exit code."""
     from hidiff.utils.errors import UserError
 
     if args.curves:

@@ -135,11 +135,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; returns its exit code.
-
-    Raises:
-        UserError: a mistake in the call.
-    """
+    """Run the command; returns its exit code."""
     from hidiff.engine.logger import start_logging
     from hidiff.restore.image import restore_image, restore_steps
     from hidiff.restore.page import PageEntry, check_replaceable, extend_page

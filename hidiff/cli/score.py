@@ -138,11 +138,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; returns its exit code.
-
-    Raises:
-        UserError: a mistake in the call.
-    """
+    """Run the command; returns its exit code."""
     from hidiff.evaluation.folders import score_folders
     from hidiff.evaluation.record import SCORES_FILE as JSON
     from hidiff.evaluation.record import read_scores, write_scores

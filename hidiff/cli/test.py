@@ -84,11 +84,7 @@ def find_options(args: argparse.Namespace) -> Options:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; returns its exit code.
-
-    Raises:
-        UserError: anything in the options, the data or the weights that a person must mend.
-    """
+    """Run the command; returns its exit code."""
     from hidiff.engine.logger import start_logging
     from hidiff.evaluation.test_run import run_test
     from hidiff.utils.distributed import start_processes

@@ -66,12 +66,7 @@ def train_call(call: str) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; returns its exit code.
-
-    Raises:
-        UserError: anything in the options, the data or the files that a person must mend.
-        Interrupted: the training was stopped and can be resumed.
-    """
+    """Run the command; returns its exit code."""
     from hidiff.engine.dry_run import dry_run
     from hidiff.engine.profile import profile
     from hidiff.engine.trainer import Trainer

@@ -20,11 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; returns its exit code.
-
-    Raises:
-        UserError: there is no such model, or a file exists or cannot be written.
-    """
+    """Run the command; returns its exit code."""
     from hidiff.weights.export import unpack
     from hidiff.weights.find import find_model
 
