@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hidiff.data.dataset import to_tensor
+from hidiff.data.image import to_uint8
 from hidiff.options import LocalOptions, Precision
 from hidiff.restore.image import restore_image
-from hidiff.restore.photo import FORMATS, read_photo, to_pixels, write_photo
+from hidiff.restore.photo import read_photo, to_pixels, write_photo
+from hidiff.restore.run import result_ending
 from hidiff.utils.errors import UserError
 from hidiff.utils.files import read_regular_file
 from hidiff.weights.find import FoundModel, load_model
@@ -106,21 +108,10 @@ class PhotoRestorer:
                 lines.append(f"{source.name}: {error}")
                 continue
             results.append(str(target))
-            pictures.append((_eight_bits(photo.pixels), _eight_bits(pixels)))
+            pictures.append((to_uint8(photo.pixels), to_uint8(pixels)))
             said = [*photo.notices, *(f"{target.suffix} files do not hold {part}" for part in lost)]
             lines.append(f"{source.name}: restored{''.join(f'; {text}' for text in said)}")
         return results, pictures, lines
-
-
-def result_ending(source: Path) -> str:
-    """The ending of a result: that of the photograph where the format is written, else .jpg."""
-    ending = source.suffix.lower()
-    return ending if ending in FORMATS else ".jpg"
-
-
-def _eight_bits(pixels: Any) -> Any:
-    """(H, W, 3) uint8 for the page, of 8 or 16 bits."""
-    return pixels if pixels.dtype == "uint8" else (pixels // 257).astype("uint8")
 
 
 def build_app(restorer: PhotoRestorer, models: Sequence[str]) -> gradio.Blocks:

@@ -147,7 +147,7 @@ def find_jobs(
         else:
             found = [(given, Path(given.name))]
         for path, place in found:
-            own = path.suffix if path.suffix.lower() in FORMATS else ".jpg"
+            own = result_ending(path)
             if ending is not None and FORMATS.get(own.lower()) != FORMATS[ending]:
                 own = ending
             job = Job(path, single or out / place.with_name(f"{place.stem}{suffix}{own}"))
@@ -166,6 +166,11 @@ def find_jobs(
                 "replace it; name another folder with -o, or add --suffix _restored"
             )
     return [*jobs.values(), *failed], notices
+
+
+def result_ending(photo: Path) -> str:
+    """The ending of a photograph's result: its own where that format is written, else .jpg."""
+    return photo.suffix if photo.suffix.lower() in FORMATS else ".jpg"
 
 
 def _single_target(

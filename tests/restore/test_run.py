@@ -212,17 +212,19 @@ def test_mistakes_in_the_call_are_named(tree, inputs, out, place):
         names(["in"], "out", suffix="/../x")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everywhere")
-def test_without_permission_the_folder_is_named(tree):
-    Path("in/deep").chmod(0)
-    Path("out").mkdir(mode=0o500)
-    try:
-        with pytest.raises(UserError, match="in/deep"):
-            names(["in"], "out", recursive=True)
-        with pytest.raises(UserError, match="-o: out"):
-            prepare_folder(Path("out"))
-    finally:
-        Path("in/deep").chmod(0o700)
+def test_a_sub_folder_that_cannot_be_read_is_named_and_the_rest_goes_on(tree, monkeypatch):
+    def scandir(path, real=os.scandir):
+        if Path(path).name == "deep":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    jobs, _ = find_jobs([Path("in")], Path("out"), recursive=True)
+    assert [job.source.name for job in jobs] == ["a.jpeg", "b.PNG", "deep"]
+    assert jobs[2].state == "failed"
+    assert "in/deep: " in jobs[2].remarks[0]
+    with pytest.raises(UserError, match="in/deep"):
+        find_jobs([Path("in/deep")], Path("out"))
 
 
 def test_a_folder_that_cannot_be_made_is_named():
@@ -252,15 +254,22 @@ def test_a_bad_file_does_not_stop_the_rest(said, workers):
     Path("in/2.png").write_bytes(b"")
     Image.fromarray(picture(3, 14, 9)).convert("RGBA").save("in/3.png")
     Path("in/6.png").mkdir()
-    jobs = make_jobs(*((f"in/{i}.png", f"out/{i}.{'jpg' if i == 3 else 'png'}") for i in range(7)))
-    restore_photos(jobs, same, workers=workers)
-    states = ["written", "failed", "failed", "failed", "written", "written", "failed"]
+    save(Path("in/7.png"))
+
+    def restore(image, name, progress):
+        if name == "7":
+            raise MemoryError
+        return same(image, name, progress)
+
+    jobs = make_jobs(*((f"in/{i}.png", f"out/{i}.{'jpg' if i == 3 else 'png'}") for i in range(8)))
+    restore_photos(jobs, restore, workers=workers)
+    states = ["written", *["failed"] * 3, "written", "written", "failed", "failed"]
     assert [job.state for job in jobs] == states
     failed = [job for job in jobs if job.state == "failed"]
     for job in failed:
         (line,) = [line for line in said.messages if line.endswith(job.remarks[-1])]
         assert f"{job.target if '3' in job.source.name else job.source}: " in line
-    assert "4 failed (1.png, 2.png, 3.png, 6.png)" in said.messages[-1]
+    assert "5 failed (1.png, 2.png, 3.png, 6.png, 7.png)" in said.messages[-1]
     for job in (job for job in jobs if job.state == "written"):
         assert np.array_equal(read_image(job.target), read_image(job.source))
     assert content("out") == ["0.png", "4.png", "5.png"]
@@ -268,24 +277,20 @@ def test_a_bad_file_does_not_stop_the_rest(said, workers):
 
 def test_results_that_exist_are_kept_unless_told_otherwise():
     save(Path("a.png"), 1)
-    Path("out").mkdir()
+    save(Path("b.png"), 2)
+    Path("out/b.png").mkdir(parents=True)
     Path("out/a.png").write_text("mine")
-    jobs = make_jobs(("a.png", "out/a.png"))
+    pairs = ("a.png", "out/a.png"), ("b.png", "out/b.png")
+    jobs = make_jobs(*pairs)
     restore_photos(jobs, None)
-    assert (jobs[0].state, Path("out/a.png").read_text()) == ("skipped", "mine")
-    jobs = make_jobs(("a.png", "out/a.png"))
+    assert [job.state for job in jobs] == ["skipped", "failed"]
+    assert Path("out/a.png").read_text() == "mine"
+    jobs = make_jobs(*pairs)
     restore_photos(jobs, same, overwrite=True)
-    assert jobs[0].state == "written"
+    # No folder is taken for a result.
+    assert [job.state for job in jobs] == ["written", "failed"]
+    assert "out/b.png" in jobs[1].remarks[-1]
     assert np.array_equal(read_image("out/a.png"), picture(1, 14, 9))
-
-
-def test_no_folder_is_taken_for_a_result():
-    save(Path("a.png"))
-    Path("out/a.png").mkdir(parents=True)
-    jobs = make_jobs(("a.png", "out/a.png"))
-    restore_photos(jobs, same, overwrite=True)
-    assert jobs[0].state == "failed"
-    assert "out/a.png" in jobs[0].remarks[-1]
 
 
 def test_a_full_disk_leaves_nothing_half_done(monkeypatch):
@@ -325,21 +330,6 @@ def test_ctrl_c_loses_nothing_that_is_finished(said, workers):
     assert content("out") == ["0.png", "1.png"]
     assert [job.state for job in jobs] == ["written", "written", "waiting", "waiting"]
     assert "2 restored, 2 not reached" in said.text
-
-
-def test_a_photograph_too_large_for_the_memory_fails_alone():
-    save(Path("a.png"))
-    save(Path("b.png"))
-
-    def exhausted(image, name, progress):
-        if name == "a":
-            raise MemoryError
-        return image
-
-    jobs = make_jobs(("a.png", "out/a.png"), ("b.png", "out/b.png"))
-    restore_photos(jobs, exhausted)
-    assert [job.state for job in jobs] == ["failed", "written"]
-    assert "a.png" in jobs[0].remarks[-1]
 
 
 def test_times_and_what_a_format_does_not_hold_are_said(said):
