@@ -65,7 +65,6 @@ def score_folders(
     metrics: Sequence[str] = (),
     suffix: str = "",
     jobs: int = 1,
-    progress: bool = True,
 ) -> Scores:
     """Score every restored image against the sharp one of the same name.
 
@@ -84,7 +83,6 @@ def score_folders(
         jobs: worker processes; with 1 this process does the work. The scores do not depend on it.
             Workers import the main module, so a program that asks for them needs the usual
             `if __name__ == "__main__":`.
-        progress: show a progress bar on standard error (if that is a terminal).
 
     Raises:
         UserError: no such protocol; a folder is missing or empty, or they are one folder; no name
@@ -114,8 +112,7 @@ def score_folders(
     work = [(name, found[name], sharp[name]) for name in names]
     read = functools.partial(_score_pair, protocol, metrics)
     results = ordered_pipeline(work, load=read, workers=min(jobs, len(work)), processes=True)
-    hidden = None if progress else True
-    images = list(tqdm(results, dataset, len(work), unit="image", disable=hidden))
+    images = list(tqdm(results, dataset, len(work), unit="image", disable=None))
     for side, missing in (
         ("restored", sharp.keys() - found.keys()),
         ("sharp", found.keys() - sharp.keys()),

@@ -170,24 +170,18 @@ class Scores(BaseModel):
         """The mean of every metric over all images and seeds, see `mean_metrics`."""
         return mean_metrics(self.images, side)
 
-    def deviation(self) -> dict[str, dict[str, float]]:
-        """How much the scores depend on the noise, for two seeds or more; else empty.
+    def deviation(self) -> dict[str, float]:
+        """Standard deviation of each metric's mean over the seeds; empty for a single seed.
 
-        'of_mean' is the standard deviation of the data set's mean over the seeds, 'of_image' the
-        mean over the images of each one's standard deviation over the seeds.
+        NaN where a mean is infinite.
         """
-        runs = list(self.runs.values())
-        means = [mean_metrics(run) for run in runs]
-        if len(runs) < 2 or not all(means):
+        means = [mean_metrics(run) for run in self.runs.values()]
+        if len(means) < 2 or not all(means):
             return {}
-        rows = [row for row in zip(*runs, strict=True) if all(image.restored for image in row)]
-        of_image = {
-            name: [_deviation([image.restored[name] for image in row]) for row in rows]
-            for name in means[0]
-        }
+        values = {name: [mean[name] for mean in means] for name in means[0]}
         return {
-            "of_mean": {name: _deviation([mean[name] for mean in means]) for name in means[0]},
-            "of_image": {k: math.fsum(v) / len(v) if v else math.nan for k, v in of_image.items()},
+            name: statistics.stdev(v) if all(map(math.isfinite, v)) else math.nan
+            for name, v in values.items()
         }
 
     @computed_field  # type: ignore[prop-decorator]
@@ -227,10 +221,6 @@ def mean_metrics(images: Iterable[ImageScore], side: str = "restored") -> dict[s
     """
     rows = [getattr(image, side) for image in images if getattr(image, side)]
     return {name: math.fsum(row[name] for row in rows) / len(rows) for name in (rows or [{}])[0]}
-
-
-def _deviation(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -46,11 +46,10 @@ def score_lines(scores: Sequence[Scores]) -> list[str]:
 
 def _spread(data: Scores) -> list[str]:
     """How much the scores depend on the noise."""
-    deviation = data.deviation()
+    mean, seeds = data.mean(), len(data.runs)
     return [
-        f"{name} over {len(data.runs)} seeds {data.mean()[name]:.4f} ± {spread:.4f} (mean of the "
-        f"set), ± {deviation['of_image'][name]:.4f} (one image)"
-        for name, spread in deviation.get("of_mean", {}).items()
+        f"{name} over {seeds} seeds {mean[name]:.4f} ± {spread:.4f}"
+        for name, spread in data.deviation().items()
     ]
 
 

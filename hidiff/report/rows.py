@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hidiff.evaluation.record import SCORES_FILE, Scores, mean_metrics, read_scores
+from hidiff.evaluation.record import SCORES_FILE, Scores, read_scores
 from hidiff.utils.errors import UserError
 
 LEVEL = 0.95
@@ -48,9 +49,10 @@ class Row:
         """Mean, and standard deviation over the trainings, else over the noises; None without."""
         means = [run.mean()[metric] for run in self.runs]
         if len(means) == 1:
-            means = [m[metric] for m in map(mean_metrics, self.runs[0].runs.values()) if m]
-        finite = len(means) > 1 and bool(np.isfinite(means).all())
-        return statistics.fmean(means), statistics.stdev(means) if finite else None
+            spread = self.runs[0].deviation().get(metric, math.nan)
+        else:
+            spread = statistics.stdev(means) if np.isfinite(means).all() else math.nan
+        return statistics.fmean(means), spread if math.isfinite(spread) else None
 
     @property
     def seeds(self) -> str:

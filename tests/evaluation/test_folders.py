@@ -36,10 +36,8 @@ def folders(tmp_path):
 
 
 def score(folder, protocol="matlab", dataset="set", **options):
-    return score_folders(
-        folder / "restored", folder / "target", protocol=protocol, dataset=dataset,
-        progress=False, **options,
-    )  # fmt: skip
+    places = folder / "restored", folder / "target"
+    return score_folders(*places, protocol=protocol, dataset=dataset, **options)
 
 
 def test_golden_images_as_files(tmp_path):

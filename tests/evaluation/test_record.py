@@ -46,12 +46,10 @@ def test_deviation_over_seeds_leaves_out_what_failed():
     images = [*of_values((30.0, 20.0, 9.0), 1), *of_values((32.0, 20.0, 9.0), 2)]
     images[5] = ImageScore(name="2", seed=2, error="no memory")
     scores = scores_of("x", 0.0, 1, images=images)
-    deviation = scores.deviation()
-    assert deviation["of_image"]["psnr"] == pytest.approx(math.sqrt(2) / 2)
-    assert deviation["of_mean"]["psnr"] == pytest.approx(abs(59 / 3 - 26) / math.sqrt(2))
+    assert scores.deviation()["psnr"] == pytest.approx(abs(59 / 3 - 26) / math.sqrt(2))
     assert scores.failed == {"2": "no memory"}
     infinite = [*of_values((math.inf,), 1), *of_values((math.inf,), 2)]
-    assert math.isnan(scores_of("x", 0.0, 1, images=infinite).deviation()["of_mean"]["psnr"])
+    assert math.isnan(scores_of("x", 0.0, 1, images=infinite).deviation()["psnr"])
     assert scores_of("x", 0.0, 1, images=images[:3]).deviation() == {}
 
 
