@@ -59,13 +59,9 @@ def make_lmdb(folder: Path, output: Path) -> None:
     """A folder's images in an LMDB, in BasicSR's layout."""
     import lmdb
 
-    lines = []
     with lmdb.open(str(output), map_size=2**24) as database, database.begin(write=True) as write:
         for path in sorted(folder.iterdir()):
             write.put(path.stem.encode(), path.read_bytes())
-            height, width = cv2.imread(str(path)).shape[:2]
-            lines.append(f"{path.name} ({height},{width},3) 1\n")
-    (output / "meta_info.txt").write_text("".join(lines))
 
 
 def make_pairs(folder: Path, count: int, height: int = 40, width: int = 48) -> list[str]:

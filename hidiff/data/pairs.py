@@ -21,12 +21,15 @@ from hidiff.data.names import (
     split_template,
     word_templates,
 )
-from hidiff.data.store import SHAPE, find_images, is_lmdb
+from hidiff.data.store import find_images, is_lmdb
 from hidiff.utils.errors import UserError, counted_from, missing
 from hidiff.utils.files import is_file, read_lines
 
 PARTS = ("train", "test", "val", "valid", "validation")
 """Names of folders (in any case) that are parts of a data set and no scenes."""
+
+SHAPE = re.compile(r"\s+\(\d+(?:,\s*\d+)*\)(?:\s+\d+)?\s*$")
+"""What may follow a name in a list of images: `(H,W,3) 1`."""
 
 
 @dataclass(frozen=True)

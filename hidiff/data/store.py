@@ -1,14 +1,14 @@
 """Where encoded images lie: files, or an LMDB in the layout that BasicSR writes.
 
 An image is named by one string, its location: the path of its file, or `X.lmdb/data.mdb/KEY`. An
-LMDB is a folder with `data.mdb` and perhaps `meta_info.txt`, whose lines read
-`name.png (H,W,3) 1`; its keys are the names without ending, `000/00000000` for example.
+LMDB is a folder with `data.mdb`; its keys are the images' names without ending, `000/00000000` for
+example.
 """
 
 from __future__ import annotations
 
+import functools
 import os
-import re
 import threading
 import unicodedata
 from pathlib import Path
@@ -21,10 +21,6 @@ from hidiff.utils.errors import UserError, counted_from, missing
 from hidiff.utils.files import is_file, read_regular_file
 
 _DATABASE = f"{os.sep}data.mdb{os.sep}"
-SHAPE = re.compile(r"\s+\(\d+(?:,\s*\d+)*\)(?:\s+\d+)?\s*$")
-"""What may follow a name in a list of images: `(H,W,3) 1`."""
-
-_environments: dict[str, tuple[int, Any]] = {}
 _lock = threading.Lock()
 
 
@@ -141,25 +137,18 @@ def _lmdb_images(root: str, where: str) -> dict[str, str]:
     folder = str(Path(root).resolve())
     if not is_file(Path(folder, "data.mdb")):
         raise UserError(f"{where}: {root} is no LMDB (it has no data.mdb){counted_from(root)}")
-    meta_info = Path(folder, "meta_info.txt")
+    with _begin(folder) as transaction:
+        keys = [bytes(key) for key in transaction.cursor().iternext(keys=True, values=False)]
     try:
-        if is_file(meta_info):
-            lines = read_regular_file(meta_info).decode("utf-8-sig").splitlines()
-            # The name may hold dots and spaces.
-            names = [SHAPE.sub("", line) for line in lines if line.strip()]
-            keys = [os.path.splitext(name)[0] for name in names]  # noqa: PTH122 (no path: `a//b`)
-        else:
-            with _begin(folder) as transaction:
-                cursor = transaction.cursor().iternext(keys=True, values=False)
-                keys = [bytes(key).decode() for key in cursor]
+        names = [key.decode() for key in keys]
     except UnicodeDecodeError as error:
         raise UserError(
             f"{where}: {root} has the image name {bytes(error.object)[:80]!r}, which is no UTF-8 "
             "text; make the LMDB again"
         ) from None
-    if not keys:
+    if not names:
         raise UserError(f"{where}: {root} holds no image")
-    return {unicodedata.normalize("NFC", key): f"{folder}{_DATABASE}{key}" for key in keys}
+    return {unicodedata.normalize("NFC", name): f"{folder}{_DATABASE}{name}" for name in names}
 
 
 def _read_key(folder: str, key: str) -> bytes:
@@ -169,33 +158,25 @@ def _read_key(folder: str, key: str) -> bytes:
         except _lmdb().BadValsizeError:  # an empty key, or a longer one than LMDB can hold
             data = None
     if data is None:
-        raise UserError(
-            f"{folder} has no image '{key}'; its meta_info.txt does not belong to its data.mdb: "
-            "make the LMDB again"
-        )
+        raise UserError(f"{folder} has no image '{key}'; name another, or make the LMDB again")
     return data
 
 
 def _begin(folder: str) -> Any:
-    """A transaction of the database, which every process opens once, at its first reading.
-
-    LMDB refuses a second opening within a process, and a forked process must not use what its
-    parent opened.
-    """
-    lmdb = _lmdb()
+    """A transaction of the database. LMDB refuses a second opening within a process."""
     with _lock:
-        pid, environment = _environments.get(folder, (None, None))
-        if pid != os.getpid():
-            if environment is not None:
-                environment.close()
-            try:
-                environment = lmdb.open(
-                    folder, readonly=True, lock=False, readahead=False, meminit=False
-                )
-            except lmdb.Error as error:
-                raise UserError(
-                    f"{folder} cannot be opened ({error}); make the LMDB again"
-                ) from None
-            _environments[folder] = (os.getpid(), environment)
-        assert environment is not None
-        return environment.begin()
+        return _environment(folder).begin()
+
+
+@functools.cache
+def _environment(folder: str) -> Any:
+    """The opened database, once a process."""
+    lmdb = _lmdb()
+    try:
+        return lmdb.open(folder, readonly=True, lock=False, readahead=False, meminit=False)
+    except lmdb.Error as error:
+        raise UserError(f"{folder} cannot be opened ({error}); make the LMDB again") from None
+
+
+# A forked process must not use what its parent opened.
+os.register_at_fork(after_in_child=_environment.cache_clear)

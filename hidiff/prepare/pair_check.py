@@ -131,7 +131,7 @@ def _compare(
         identical = np.array_equal(lq, gt)
     if identical:
         found.problems.append(f"{pair.name}: the blurry image is identical to the sharp one")
-    elif lq is not None and gt is not None and min(lq.shape[:2]) > 1:
+    elif lq is not None and gt is not None:
         found.sharper = sharpness(lq) > SHARPER * sharpness(gt)
         if align and (problem := _misaligned(lq, gt)):
             found.problems.append(f"{pair.name}: {problem}")
