@@ -19,7 +19,8 @@ from hidiff.cli.arguments import add_jobs, at_least_one
 from hidiff.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from hidiff.prepare.check import DataSource, LayoutEntry, Report
+    from hidiff.prepare.check import DataSource, Report
+    from hidiff.prepare.layout import LayoutEntry
 
 EPILOG = (
     "Exit code: 0 all good, 1 problems found, 2 a mistake in the call. Relative paths, "

@@ -46,16 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--root", type=Path, default=Path("datasets"), help="the layout (default: datasets)"
         )
-        how = command.add_mutually_exclusive_group()
-        how.add_argument(
-            "--link",
-            action="store_true",
-            help="link to the download, which must stay (default; copies where links do not work)",
-        )
-        how.add_argument(
+        command.add_argument(
             "--copy",
             action="store_true",
-            help="copy; a picture's second place, under test/, is a link to the copy",
+            help="copy; a picture's second place, under test/, is a link to the copy (default: "
+            "link to the download, which must stay)",
         )
     command = commands.add_parser(
         "patches",
@@ -203,16 +198,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _place(args: argparse.Namespace) -> None:
-    from hidiff.prepare.layout import PLACEMENTS, place_all, summary
-    from hidiff.utils.files import is_file
+    from hidiff.prepare.layout import place_all, placements_of, summary
 
-    if not args.source.is_dir():
-        what = "is no folder; unpack it" if is_file(args.source) else "does not exist"
-        raise UserError(f"--source: {args.source.absolute()} {what}")
-    placements = PLACEMENTS[args.what](args.source, args.root)
+    placements = placements_of(args.what, args.source, args.root)
     placed = place_all(placements, args.root, copy=args.copy)
     print(f"{placed} files placed, {len(placements) - placed} there already")
     for line in summary(args.root, placements):
         print(line)
     if args.what == "gopro":
-        print("Next: python generate_patches_gopro.py")
+        print("Next: hidiff prepare patches")

@@ -14,63 +14,11 @@ from tqdm import tqdm
 
 from hidiff.data.pairs import Pair, find_pairs
 from hidiff.data.warnings import shared_pairs
-from hidiff.metrics.published import BENCHMARKS
 from hidiff.options import load_datasets
+from hidiff.prepare.layout import LAYOUT, LayoutEntry
 from hidiff.prepare.pair_check import check_pair
 from hidiff.utils.errors import UserError, expanded
 from hidiff.utils.workers import ordered_pipeline
-
-
-@dataclass(frozen=True)
-class LayoutEntry:
-    """One data set of the layout under `datasets/`.
-
-    Args:
-        name: its folder, relative to the root.
-        pairs: how many pairs the benchmark has.
-        command: what makes the folder.
-        lq, gt: the sub-folders of blurry and of sharp images.
-    """
-
-    name: str
-    pairs: int
-    command: str
-    lq: str = "input"
-    gt: str = "target"
-
-
-_GOPRO, _HIDE, _REALBLUR = (
-    f"hidiff prepare {name} --source DOWNLOAD" for name in ("gopro", "hide", "realblur")
-)
-_CUT = "python generate_patches_gopro.py"
-_TESTS = {name: benchmark.images for name, benchmark in BENCHMARKS.items()}
-
-LAYOUT = {
-    entry.name: entry
-    for entry in (
-        LayoutEntry("GoPro/train", 2103, _GOPRO),
-        LayoutEntry("GoPro/test", _TESTS["GoPro"], _GOPRO),
-        LayoutEntry("GoPro/crop/train", 8 * 2103, _CUT, "input_crops", "target_crops"),
-        LayoutEntry("GoPro/crop/val", _TESTS["GoPro"], _CUT, "input_crops", "target_crops"),
-        LayoutEntry("RealBlur/train/RealBlur_R", 3758, _REALBLUR),
-        LayoutEntry("RealBlur/train/RealBlur_J", 3758, _REALBLUR),
-        LayoutEntry("RealBlur/test/RealBlur_R", _TESTS["RealBlur_R"], _REALBLUR),
-        LayoutEntry("RealBlur/test/RealBlur_J", _TESTS["RealBlur_J"], _REALBLUR),
-        LayoutEntry("test/GoPro", _TESTS["GoPro"], _GOPRO),
-        LayoutEntry("test/HIDE", _TESTS["HIDE"], _HIDE),
-        LayoutEntry("test/RealBlur_R", _TESTS["RealBlur_R"], _REALBLUR),
-        LayoutEntry("test/RealBlur_J", _TESTS["RealBlur_J"], _REALBLUR),
-    )
-}
-"""The data sets of the layout, by name."""
-
-
-def against_benchmark(count: int, entry: LayoutEntry) -> str | None:
-    """What is wrong with a number of pairs, or None when it is the benchmark's."""
-    if count == entry.pairs:
-        return None
-    word = "incomplete" if count < entry.pairs else "too many"
-    return f"{word}: {count} pairs, the benchmark has {entry.pairs}"
 
 
 @dataclass(frozen=True)
@@ -232,7 +180,7 @@ def check_dataset(
     report.pairs = len(pairs)
     report.found = pairs
     entry = source.layout_entry()
-    if entry is not None and (wrong := against_benchmark(len(pairs), entry)):
+    if entry is not None and (wrong := entry.wrong_count(len(pairs))):
         report.problems.append(f"{wrong}; made by {entry.command}")
     check = functools.partial(
         check_pair,

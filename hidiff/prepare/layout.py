@@ -1,4 +1,4 @@
-"""Bringing downloaded data sets into the layout of datasets/README.md.
+"""The layout of datasets/README.md, and bringing downloaded data sets into it.
 
 The layout is made of links to the download, or of copies. Nothing that exists is overwritten:
 everything is compared first, and a file that differs stops the work before anything has changed. A
@@ -7,23 +7,73 @@ second run adds what is missing.
 
 from __future__ import annotations
 
-import errno
 import filecmp
 import os
 import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 from tqdm import tqdm
 
 from hidiff.data.image import listing
 from hidiff.data.pairs import find_pairs
 from hidiff.data.store import list_images
-from hidiff.prepare.check import LAYOUT, against_benchmark
+from hidiff.metrics.published import BENCHMARKS
 from hidiff.utils.errors import UserError
 from hidiff.utils.files import read_lines, replacing
+
+
+@dataclass(frozen=True)
+class LayoutEntry:
+    """One data set of the layout under `datasets/`.
+
+    Args:
+        name: its folder, relative to the root.
+        pairs: how many pairs the benchmark has.
+        command: what makes the folder.
+        lq, gt: the sub-folders of blurry and of sharp images.
+    """
+
+    name: str
+    pairs: int
+    command: str
+    lq: str = "input"
+    gt: str = "target"
+
+    def wrong_count(self, count: int) -> str | None:
+        """What is wrong with a number of pairs, or None when it is the benchmark's."""
+        if count == self.pairs:
+            return None
+        word = "incomplete" if count < self.pairs else "too many"
+        return f"{word}: {count} pairs, the benchmark has {self.pairs}"
+
+
+_GOPRO, _HIDE, _REALBLUR = (
+    f"hidiff prepare {name} --source DOWNLOAD" for name in ("gopro", "hide", "realblur")
+)
+_CUT = "hidiff prepare patches"
+_TESTS = {name: benchmark.images for name, benchmark in BENCHMARKS.items()}
+
+LAYOUT = {
+    entry.name: entry
+    for entry in (
+        LayoutEntry("GoPro/train", 2103, _GOPRO),
+        LayoutEntry("GoPro/test", _TESTS["GoPro"], _GOPRO),
+        LayoutEntry("GoPro/crop/train", 8 * 2103, _CUT, "input_crops", "target_crops"),
+        LayoutEntry("GoPro/crop/val", _TESTS["GoPro"], _CUT, "input_crops", "target_crops"),
+        LayoutEntry("RealBlur/train/RealBlur_R", 3758, _REALBLUR),
+        LayoutEntry("RealBlur/train/RealBlur_J", 3758, _REALBLUR),
+        LayoutEntry("RealBlur/test/RealBlur_R", _TESTS["RealBlur_R"], _REALBLUR),
+        LayoutEntry("RealBlur/test/RealBlur_J", _TESTS["RealBlur_J"], _REALBLUR),
+        LayoutEntry("test/GoPro", _TESTS["GoPro"], _GOPRO),
+        LayoutEntry("test/HIDE", _TESTS["HIDE"], _HIDE),
+        LayoutEntry("test/RealBlur_R", _TESTS["RealBlur_R"], _REALBLUR),
+        LayoutEntry("test/RealBlur_J", _TESTS["RealBlur_J"], _REALBLUR),
+    )
+}
+"""The data sets of the layout, by name."""
 
 
 @dataclass(frozen=True)
@@ -54,108 +104,46 @@ def place_pair(name: str, lq: Path, gt: Path, folders: list[Path]) -> list[Place
     return placements
 
 
-def require(source: Path, valid: Callable[[Path], bool], expected: str) -> None:
-    """Refuse a folder that is not the download, with a hint at one near it that is.
-
-    Args:
-        source: the folder; up to two levels above and below it are looked at for the hint.
-        valid: whether a folder is the right one.
-        expected: what it should hold, for the message.
-
-    Raises:
-        UserError: it is not the right one.
-    """
-    if valid(source):
-        return
-    candidates = [source.absolute().parent, source.absolute().parent.parent]
-    try:
-        below = sorted(path for path in source.iterdir() if path.is_dir())
-        candidates += below
-        candidates += [inner for path in below for inner in sorted(path.iterdir())]
-    except OSError:
-        pass  # Only a hint: what cannot be listed is not suggested.
-    match = next((path for path in candidates if path.is_dir() and valid(path)), None)
-    hint = f"; did you mean --source {match}?" if match else ""
-    raise UserError(f"--source: {source} does not hold {expected}{hint}")
-
-
-# GoPro ------------------------------------------------------------------------------------------
-
-
-def gopro_sequences(folder: Path) -> list[Path]:
-    """The sequence folders (with `sharp` and a kind of blur inside) of GoPro's train or test."""
-    if not folder.is_dir():
-        return []
-    return [
-        path
-        for path in sorted(folder.iterdir())
-        if (path / "sharp").is_dir()
-        and ((path / "blur").is_dir() or (path / "blur_gamma").is_dir())
-    ]
+# As the authors distribute them ------------------------------------------------------------------
 
 
 def gopro_placements(source: Path, root: Path) -> list[Placement]:
     """GoPro's sequences as flat folders; `blur`, not `blur_gamma`, is the benchmark's input.
 
     Raises:
-        UserError: no sequences there, one without `blur`, or a frame without counterpart.
+        UserError: a sequence without `blur`, or a frame without counterpart.
     """
-
-    def valid(folder: Path) -> bool:
-        return any(gopro_sequences(folder / part) for part in ("train", "test"))
-
-    expected = "sequences {train,test}/SEQUENCE/{blur,sharp}"
-    if (source / "train/input").is_dir() or (source / "test/input").is_dir():
-        expected += f" but the flat layout already: move or link it to {root / 'GoPro'}"
-    require(source, valid, expected)
     placements = []
     for part in ("train", "test"):
-        folders = [root / "GoPro" / part] + [root / "test" / "GoPro"] * (part == "test")
-        sequences = gopro_sequences(source / part)
+        folders = [root / "GoPro" / part]
+        if part == "test":
+            folders.append(root / "test" / "GoPro")
+        sequences = [sharp.parent for sharp in (source / part).glob("*/sharp")]
         if not sequences:
             print(f"note: {source / part} has no sequences; nothing is placed for it")
-        for sequence in sequences:
-            if not (sequence / "blur").is_dir():
-                raise UserError(
-                    f"--source: {sequence} has no folder blur; the benchmark uses that one and "
-                    "never blur_gamma: complete the download"
-                )
-            found = find_pairs(
-                blurry=sequence / "blur", sharp=sequence / "sharp", where=f"--source: {sequence}"
+            continue
+        if without := [path.name for path in sequences if not (path / "blur").is_dir()]:
+            raise UserError(
+                f"--source: {source / part} has no folder blur in {listing(without)}; the "
+                "benchmark uses that one and never blur_gamma: complete the download"
             )
-            for pair in found.pairs:
-                assert pair.gt is not None
-                name = f"{sequence.name}-{pair.name}"
-                placements += place_pair(name, Path(pair.lq), Path(pair.gt), folders)
+        for pair in find_pairs(source / part, where="--source").pairs:
+            assert pair.gt is not None
+            placements += place_pair(pair.name, Path(pair.lq), Path(pair.gt), folders)
     return placements
-
-
-# HIDE -------------------------------------------------------------------------------------------
-
-HIDE_PARTS = ("test-close-ups", "test-long-shot")
 
 
 def hide_placements(source: Path, root: Path) -> list[Placement]:
     """HIDE's two test folders as one; GT holds the sharp training images too, which stay out.
 
     Raises:
-        UserError: not HIDE's folders, a name occurs twice, or a test image has no sharp one.
+        UserError: a name occurs twice, or a test image has no sharp one.
     """
-
-    def valid(folder: Path) -> bool:
-        return (folder / "test").is_dir() and (folder / "GT").is_dir()
-
-    expected = f"HIDE's folders test (with {', '.join(HIDE_PARTS)}, or the images themselves)"
-    require(source, valid, f"{expected} and GT")
-    parts = [source / "test" / part for part in HIDE_PARTS if (source / "test" / part).is_dir()]
     lq: dict[str, Path] = {}
-    for folder in parts or [source / "test"]:
-        images = list_images(folder, "--source")
-        if twice := lq.keys() & images.keys():
-            raise UserError(
-                f"--source: images in both parts of {source / 'test'}: {listing(twice)}"
-            )
-        lq |= images
+    for path in list_images(source / "test", "--source").values():
+        other = lq.setdefault(path.stem, path)
+        if other != path:
+            raise UserError(f"--source: {other} and {path} have one name; remove one")
     gt = list_images(source / "GT", "--source")
     if without := sorted(lq.keys() - gt.keys()):
         raise UserError(
@@ -166,55 +154,41 @@ def hide_placements(source: Path, root: Path) -> list[Placement]:
     return [p for name in sorted(lq) for p in place_pair(name, lq[name], gt[name], folders)]
 
 
-# RealBlur ---------------------------------------------------------------------------------------
-
 REALBLUR_LISTS = {
     (subset, part): f"RealBlur_{subset}_{part}_list.txt"
     for subset in ("J", "R")
     for part in ("train", "test")
 }
 
-
-def pair_name(gt: str, lq: str, subset: str, where: str) -> str:
-    """`{scene}-{number}` of paths like `…/scene001/gt/gt_1.png` and `…/scene001/blur/blur_1.png`.
-
-    Raises:
-        UserError: a path leaves its folder, is not of this form or of the other subset, or the
-            two are not of one pair in this order.
-    """
-    other_subset = {"J": "realblur-r", "R": "realblur-j"}[subset]
-    names = []
-    for path, other_side in ((gt, "blur"), (lq, "gt")):
-        # Windows' rules know both separators and drive letters, so they are the stricter ones.
-        strict = PureWindowsPath(path)
-        inside = not strict.anchor and ".." not in strict.parts and "\\" not in path
-        parts = PurePosixPath(path).parts
-        number = re.search(r"\d+$", PurePosixPath(path).stem)
-        foreign = any(p.lower().replace("_", "-").startswith(other_subset) for p in parts)
-        if inside and not foreign and number and len(parts) > 2 and parts[-2] != other_side:
-            names.append(f"{parts[-3]}-{number.group()}")
-    if len(names) == 2 and names[0] == names[1]:
-        return names[0]
-    raise UserError(
-        f"{where}: expected the sharp and the blurry image of one pair of RealBlur-{subset}, like "
-        f"scene001/gt/gt_1.png scene001/blur/blur_1.png, got '{gt} {lq}'"
-    )
+# Neither absolute nor with backslashes or drives: a list must not lead out of the download.
+_REALBLUR_LINE = re.compile(
+    r"(?P<gt>(?P<scene>(?:[^/\\:\s]+/)+)gt/gt_(?P<number>\d+)\.\w+)\s+"
+    r"(?P<lq>(?P=scene)blur/blur_(?P=number)\.\w+)"
+)
 
 
 def read_realblur_list(path: Path, subset: str) -> dict[str, tuple[str, str]]:
-    """Pair name → (sharp, blurry) path as listed.
+    """`{scene}-{number}` → (sharp, blurry) path as listed.
 
     Raises:
-        UserError: it is no text, a line is not understood, or two different pairs get one name.
+        UserError: it is no text, a line is not understood or of the other subset, or two
+            different pairs get one name.
     """
+    other_subset = {"J": "realblur-r", "R": "realblur-j"}[subset]
     pairs: dict[str, tuple[str, str]] = {}
     for number, line in read_lines(path, "--source"):
-        fields = line.split()
         where = f"{path}, line {number}"
-        if len(fields) != 2:
-            raise UserError(f"{where}: expected a sharp and a blurry path, got '{line}'")
-        name = pair_name(fields[0], fields[1], subset, where)
-        if pairs.setdefault(name, (fields[0], fields[1])) != (fields[0], fields[1]):
+        found = _REALBLUR_LINE.fullmatch(line)
+        foreign = other_subset in line.lower().replace("_", "-")
+        if found is None or foreign or ".." in found["scene"].split("/"):
+            raise UserError(
+                f"{where}: expected the sharp and the blurry image of one pair of "
+                f"RealBlur-{subset}, like scene001/gt/gt_1.png scene001/blur/blur_1.png, got "
+                f"'{line}'"
+            )
+        name = f"{found['scene'].split('/')[-2]}-{found['number']}"
+        pair = (found["gt"], found["lq"])
+        if pairs.setdefault(name, pair) != pair:
             raise UserError(f"{where}: another pair is called {name} too")
     return pairs
 
@@ -223,14 +197,9 @@ def realblur_placements(source: Path, root: Path) -> list[Placement]:
     """The pairs of RealBlur's list files; a list of which no file exists is left out with a note.
 
     Raises:
-        UserError: no list files, none of their files, some of a list's files missing, or a list
+        UserError: none of the lists' files is there, some of a list's files are missing, or a list
             is not understood.
     """
-
-    def valid(folder: Path) -> bool:
-        return any((folder / name).is_file() for name in REALBLUR_LISTS.values())
-
-    require(source, valid, f"one of RealBlur's list files, {', '.join(REALBLUR_LISTS.values())}")
     placements = []
     for (subset, part), list_name in REALBLUR_LISTS.items():
         path = source / list_name
@@ -245,14 +214,14 @@ def realblur_placements(source: Path, root: Path) -> list[Placement]:
         if base is None:
             print(f"note: of the files in {path} none is under {bases[0]} or above; left out")
             continue
-        missing = [name for name in listed if not (base / name).is_file()]
-        if missing:
+        if missing := [name for name in listed if not (base / name).is_file()]:
             raise UserError(
                 f"--source: {len(missing)} files of {path} are not under {base}: "
                 f"{listing(missing, 3)}; complete the download"
             )
         folders = [root / "RealBlur" / part / f"RealBlur_{subset}"]
-        folders += [root / "test" / f"RealBlur_{subset}"] * (part == "test")
+        if part == "test":
+            folders.append(root / "test" / f"RealBlur_{subset}")
         for name, (gt, lq) in pairs.items():
             placements += place_pair(name, base / lq, base / gt, folders)
     if not placements:
@@ -263,9 +232,66 @@ def realblur_placements(source: Path, root: Path) -> list[Placement]:
     return placements
 
 
-# Placing ----------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Distribution:
+    """A data set as its authors distribute it.
 
-NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+    Args:
+        expected: what its folder holds, for messages.
+        is_at: whether a folder is its folder.
+        placements: (its folder, the layout's root) → what goes where.
+    """
+
+    expected: str
+    is_at: Callable[[Path], bool]
+    placements: Callable[[Path, Path], list[Placement]]
+
+
+DISTRIBUTIONS = {
+    "gopro": Distribution(
+        "sequences {train,test}/SEQUENCE/{blur,sharp}",
+        lambda folder: any(any((folder / part).glob("*/sharp")) for part in ("train", "test")),
+        gopro_placements,
+    ),
+    "hide": Distribution(
+        "the folders test (with test-close-ups and test-long-shot, or the images) and GT",
+        lambda folder: (folder / "test").is_dir() and (folder / "GT").is_dir(),
+        hide_placements,
+    ),
+    "realblur": Distribution(
+        f"one of the list files {', '.join(REALBLUR_LISTS.values())}",
+        lambda folder: any((folder / name).is_file() for name in REALBLUR_LISTS.values()),
+        realblur_placements,
+    ),
+}
+
+
+def placements_of(name: str, source: Path, root: Path) -> list[Placement]:
+    """What of a download goes where in the layout.
+
+    Args:
+        name: of `DISTRIBUTIONS`.
+        source: its folder, as unpacked; where it is not, those near it are looked at for a hint.
+        root: of the layout.
+
+    Raises:
+        UserError: the folder is not that of the data set, or the data set is incomplete.
+    """
+    kind = DISTRIBUTIONS[name]
+    if not source.is_dir():
+        raise UserError(f"--source: {source.absolute()} is no folder; name the unpacked download")
+    if not kind.is_at(source):
+        here = source.absolute()
+        near = [here.parent, here.parent.parent, *source.glob("*/"), *source.glob("*/*/")]
+        match = next((path for path in near if kind.is_at(path)), None)
+        hint = f"; did you mean --source {match}?" if match else ""
+        if any((source / part / "input").is_dir() for part in ("train", "test")):
+            hint = f", but the flat layout already: move or link it to {root / 'GoPro'}"
+        raise UserError(f"--source: {source} does not hold {kind.expected}{hint}")
+    return kind.placements(source, root)
+
+
+# Placing ----------------------------------------------------------------------------------------
 
 
 def _link_text(placement: Placement, root: Path) -> str:
@@ -278,61 +304,46 @@ def _link_text(placement: Placement, root: Path) -> str:
     return str(to.absolute())
 
 
-def _linked(placement: Placement, root: Path) -> bool:
-    """Make a link; False where links do not work.
-
-    Raises:
-        OSError: it cannot be made for another reason.
-    """
-    target = placement.target
-    try:
-        target.symlink_to(_link_text(placement, root))
-    except OSError as error:
-        # 1314: Windows, for users without the right to make links.
-        if error.errno not in NO_LINKS and getattr(error, "winerror", None) != 1314:
-            raise
-        print(f"note: {target.parent} does not take links ({error.strerror}); copying")
-        return False
-    return True
-
-
-def is_there(placement: Placement) -> bool | None:
-    """Whether the target exists with the right content; None when with another one."""
+def _differs(placement: Placement) -> bool:
+    """Whether something else than the origin's content is at the target, if anything is."""
     if not os.path.lexists(placement.target):
         return False
     if not placement.target.is_file():
-        return None
+        return True
     same = placement.target.samefile(placement.origin)
-    return same or filecmp.cmp(placement.target, placement.origin, shallow=False) or None
+    return not same and not filecmp.cmp(placement.target, placement.origin, shallow=False)
 
 
 def place_all(placements: list[Placement], root: Path, *, copy: bool) -> int:
     """Make all links or copies that are not there yet; returns how many that were.
+
+    Where links cannot be made, files are copied.
 
     Raises:
         UserError: a target exists with another content (then nothing was changed), or the disk
             refuses.
     """
     try:
-        states = {p: is_there(p) for p in tqdm(placements, desc="comparing", disable=None)}
-        if taken := [str(p.target) for p, there in states.items() if there is None]:
+        comparing = tqdm(placements, desc="comparing", disable=None)
+        if taken := [str(placement.target) for placement in comparing if _differs(placement)]:
             raise UserError(
                 f"{len(taken)} files exist and differ from the download (or are broken links); "
                 f"nothing was changed: {listing(taken)}. Remove or rename them, or give another "
                 "--root"
             )
-        missing = [p for p, there in states.items() if not there]
+        missing = [p for p in placements if not p.target.exists()]
         links_work = True
         for placement in tqdm(missing, desc="placing", disable=None):
-            placement.target.parent.mkdir(parents=True, exist_ok=True)
+            target = placement.target
+            target.parent.mkdir(parents=True, exist_ok=True)
             if links_work and (placement.via is not None or not copy):
-                links_work = _linked(placement, root)
-                if links_work:
+                try:
+                    target.symlink_to(_link_text(placement, root))
                     continue
-            with (
-                replacing(placement.target, sync=False) as file,
-                placement.origin.open("rb") as origin,
-            ):
+                except OSError as error:
+                    links_work = False
+                    print(f"note: {target.parent} does not take links ({error.strerror}); copying")
+            with replacing(target, sync=False) as file, placement.origin.open("rb") as origin:
                 shutil.copyfileobj(origin, file)
     except OSError as error:
         name = error.filename2 or error.filename or root
@@ -351,13 +362,47 @@ def summary(root: Path, placements: list[Placement]) -> list[str]:
             lq = list_images(root / name / entry.lq, name)
             gt = list_images(root / name / entry.gt, name)
             count = len(lq.keys() & gt.keys())
-            wrong = against_benchmark(count, entry)
+            wrong = entry.wrong_count(count)
             lines.append(f"{root / name}: {wrong or f'{count} pairs, as the benchmark has'}")
     return lines
 
 
-PLACEMENTS = {
-    "gopro": gopro_placements,
-    "hide": hide_placements,
-    "realblur": realblur_placements,
-}
+def place_download(folder: Path, root: Path) -> list[str]:
+    """Copy what an unpacked archive holds to its places in the layout; lines about the data sets.
+
+    It is found wherever it lies in the folder: in the layout already, or as its authors
+    distribute it.
+
+    Raises:
+        UserError: no data set of the layout is there, one is incomplete, or a file differs from
+            one that is there.
+    """
+    placements = _placements_in_layout(folder, root)
+    if not placements:
+        for place in [folder, *sorted(path for path in folder.rglob("*") if path.is_dir())]:
+            for kind in DISTRIBUTIONS.values():
+                if kind.is_at(place):
+                    placements += kind.placements(place, root)
+    if not placements:
+        raise UserError(
+            f"the download holds none of {', '.join(LAYOUT)}; put it into the layout by hand, see "
+            "datasets/README.md"
+        )
+    count = place_all(placements, root, copy=True)
+    return [f"{count} files were placed under {root}", *summary(root, placements)]
+
+
+def _placements_in_layout(folder: Path, root: Path) -> list[Placement]:
+    """Placements of the folders that already end as those of the layout do."""
+    placements = []
+    for entry in LAYOUT.values():
+        for place in sorted(folder.rglob(f"{entry.name}/{entry.lq}/")):
+            if (place.parent / entry.gt).is_dir():
+                lq, gt = (
+                    list_images(place.parent / side, "--source") for side in (entry.lq, entry.gt)
+                )
+                for name in lq.keys() & gt.keys():
+                    for side, origin in ((entry.lq, lq[name]), (entry.gt, gt[name])):
+                        target = root / entry.name / side / origin.name
+                        placements.append(Placement(origin, target))
+    return placements

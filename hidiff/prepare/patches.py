@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,8 +130,8 @@ def cut_pair(task: CropTask) -> CropResult:
     return CropResult(task.name, tuple(pieces), len(written))
 
 
-def check_existing(tasks: Sequence[CropTask]) -> None:
-    """Compare the pieces of the first pair that has any with what cutting it now would give.
+def check_existing(task: CropTask) -> None:
+    """Compare the pieces of a pair that are there with what cutting it now gives.
 
     Pieces cut with another size or overlap, or from other images, would otherwise be taken for
     done and mixed with new ones.
@@ -140,37 +139,22 @@ def check_existing(tasks: Sequence[CropTask]) -> None:
     Raises:
         UserError: they differ.
     """
-    for task in tasks:
-        try:
-            pieces = list(_existing_pieces(task))
-        except UserError:
-            continue  # Reported by `cut_pair`; the next pair will do for the comparison.
-        for path, expected in pieces:
-            if expected is None or not np.array_equal(read_image(path), expected):
+    if not any(folder.is_dir() for folder in task.folders):
+        return
+    try:
+        images = task.read()
+        pieces = task.pieces(*images[0].shape[:2])
+    except UserError:
+        return  # Reported by `cut_pair`.
+    for folder, image in zip(task.folders, images, strict=True):
+        for name, piece in pieces.items():
+            path = folder / name
+            if path.exists() and not np.array_equal(read_image(path), image[piece]):
                 raise UserError(
                     f"{path} exists and is not what cutting {task.images[0].name} gives now: it "
                     "was made with another size or overlap, or from other images. Use the same "
-                    f"settings and images, or remove the folder {path.parent.parent} to cut all "
-                    "anew"
+                    f"settings and images, or remove the folder {folder.parent} to cut all anew"
                 )
-        if pieces:
-            return
-
-
-def _existing_pieces(task: CropTask) -> Iterator[tuple[Path, np.ndarray | None]]:
-    """Existing pieces of a pair with the pixels they should have; None for one too many."""
-    # Every image that is large enough has the first piece.
-    first = f"{task.name}.png" if task.overlap is None else f"{task.name}-1.png"
-    if not any((folder / first).exists() for folder in task.folders):
-        return
-    for folder, image in zip(task.folders, task.read(), strict=True):
-        pieces = task.pieces(*image.shape[:2])
-        for name, piece in pieces.items():
-            if (folder / name).exists():
-                yield folder / name, image[piece]
-        extra = folder / f"{task.name}-{len(pieces) + 1}.png"
-        if task.overlap is not None and extra.exists():
-            yield extra, None
 
 
 def crop_tasks(source: Path, target: Path, size: int, overlap: int | None) -> list[CropTask]:
@@ -214,39 +198,31 @@ def cut_gopro(root: Path, *, size: int, overlap: int, val_size: int, jobs: int) 
             "them; hidiff prepare gopro --source DOWNLOAD makes them"
         )
     for tasks in parts.values():
-        check_existing(tasks)
+        # Pairs are cut in their order, so whatever was cut, the first pair was.
+        check_existing(tasks[0])
     problems = []
-    for part in cuts:
-        if part not in parts:
-            print(f"{part}: not cut, {root / part} does not exist")
-            continue
-        tasks = parts[part]
+    for part in cuts.keys() - parts.keys():
+        print(f"{part}: not cut, {root / part} does not exist")
+    for part, tasks in parts.items():
         cutting = ordered_pipeline(
             tasks, load=cut_pair, workers=min(jobs, len(tasks)), processes=True
         )
         results = list(tqdm(cutting, part, len(tasks), unit="pair", disable=None))
-        _report(part, tasks, results)
-        problems += [f"{part}/{r.name}: {r.problem}" for r in results if r.problem is not None]
+        names = {name for result in results for name in result.names}
+        written = sum(result.written for result in results)
+        print(
+            f"{part}: {len(tasks)} pairs of frames, {len(names)} pairs of crops ({written} "
+            f"written, {len(names) - written} there already) in {tasks[0].folders[0].parent}"
+        )
+        bad = [f"{part}/{r.name}: {r.problem}" for r in results if r.problem is not None]
+        problems += bad
+        for folder in tasks[0].folders if not bad else ():
+            others = {path.name for path in list_images(folder, part).values()} - names
+            if others:
+                print(
+                    f"note: {folder} holds {len(others)} images that come from none of these "
+                    f"frames and would be used with them: {listing(others)}"
+                )
     hint = "Replace or remove these images, then run again."
     print_problems(problems, "pairs could not be cut", hint)
     return not problems
-
-
-def _report(part: str, tasks: list[CropTask], results: list[CropResult]) -> None:
-    """Print the counts of one part, and what else lies in its folders."""
-    names = {name for result in results for name in result.names}
-    written = sum(result.written for result in results)
-    print(
-        f"{part}: {len(tasks)} pairs of frames, {len(names)} pairs of crops "
-        f"({written} written, {len(names) - written} there already) "
-        f"in {tasks[0].folders[0].parent}"
-    )
-    if any(result.problem is not None for result in results):
-        return
-    for folder in tasks[0].folders:
-        others = {path.name for path in list_images(folder, part).values()} - names
-        if others:
-            print(
-                f"note: {folder} holds {len(others)} images that come from none of these frames "
-                f"and would be used with them: {listing(others)}"
-            )

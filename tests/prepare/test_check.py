@@ -9,7 +9,8 @@ from small_data import make_lmdb
 from hidiff.cli import call
 from hidiff.data.decode import read_header
 from hidiff.data.image import write_image
-from hidiff.prepare.check import LAYOUT, DataSource, check_dataset, dataset_folders
+from hidiff.prepare.check import DataSource, check_dataset, dataset_folders
+from hidiff.prepare.layout import LAYOUT
 from hidiff.utils.errors import UserError
 
 
@@ -268,7 +269,7 @@ def test_root_lists_what_is_there_and_what_is_not(tmp_path, capsys):
     output = capsys.readouterr().out
     assert "GoPro/test: 1 pair (the benchmark: 1111): 1 problem\n" in output
     assert "incomplete: 1 pairs, the benchmark has 1111" in output
-    assert "GoPro/crop/train: not there (16824 pairs; made by python generate_pat" in output
+    assert "GoPro/crop/train: not there (16824 pairs; made by hidiff prepare patches)" in output
     assert output.count("not there") == 11
 
 

@@ -108,22 +108,18 @@ def test_problems_are_reported_and_nothing_is_written(task):
 
 @pytest.mark.parametrize(("size", "overlap"), [(10, 4), (12, 5), (12, 0), (20, 4)])
 def test_existing_patches_of_other_settings_are_refused(task, size, overlap):
-    check_existing([task])
+    check_existing(task)
     cut_pair(dataclasses.replace(task, size=size, overlap=overlap))
     with pytest.raises(UserError, match=r"f-\d\.png"):
-        check_existing([task])
+        check_existing(task)
 
 
-def test_existing_patches_of_other_images_or_one_too_many_are_refused(task):
+def test_existing_patches_of_other_images_are_refused(task):
     cut_pair(task)
-    check_existing([task])
-    write_image(task.folders[1] / "f-7.png", picture(3, 12, 12))
-    with pytest.raises(UserError, match=r"f-7\.png"):
-        check_existing([task])
-    (task.folders[1] / "f-7.png").unlink()
+    check_existing(task)
     write_image(task.images[0], picture(3))
     with pytest.raises(UserError, match=r"f-1\.png"):
-        check_existing([task])
+        check_existing(task)
 
 
 # The program -------------------------------------------------------------------------------------
@@ -202,13 +198,8 @@ def test_impossible_options(gopro, wrong):
 
 
 def test_as_a_program_in_several_processes(root, gopro):
-    crops = gopro / "crop/train"
-    write_image(crops / "input_crops/S-1-1.png", picture(0)[:12, :12])
     call = (root / "generate_patches_gopro.py", "--jobs", "2", *SMALL, "--root", gopro)
     done = small_programs.run(gopro.parent, *call)
     assert done.returncode == 0, done.stderr
     for side in ("input_crops", "target_crops"):
-        assert len(names(crops / side)) == 12
-    np.testing.assert_array_equal(
-        read_image(crops / "target_crops/S-2-4.png"), picture(3)[8:20, :12]
-    )
+        assert len(names(gopro / "crop/train" / side)) == 12
