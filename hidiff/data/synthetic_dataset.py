@@ -20,7 +20,7 @@ from hidiff.data.sampler import CropRequest
 from hidiff.data.store import file_of, find_images, read_location
 from hidiff.data.transforms import SYMMETRIES, draw_offset
 from hidiff.registry import DATASETS
-from hidiff.synthesis.exposure import Window
+from hidiff.synthesis.exposure import Box
 from hidiff.synthesis.recipe import Recipe, check_order
 from hidiff.utils.errors import UserError, expanded
 from hidiff.utils.random import StreamKey, rng
@@ -113,13 +113,13 @@ class SyntheticBlurDataset(PairSet):
         seed = (self.seed, "whole", number, self.pairs[index].name)
         scale = rng(*seed, "scale").uniform(*self.scale)
         height, width = (max(round(side * scale), 1) for side in photograph.shape[:2])
-        return self._make(photograph, (height, width), Window(0, 0, width, height), seed)
+        return self._make(photograph, (height, width), Box(0, 0, width, height), seed)
 
     def patch(self, request: CropRequest) -> dict[str, Any]:
         photograph = self._photograph(request.index)
-        shorter = min(photograph.shape[:2])
+        height, width = photograph.shape[:2]
+        shorter = min(height, width)
         if shorter < request.crop_size:
-            height, width = photograph.shape[:2]
             raise UserError(
                 f"{self.pairs[request.index].lq} is {width}×{height} pixels, smaller than the "
                 f"patches of {request.crop_size} (datasets.train.gt_size); lower gt_size and "
@@ -127,41 +127,32 @@ class SyntheticBlurDataset(PairSet):
             )
         draws = rng(*request.seed, "crop")
         scale = max(draws.uniform(*self.scale), request.crop_size / shorter)
-        size = tuple(max(round(side * scale), request.crop_size) for side in photograph.shape[:2])
-        top, left = (
-            draw_offset(length, request.crop_size, request.patch_size, draws) for length in size
-        )
+        size = tuple(max(round(side * scale), request.crop_size) for side in (height, width))
+        sizes = request.crop_size, request.patch_size
+        top, left = (draw_offset(length, *sizes, draws) for length in size)
         symmetry = int(draws.integers(SYMMETRIES))
-        patch = Window(left, top, request.patch_size, request.patch_size)
+        patch = Box(left, top, request.patch_size, request.patch_size)
         lq, gt = self._make(photograph, size, patch, request.seed)
-        return {
-            "lq": torch.from_numpy(lq),
-            "gt": torch.from_numpy(gt),
-            "symmetry": symmetry,
-        }
+        return {"lq": torch.from_numpy(lq), "gt": torch.from_numpy(gt), "symmetry": symmetry}
 
     def _make(
-        self,
-        photograph: np.ndarray,
-        size: tuple[int, int],
-        patch: Window,
-        seed: StreamKey,
+        self, photograph: np.ndarray, size: tuple[int, int], patch: Box, seed: StreamKey
     ) -> tuple[np.ndarray, np.ndarray]:
         """The blurry and the sharp `patch` of a photograph reduced to `size`, uint8."""
         sample = self.recipe.draw(seed, size, patch)
         return sample.render(_part(photograph, sample.source, size))
 
 
-def _part(photograph: np.ndarray, window: Window, size: tuple[int, int]) -> np.ndarray:
-    """The pixels of the photograph that a window of it, reduced to `size`, is made of."""
+def _part(photograph: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
+    """The pixels of the photograph that a box of it, reduced to `size`, is made of."""
 
     def span(start: int, length: int, side: int, reduced: int) -> slice:
         factor = side / reduced
         first = min(round(start * factor), side - length)
         return slice(first, max(round((start + length) * factor), first + length))
 
-    rows = span(window.top, window.height, photograph.shape[0], size[0])
-    columns = span(window.left, window.width, photograph.shape[1], size[1])
+    rows = span(box.top, box.height, photograph.shape[0], size[0])
+    columns = span(box.left, box.width, photograph.shape[1], size[1])
     return photograph[rows, columns]
 
 
@@ -185,20 +176,18 @@ def _usable(roots: Sequence[str], min_size: int, where: str) -> tuple[list[Pair]
             # Folders may have equal names.
             unique = name if len(roots) == 1 else f"{number}_{name}"
             pairs.append(Pair(unique.replace("/", "-"), place, place))
-    if unreadable:
-        notices.append(
-            f"{where_root}: {len(unreadable)} files are damaged or no images and left out "
-            f"({listing(unreadable)})"
-        )
-    if small:
-        notices.append(
-            f"{where_root}: {len(small)} photographs with a side below {min_size} pixels "
-            f"(min_size) are left out ({listing(small)})"
-        )
+    left_out = {
+        f"{len(unreadable)} files are damaged or no images": unreadable,
+        f"{len(small)} photographs have a side below {min_size} pixels (min_size)": small,
+    }
+    notices += [
+        f"{where_root}: {what}, and are left out ({listing(places)})"
+        for what, places in left_out.items()
+        if places
+    ]
     if not pairs:
         raise UserError(
-            f"{where_root}: no photograph can be used: {len(unreadable)} are damaged and "
-            f"{len(small)} have a side below {min_size} pixels ({listing(unreadable + small)}); "
-            f"name other folders or lower {where}.min_size"
+            f"{where_root}: no photograph can be used: {' and '.join(left_out)} "
+            f"({listing(unreadable + small)}); name other folders or lower {where}.min_size"
         )
     return pairs, notices

@@ -11,7 +11,7 @@ from hidiff.synthesis.motion import ExposureSamples, source_points
 
 
 @dataclass(frozen=True)
-class Window:
+class Box:
     """A rectangle of a picture, in whole pixels; it may reach beyond the picture."""
 
     left: int
@@ -31,38 +31,34 @@ class Window:
         y = (self.top, self.top + self.height - 1)
         return np.array([(x[i], y[j]) for i in (0, 1) for j in (0, 1)], float)
 
-    def grown(self, margin: int) -> Window:
-        """The window with a margin around it."""
-        return Window(
-            self.left - margin,
-            self.top - margin,
-            self.width + 2 * margin,
-            self.height + 2 * margin,
-        )
+    def grown(self, margin: int) -> Box:
+        """The box with a margin around it."""
+        sides = self.width + 2 * margin, self.height + 2 * margin
+        return Box(self.left - margin, self.top - margin, *sides)
 
-    def within(self, other: Window) -> Window:
-        """The common part of two windows; width or height is below 1 where there is none."""
+    def within(self, other: Box) -> Box:
+        """The common part of two boxes; width or height is below 1 where there is none."""
         left, top = max(self.left, other.left), max(self.top, other.top)
         right = min(self.left + self.width, other.left + other.width)
         bottom = min(self.top + self.height, other.top + other.height)
-        return Window(left, top, right - left, bottom - top)
+        return Box(left, top, right - left, bottom - top)
 
 
-def enclosing(points: np.ndarray, margin: int = 0) -> Window:
-    """The smallest window that has the points (P, 2) and a margin within it."""
+def enclosing(points: np.ndarray, margin: int = 0) -> Box:
+    """The smallest box that has the points (P, 2) and a margin within it."""
     left, top = np.floor(points.min(axis=0)).astype(int).tolist()
     right, bottom = np.ceil(points.max(axis=0)).astype(int).tolist()
-    return Window(left, top, right - left + 1, bottom - top + 1).grown(margin)
+    return Box(left, top, right - left + 1, bottom - top + 1).grown(margin)
 
 
 def warp(
     image: np.ndarray,
     matrix: np.ndarray,
-    source: Window,
-    target: Window,
+    source: Box,
+    target: Box,
     border: int = cv2.BORDER_REFLECT_101,
 ) -> np.ndarray:
-    """A window of the picture as it is seen through a homography.
+    """A box of the picture as it is seen through a homography.
 
     Interpolation is linear: unlike cubic it never leaves the range of the values, which bright
     lights would make dark rings with, and it keeps their sum.
@@ -70,7 +66,7 @@ def warp(
     Args:
         image: (H, W, C) float32, the pixels of `source`.
         matrix: (3, 3), from points of `target` to points of the picture.
-        source, target: windows of the picture.
+        source, target: boxes of the picture.
         border: what lies outside `source`; mirrored by default.
 
     Returns:
@@ -93,18 +89,18 @@ class MovingObject:
 
     Attributes:
         mask: (h, w) float32 in [0, 1], how much of each pixel belongs to it, 0 at the border.
-        window: where the mask lies in the picture.
+        box: where the mask lies in the picture.
     """
 
     mask: np.ndarray
-    window: Window
+    box: Box
 
 
 def expose(
     image: np.ndarray,
     samples: ExposureSamples,
-    source: Window,
-    target: Window,
+    source: Box,
+    target: Box,
     moving_object: MovingObject | None = None,
 ) -> np.ndarray:
     """The mean of the picture over the samples of an exposure, in linear light.
@@ -115,7 +111,7 @@ def expose(
     Args:
         image: (H, W, 3) float32, linear light of `source`.
         samples: with the camera's path, and that of the object as the camera sees it.
-        source, target: windows of the picture.
+        source, target: boxes of the picture.
         moving_object: the object, if there is one.
 
     Returns:
@@ -134,17 +130,17 @@ def _cover(
     frame: np.ndarray,
     image: np.ndarray,
     matrix: np.ndarray,
-    source: Window,
-    target: Window,
+    source: Box,
+    target: Box,
     moving_object: MovingObject,
 ) -> None:
     """Put an object over a frame of `target`, in place."""
     # Where its corners are seen; the matrix goes the other way.
-    corners = source_points(np.linalg.inv(matrix)[None], moving_object.window.corners)[0]
+    corners = source_points(np.linalg.inv(matrix)[None], moving_object.box.corners)[0]
     place = enclosing(corners, 1).within(target)
     if place.width <= 0 or place.height <= 0:
         return
-    mask = warp(moving_object.mask, matrix, moving_object.window, place, cv2.BORDER_CONSTANT)
+    mask = warp(moving_object.mask, matrix, moving_object.box, place, cv2.BORDER_CONSTANT)
     rows = slice(place.top - target.top, place.top - target.top + place.height)
     columns = slice(place.left - target.left, place.left - target.left + place.width)
     layer, below = warp(image, matrix, source, place), frame[rows, columns]

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat
 
 from hidiff.registry import StrictModel
 from hidiff.synthesis.camera import Camera, Noise, camera_matrix, jpeg, reconstruct_highlights
-from hidiff.synthesis.exposure import MovingObject, Window, enclosing, expose, warp
+from hidiff.synthesis.exposure import Box, MovingObject, enclosing, expose, warp
 from hidiff.synthesis.motion import (
     INSTANTS,
     ExposureSamples,
@@ -150,7 +150,7 @@ class Recipe(StrictModel):
     jpeg: Jpeg | None = Jpeg()
     sharp: Probability = 0.1
 
-    def draw(self, seed: StreamKey, size: tuple[int, int], patch: Window) -> Sample:
+    def draw(self, seed: StreamKey, size: tuple[int, int], patch: Box) -> Sample:
         """Everything random of one sample.
 
         Each part has a generator of its own, so that turning one off leaves the others as they are.
@@ -159,7 +159,7 @@ class Recipe(StrictModel):
             seed: a whole number, then a purpose as in `hidiff.utils.random.rng`; the same give the
                 same sample.
             size: (height, width) of the whole picture.
-            patch: the window of it that is made.
+            patch: the box of it that is made.
         """
         rngs = {name: rng(*seed, "blur", name) for name in Recipe.model_fields}
         parts = {name: part for name, part in self if name != "sharp"}
@@ -180,7 +180,7 @@ class Recipe(StrictModel):
             )
         source = enclosing(reached.reshape(-1, 2), int(np.ceil(radius)) + 2)
         return Sample(
-            source=source.within(Window(0, 0, size[1], size[0])),
+            source=source.within(Box(0, 0, size[1], size[0])),
             target=target,
             samples=samples,
             moving_object=moving_object,
@@ -200,10 +200,10 @@ class Recipe(StrictModel):
 
 @dataclass(frozen=True)
 class Sample:
-    """What was drawn for one pair; windows count in pixels of the whole picture.
+    """What was drawn for one pair; boxes count in pixels of the whole picture.
 
     Attributes:
-        source: the window whose sharp pixels `render` needs.
+        source: the box whose sharp pixels `render` needs.
         target: the patch with a border of `BORDER`, which may reach beyond the picture.
         samples: of the exposure; None where nothing moves.
         moving_object: the moving object.
@@ -215,8 +215,8 @@ class Sample:
         noise_rng: draws the noise.
     """
 
-    source: Window
-    target: Window
+    source: Box
+    target: Box
     samples: ExposureSamples | None
     moving_object: MovingObject | None
     radius: float
@@ -271,8 +271,8 @@ def _motion(
     moving: Object | None,
     rngs: dict[str, np.random.Generator],
     size: tuple[int, int],
-    patch: Window,
-    target: Window,
+    patch: Box,
+    target: Box,
 ) -> tuple[ExposureSamples | None, MovingObject | None]:
     """The samples of the exposure of `target`, and the object that moves in `patch`."""
     paths, points, shape = [], [], None
@@ -310,7 +310,7 @@ def _motion(
         )
         # A pixel looks through the moved camera first, then at the moved object.
         paths.append(own @ camera)
-        points.append(shape.window.corners)
+        points.append(shape.box.corners)
     return exposure_samples(tuple(paths), tuple(points), STEP), shape
 
 

@@ -33,9 +33,9 @@ def random_shape(
     outline = np.stack([stretch * np.cos(angles), np.sin(angles) / stretch], axis=1)
     outline = outline * radii[:, None] + centre
 
-    window = enclosing(outline, int(np.ceil(3 * edge)) + 2)
-    mask = np.zeros(window.size, np.uint8)
-    points = np.rint((outline - (window.left, window.top)) * 2**_FRACTION_BITS).astype(np.int32)
+    box = enclosing(outline, int(np.ceil(3 * edge)) + 2)
+    mask = np.zeros(box.size, np.uint8)
+    points = np.rint((outline - (box.left, box.top)) * 2**_FRACTION_BITS).astype(np.int32)
     cv2.fillPoly(mask, [points], 255, cv2.LINE_AA, _FRACTION_BITS)
     soft = mask.astype(np.float32) / 255
-    return MovingObject(cv2.GaussianBlur(soft, (0, 0), edge) if edge > 0 else soft, window)
+    return MovingObject(cv2.GaussianBlur(soft, (0, 0), edge) if edge > 0 else soft, box)

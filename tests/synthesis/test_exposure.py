@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from hidiff.synthesis.exposure import MovingObject, Window, expose
+from hidiff.synthesis.exposure import Box, MovingObject, expose
 from hidiff.synthesis.motion import (
     INSTANTS,
     ExposureSamples,
@@ -17,8 +17,8 @@ from hidiff.synthesis.optics import defocus, disc
 from hidiff.synthesis.scene import random_shape
 
 SIDE = 161
-WHOLE = Window(0, 0, SIDE, SIDE)
-CORNER = Window(1000, 60, SIDE, SIDE)
+WHOLE = Box(0, 0, SIDE, SIDE)
+CORNER = Box(1000, 60, SIDE, SIDE)
 """A part of a picture of 1280×720 pixels, far from its middle."""
 
 GRID = [(x, y) for x in (30, 80, 130) for y in (30, 80, 130)]
@@ -63,11 +63,11 @@ def test_shake_keeps_the_light_and_its_centre(seed):
     assert blurry.max() < 0.8 * sharp.max()
     for position in GRID:
         np.testing.assert_allclose(centroid(blurry, position), position, atol=0.1)
-        window = (
+        box = (
             slice(position[1] - 22, position[1] + 23),
             slice(position[0] - 22, position[0] + 23),
         )
-        assert blurry[window].sum() == pytest.approx(sharp[window].sum(), rel=5e-3)
+        assert blurry[box].sum() == pytest.approx(sharp[box].sum(), rel=5e-3)
 
 
 def test_samples_join_without_a_trace():
@@ -85,10 +85,10 @@ def test_samples_join_without_a_trace():
     assert np.abs(error).max() < 5e-3
 
 
-def test_a_window_is_the_same_part_of_the_whole():
+def test_a_box_is_the_same_part_of_the_whole():
     picture = np.random.default_rng(0).random((SIDE, SIDE, 3), np.float32)
     whole = expose(picture, shaken(1), CORNER, CORNER)
-    source, target = Window(1030, 80, 100, 110), Window(1060, 110, 40, 48)
+    source, target = Box(1030, 80, 100, 110), Box(1060, 110, 40, 48)
     part = expose(picture[20:130, 30:130], shaken(1), source, target)
     np.testing.assert_allclose(part, whole[50:98, 60:100], atol=2e-3)
 
@@ -97,7 +97,7 @@ def moving(seed: int, extent: float) -> tuple[ExposureSamples, MovingObject]:
     rng = np.random.default_rng(seed)
     shape = random_shape(rng, (80.0, 80.0), 30.0, 1.0)
     own = object_homographies(rng, (80.0, 80.0), extent=extent, turn=0.0, tremor=0.0)
-    return exposure_samples((still(), own), (WHOLE.corners, shape.window.corners), 1.0), shape
+    return exposure_samples((still(), own), (WHOLE.corners, shape.box.corners), 1.0), shape
 
 
 def test_only_the_object_moves():
@@ -105,9 +105,9 @@ def test_only_the_object_moves():
     exposure, shape = moving(3, 10.0)
     blurry = expose(picture, exposure, WHOLE, WHOLE, shape)
     mask = np.zeros((SIDE, SIDE), np.float32)
-    window = shape.window
-    rows = slice(window.top, window.top + window.height)
-    columns = slice(window.left, window.left + window.width)
+    box = shape.box
+    rows = slice(box.top, box.top + box.height)
+    columns = slice(box.left, box.left + box.width)
     mask[rows, columns] = shape.mask
     inside = cv2.erode(mask, np.ones((13, 13))) == 1
     outside = cv2.dilate(mask, np.ones((15, 15))) == 0

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hidiff.synthesis.exposure import Window
+from hidiff.synthesis.exposure import Box
 from hidiff.synthesis.motion import (
     INSTANTS,
     camera_homographies,
@@ -15,7 +15,7 @@ from hidiff.synthesis.motion import (
 
 SIZE = (720, 1280)
 MIDDLE = np.array([[639.5, 359.5]])
-CORNERS = Window(0, 0, 1280, 720).corners
+CORNERS = Box(0, 0, 1280, 720).corners
 
 
 def camera(seed: int, **changes: float) -> np.ndarray:
