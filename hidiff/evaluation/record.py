@@ -9,14 +9,13 @@ something. Infinite values (identical images) are written as the text "Infinity"
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field
@@ -24,13 +23,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_fie
 import hidiff
 from hidiff.metrics.published import BENCHMARKS, Benchmark
 from hidiff.utils.errors import UserError
-from hidiff.utils.files import write_text
+from hidiff.utils.files import read_regular_file, write_text
 
 SCORES_FILE = "scores.json"
 """Name of the record in a folder of results."""
-
-KIND = "hidiff scores"
-"""What `kind` says in it."""
 
 
 def library_versions() -> dict[str, str]:
@@ -112,12 +108,13 @@ class Scores(BaseModel):
         input: that of the blurry ones; None where they are not known.
         local: the mode of `val.local`, such as 'none' or 'tile 384/32'; None where it is not known.
         upper_bound: the network saw the sharp images.
-        settings: of the test, for the reader.
+        settings: the options of a test that its scores depend on, by YAML path.
         versions: see `library_versions`.
         images: all of them, in order; with several seeds those of each seed in turn.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+    # `summary` is in the file and not read back.
+    model_config = ConfigDict(extra="ignore", frozen=True, ser_json_inf_nan="strings")
 
     dataset: str
     protocol: str
@@ -213,6 +210,13 @@ class Scores(BaseModel):
         }
 
 
+class _Record(BaseModel):
+    """The content of the file."""
+
+    kind: Literal["hidiff scores"]
+    sets: list[Scores]
+
+
 def mean_metrics(images: Iterable[ImageScore], side: str = "restored") -> dict[str, float]:
     """The mean of every metric over the images that have it; `side` is 'restored' or 'blurry'.
 
@@ -223,23 +227,6 @@ def mean_metrics(images: Iterable[ImageScore], side: str = "restored") -> dict[s
     return {name: math.fsum(row[name] for row in rows) / len(rows) for name in (rows or [{}])[0]}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
-
-    Raises:
-        UserError: the file cannot be read, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: no JSON, or a damaged file ({error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object, found a {type(content).__name__}")
-    return content
-
-
 def read_scores(folder: Path) -> list[Scores]:
     """The scores in a folder of results.
 
@@ -247,18 +234,15 @@ def read_scores(folder: Path) -> list[Scores]:
         UserError: there is no scores.json, or something else has written it.
     """
     path = folder / SCORES_FILE
-    content = read_json(path)
-    sets = content.get("sets")
-    if content.get("kind") != KIND or not isinstance(sets, list):
-        raise UserError(f"{path}: this file holds no scores of this project")
     try:
-        return [
-            Scores.model_validate({k: v for k, v in part.items() if k != "summary"})
-            for part in sets
-        ]
-    except (ValidationError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: damaged, or of another version of hidiff ({reason})") from None
+        return _Record.model_validate_json(read_regular_file(path)).sets
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise UserError(
+            f"{path}: no scores of this project, damaged, or of another version of hidiff "
+            f"({f'{place}: ' if place else ''}{problem['msg']})"
+        ) from None
 
 
 def write_scores(folder: Path, scores: Sequence[Scores]) -> None:
@@ -270,7 +254,7 @@ def write_scores(folder: Path, scores: Sequence[Scores]) -> None:
     kept = read_scores(folder) if (folder / SCORES_FILE).exists() else []
     merged = {each.key: each for each in (*kept, *scores)}
     sets = ",\n".join(_json(each) for each in merged.values())
-    write_text(folder / SCORES_FILE, f'{{"kind": "{KIND}", "sets": [\n{sets}\n]}}\n')
+    write_text(folder / SCORES_FILE, f'{{"kind": "hidiff scores", "sets": [\n{sets}\n]}}\n')
 
 
 def _json(scores: Scores) -> str:

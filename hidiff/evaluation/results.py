@@ -21,7 +21,6 @@ from hidiff.evaluation.record import (
     SCORES_FILE,
     ImageScore,
     library_versions,
-    read_json,
     read_scores,
 )
 from hidiff.models import DeblurModel
@@ -96,7 +95,7 @@ def open_results(
             Or a file cannot be read or written.
     """
     path = folder / RUN_FILE
-    before = read_json(path) if path.is_file() else {}
+    before = _read_run(path) if path.is_file() else {}
     if before == expected:
         return _read_rows(folder)
     if folder.is_dir() and any(folder.iterdir()):
@@ -111,6 +110,18 @@ def open_results(
         LOG.info("the results that were there are now in %s", archive(folder))
     write_text(path, json.dumps(expected, indent=1) + "\n")
     return {}
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    """What a `run.json` says.
+
+    Raises:
+        UserError: it cannot be read, or is damaged.
+    """
+    try:
+        return dict(json.loads(read_regular_file(path)))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); move its folder away") from None
 
 
 def _read_rows(folder: Path) -> dict[Key, Row]:
@@ -190,6 +201,6 @@ def with_scores(model: FoundModel, results: Path = RESULTS) -> FoundModel:
         upper_bound = model.model.restores_from_gt
         scores = validation_scores(model.folder, model.step, upper_bound=upper_bound)
     for path in sorted(results.glob(f"*/{RUN_FILE}")):
-        if wanted.items() <= read_json(path).items() and (path.parent / SCORES_FILE).is_file():
+        if wanted.items() <= _read_run(path).items() and (path.parent / SCORES_FILE).is_file():
             scores += [data.row() for data in read_scores(path.parent) if data.scored]
     return dataclasses.replace(model, scores=scores)

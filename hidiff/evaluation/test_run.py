@@ -19,7 +19,7 @@ from hidiff.evaluation.results import Key, Row, add_row, describe_run, is_curren
 from hidiff.evaluation.summary import score_lines
 from hidiff.models import DeblurModel, build_model
 from hidiff.models.compilation import compile_blocks
-from hidiff.options import DatasetOptions, Options, ValOptions, parse_options
+from hidiff.options import DatasetOptions, Options, ValOptions, parse_options, score_options
 from hidiff.restore.image import DEFAULT_SEED
 from hidiff.utils.distributed import Processes
 from hidiff.utils.files import lock_folder, safe_join
@@ -260,14 +260,7 @@ def run_test(
                 input=blurry,
                 local=str(options.val.local),
                 upper_bound=model.restores_from_gt,
-                settings={
-                    "name": options.name,
-                    "model_type": options.model_type,
-                    "metrics": {key: dict(value) for key, value in options.val.metrics.items()},
-                    "precision": options.val.precision,
-                    "overrides": list(options.overrides),
-                    "selfensemble_testing": options.val.selfensemble_testing,
-                },
+                settings=score_options(options.sections),
                 images=images,
             )
         )
