@@ -8,15 +8,9 @@
     hidiff prepare synthetic --input PHOTOGRAPHS --output datasets/synthetic
     hidiff prepare quickstart
 
-gopro, hide and realblur make the layout of links to the download (or copies, with --copy). Nothing
-that exists is overwritten: a file that differs stops the program before it has changed anything. A
-second run adds what is missing. patches cuts GoPro: 512×512 patches of the training frames (8 of a
-1280×720 frame, 16824 in all) and a centre crop of each test frame; existing ones are kept, so an
-interrupted run goes on. video makes pairs of high-rate
-video: the mean of consecutive frames is the blurry image, the frame in their middle the sharp one;
-a sequence is in one part only, train/ or test/. synthetic blurs sharp photographs as
-SyntheticBlurDataset does in training. quickstart makes a small data set of photographs that come
-with scikit-image.
+gopro, hide and realblur make the layout of links to the download, or of copies. Nothing that exists
+is overwritten: a file that differs stops the program before it has changed anything, and a second
+run adds what is missing.
 
 Exit code: 0, 1 where pairs could not be cut or made (they are named), 2 for a mistake in the call.
 """
@@ -26,8 +20,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hidiff.cli.arguments import at_least_one
-from hidiff.utils.errors import UserError, require_positive
+from hidiff.cli.arguments import add_jobs, at_least_one
+from hidiff.utils.errors import UserError
 
 DOWNLOADS = {
     "gopro": "the folder with train/SEQUENCE/{blur,sharp} and test/…",
@@ -41,126 +35,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     for name, source in DOWNLOADS.items():
-        command = commands.add_parser(name, help=f"--source is {source}")
-        command.add_argument("--source", type=Path, required=True, metavar="DIR", help=source)
-        command.add_argument(
-            "--root", type=Path, default=Path("datasets"), help="the layout (default: datasets)"
-        )
-        command.add_argument(
-            "--copy",
-            action="store_true",
-            help="copy; a picture's second place, under test/, is a link to the copy (default: "
-            "link to the download, which must stay)",
-        )
-    command = commands.add_parser(
-        "patches",
-        help="cut GoPro for training and validation",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    command.add_argument("--root", type=Path, default=Path("datasets/GoPro"), help="GoPro's folder")
-    command.add_argument("--size", type=int, default=512, help="side of a training patch, pixels")
-    command.add_argument("--overlap", type=int, default=256, help="of neighbouring patches, pixels")
-    command.add_argument("--val_size", type=int, default=256, help="side of a validation crop")
-    command.add_argument("--jobs", type=int, help="worker processes (default: one a core)")
-    command = commands.add_parser("video", help="pairs from high-rate video or folders of frames")
-    command.add_argument(
-        "--input",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="SEQUENCE",
-        help="videos, and folders that hold the frames of one sequence each",
-    )
-    command.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="where train/ and test/ go"
-    )
-    command.add_argument(
-        "--frames",
-        required=True,
-        metavar="N",
-        help="frames that make a blurry image: an odd number, or a range such as 7-13, whose odd "
-        "numbers the pairs take in turn",
-    )
-    command.add_argument(
-        "--stride",
-        type=int,
-        metavar="S",
-        help="frames from the beginning of a pair to that of the next (default: its own frames, so "
-        "that none is in two pairs)",
-    )
-    command.add_argument(
-        "--response",
-        choices=("gamma2.2", "srgb", "none"),
-        default="gamma2.2",
-        help="the camera's, undone before averaging and applied after it; none averages stored "
-        "values, as in GoPro's folder blur (default: gamma2.2)",
-    )
-    parts = command.add_mutually_exclusive_group()
-    parts.add_argument(
-        "--split",
-        type=float,
-        default=0.8,
-        metavar="SHARE",
-        help="of the sequences, in the order of their names, for training; the last ones are for "
-        "testing (default: 0.8)",
-    )
-    parts.add_argument(
-        "--test", nargs="+", default=[], metavar="NAME", help="the sequences for testing, by name"
-    )
-    command.add_argument("--jobs", type=int, help="worker processes (default: one a core)")
-    command = commands.add_parser("synthetic", help="pairs of sharp photographs")
-    command.add_argument(
-        "--input", type=Path, required=True, metavar="DIR", help="folder of photographs"
-    )
-    command.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder for input/ (blurry) and target/ (sharp); pairs that are there are kept",
-    )
-    command.add_argument(
-        "--count",
-        type=at_least_one,
-        metavar="N",
-        help="pairs to make (default: one of each photograph)",
-    )
-    command.add_argument(
-        "--opt",
-        type=Path,
-        metavar="FILE.yml",
-        help="an option file whose datasets.train says how to blur (default: as without options)",
-    )
-    command = commands.add_parser("quickstart", help="the data of scripts/quickstart.sh")
-    command.add_argument(
-        "--output",
-        type=Path,
-        default=Path("datasets/quickstart"),
-        metavar="DIR",
-        help="folder to make (default: datasets/quickstart)",
-    )
+        add = commands.add_parser(name, help=f"--source is {source}").add_argument
+        add("--source", type=Path, required=True, metavar="DIR", help=source)
+        add("--root", type=Path, default=Path("datasets"), help="the layout (default: datasets)")
+        text = "copy the download (default: link to it, which must stay then)"
+        add("--copy", action="store_true", help=text)
+    _add_patches(commands.add_parser("patches", help="cut GoPro for training and validation"))
+    text = "pairs from high-rate video: the mean of frames, and the one in their middle"
+    _add_video(commands.add_parser("video", help=text))
+    add = commands.add_parser("synthetic", help="pairs of sharp photographs").add_argument
+    add("--input", type=Path, required=True, metavar="DIR", help="folder of photographs")
+    add("--output", type=Path, required=True, metavar="DIR", help="where input/, target/ go")
+    add("--count", type=at_least_one, metavar="N", help="pairs (default: one a photograph)")
+    text = "an option file whose datasets.train says how to blur (default: as without options)"
+    add("--opt", type=Path, metavar="FILE.yml", help=text)
+    add = commands.add_parser("quickstart", help="the data of scripts/quickstart.sh").add_argument
+    folder = Path("datasets/quickstart")
+    add("--output", type=Path, default=folder, metavar="DIR", help="default: %(default)s")
 
 
-def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse values that cannot be.
+def _add_patches(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--root", type=Path, default=Path("datasets/GoPro"), help="default: %(default)s")
+    add("--size", type=at_least_one, default=512, help="of training patches (default: 512 pixels)")
+    add("--overlap", type=int, default=256, help="of neighbouring ones (default: 256 pixels)")
+    text = "side of the crops for validation (default: 256 pixels)"
+    add("--val_size", type=at_least_one, default=256, help=text)
+    add_jobs(parser)
 
-    Raises:
-        UserError: there is one.
-    """
-    from hidiff.utils.workers import available_cores
 
-    if getattr(args, "jobs", 1) is None:
-        args.jobs = available_cores()
-    if args.what == "patches":
-        require_positive(**{f"--{key}": getattr(args, key) for key in ("size", "val_size", "jobs")})
-        if not 0 <= args.overlap < args.size:
-            raise UserError(f"--overlap {args.overlap} must be 0 to {args.size - 1}, below --size")
-    if args.what == "video":
-        require_positive(**{"--jobs": args.jobs})
-        if args.stride is not None:
-            require_positive(**{"--stride": args.stride})
-        if not 0 <= args.split <= 1:
-            raise UserError(f"--split {args.split:g} must be 0 to 1")
+def _add_video(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    text = "videos, and folders that hold the frames of one sequence each"
+    add("--input", type=Path, nargs="+", required=True, metavar="SEQUENCE", help=text)
+    text = "where train/ and test/ go; a sequence is in one of them only"
+    add("--output", type=Path, required=True, metavar="DIR", help=text)
+    text = "frames that make a blurry image: an odd number, or a range of them such as 7-13"
+    add("--frames", required=True, metavar="N", help=text)
+    text = "frames from the beginning of a pair to that of the next (default: its own frames)"
+    add("--stride", type=at_least_one, metavar="S", help=text)
+    text = "the camera's, undone before averaging (default: gamma2.2; none: as GoPro's folder blur)"
+    add("--response", choices=("gamma2.2", "srgb", "none"), default="gamma2.2", help=text)
+    parts = parser.add_mutually_exclusive_group()
+    text = "of the sequences, by name, for training; the others are for testing (default: 0.8)"
+    parts.add_argument("--split", type=float, default=0.8, metavar="SHARE", help=text)
+    text = "the sequences for testing"
+    parts.add_argument("--test", nargs="+", default=[], metavar="NAME", help=text)
+    add_jobs(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -169,12 +90,16 @@ def run(args: argparse.Namespace) -> int:
     from hidiff.prepare.quickstart import make_quickstart
     from hidiff.prepare.synthetic import synthetic_dataset, write_pairs
     from hidiff.prepare.video import frame_counts, prepare_video, video_tasks
+    from hidiff.utils.workers import available_cores
 
-    check_arguments(args)
     if args.what == "patches":
+        if not 0 <= args.overlap < args.size:
+            raise UserError(f"--overlap {args.overlap} must be 0 to {args.size - 1}, below --size")
         sizes = {key: getattr(args, key) for key in ("size", "overlap", "val_size")}
-        return 0 if cut_gopro(args.root, **sizes, jobs=args.jobs) else 1
+        return 0 if cut_gopro(args.root, **sizes, jobs=args.jobs or available_cores()) else 1
     if args.what == "video":
+        if not 0 <= args.split <= 1:
+            raise UserError(f"--split {args.split:g} must be 0 to 1")
         tasks = video_tasks(
             args.input,
             args.output,
@@ -184,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
             split=args.split,
             test=args.test,
         )
-        return 0 if prepare_video(tasks, args.jobs) else 1
+        return 0 if prepare_video(tasks, args.jobs or available_cores()) else 1
     if args.what == "synthetic":
         dataset = synthetic_dataset(args.input, args.opt)
         for notice in dataset.notices:

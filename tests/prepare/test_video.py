@@ -218,11 +218,11 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_made(sequence, tmp_path, c
         ({"frames": "13-7"}, "--frames 13-7"),
         ({"frames": 1}, "--frames 1"),
         ({"frames": "many"}, "--frames many"),
-        ({"stride": 0}, "--stride 0"),
+        ({"stride": 0}, "--stride: "),
         ({"frames": "7-13", "stride": 3}, "--stride 3"),
         ({"split": 1.5}, r"--split 1\.5"),
         ({"test": "wlak"}, "--test: .*'walk'"),
-        ({"jobs": 0}, "--jobs 0"),
+        ({"jobs": 0}, "--jobs: "),
     ],
 )
 def test_a_mistake_in_the_call(sequence, tmp_path, options, named):
