@@ -104,7 +104,7 @@ def _write_released(name: str, entry: Download) -> None:
 
 
 def _place_data(name: str, entry: Download, args: argparse.Namespace) -> None:
-    from hidiff.prepare.layout import place_download
+    from hidiff.prepare.distributions import place_download
     from hidiff.weights.archives import unpacked
     from hidiff.weights.download import fetch
 

@@ -123,7 +123,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _place(args: argparse.Namespace) -> None:
-    from hidiff.prepare.layout import place_all, placements_of, summary
+    from hidiff.prepare.distributions import placements_of
+    from hidiff.prepare.layout import place_all, summary
 
     placements = placements_of(args.what, args.source, args.root)
     placed = place_all(placements, args.root, copy=args.copy)

@@ -110,12 +110,12 @@ def read_frames(source: Path) -> Iterator[np.ndarray]:
     """
     first = None
     for place, frame in _folder_frames(source) if source.is_dir() else _video_frames(source):
-        first = first or (frame.shape, frame.dtype)
-        if (frame.shape, frame.dtype) != first:
-            kinds = [f"{s[1]}×{s[0]} pixels, {d}" for s, d in ((frame.shape, frame.dtype), first)]
+        kind = f"{frame.shape[1]}×{frame.shape[0]} pixels of {frame.dtype}"
+        first = first or kind
+        if kind != first:
             raise UserError(
-                f"{place}: {kinds[0]} (width×height), and the frames before it {kinds[1]}; the "
-                "frames of a sequence have one size and bit depth"
+                f"{place}: {kind} (width×height), and the frames before it {first}; the frames of "
+                "a sequence have one size and bit depth"
             )
         yield frame
     if first is None:
@@ -135,17 +135,15 @@ def _video_frames(file: Path) -> Iterator[tuple[str, np.ndarray]]:
             int(video.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
         )
         check_size(width, height, str(file))
-        for number in itertools.count():
-            there, frame = video.read()
-            # The header's number is an estimate for some kinds of files.
-            if not there and 0 < number < 0.9 * video.get(cv2.CAP_PROP_FRAME_COUNT):
-                raise UserError(
-                    f"{file} ends after {number} frames of "
-                    f"{video.get(cv2.CAP_PROP_FRAME_COUNT):.0f}; copy or download it again"
-                )
-            if not there:
-                return
-            yield f"{file}, frame {number}", cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        number, announced = 0, video.get(cv2.CAP_PROP_FRAME_COUNT)
+        while (found := video.read())[0]:
+            yield f"{file}, frame {number}", cv2.cvtColor(found[1], cv2.COLOR_BGR2RGB)
+            number += 1
+        # The header's number is an estimate for some kinds of files.
+        if 0 < number < 0.9 * announced:
+            raise UserError(
+                f"{file} ends after {number} frames of {announced:.0f}; copy or download it again"
+            )
     finally:
         video.release()
 
@@ -162,48 +160,52 @@ def make_pairs(task: VideoTask) -> VideoResult:
     """
     result = VideoResult(task)
     try:
-        _make_pairs(task, result)
+        for written in _pairs(task):
+            result.pairs += 1
+            result.written += written
     except UserError as error:
         result.problem = str(error)
     return result
 
 
-def _make_pairs(task: VideoTask, result: VideoResult) -> None:
+def _pairs(task: VideoTask) -> Iterator[bool]:
+    """Make the pairs of a sequence one after the other; whether each was written."""
     to_light, to_stored = RESPONSES[task.response]
     exposures = task.exposures()
     following, compared = next(exposures), False
     making: list[_Exposure] = []
-    table = None
-    for number, frame in enumerate(read_frames(task.source)):
+    table, number = None, 0
+    for number, frame in enumerate(read_frames(task.source), 1):
         if table is None:
             limit = np.iinfo(frame.dtype).max
             table = to_light(np.arange(limit + 1) / limit).astype(np.float32)
-        if number == following.start:
+        if number - 1 == following.start:
             there = all(path.exists() for path in task.files(following))
             if there and compared:
-                result.pairs += 1
+                yield False
             else:
                 making.append(_Exposure(following))
             compared = compared or there
             following = next(exposures)
         light = table[frame] if making else 0.0
-        for exposure in making:
+        for exposure in list(making):
             exposure.light += light
-            if number == _centre(exposure.frames):
+            if number - 1 == _centre(exposure.frames):
                 exposure.sharp = to_uint8(frame)
-        for exposure in [e for e in making if e.frames[-1] == number]:
-            making.remove(exposure)
-            assert exposure.sharp is not None
-            # Rounded here and nowhere before.
-            blurry = to_uint8(to_stored(np.asarray(exposure.light) / len(exposure.frames)))
-            images = zip(task.files(exposure.frames), (blurry, exposure.sharp), strict=True)
-            written = [_keep(path, image) for path, image in images]
-            result.written += any(written)
-            result.pairs += 1
-    if not result.pairs:
-        raise UserError(
-            f"{task.source}: {number + 1} frames are fewer than the {task.counts[0]} of a pair"
-        )
+            if number == exposure.frames.stop:
+                making.remove(exposure)
+                yield _write(task, exposure, to_stored)
+    if number < task.counts[0]:
+        raise UserError(f"{task.source}: {number} frames are fewer than a pair's {task.counts[0]}")
+
+
+def _write(task: VideoTask, exposure: _Exposure, to_stored: Curve) -> bool:
+    assert exposure.sharp is not None
+    # Rounded here and nowhere before.
+    blurry = to_uint8(to_stored(np.asarray(exposure.light) / len(exposure.frames)))
+    images = zip(task.files(exposure.frames), (blurry, exposure.sharp), strict=True)
+    written = [_keep(path, image) for path, image in images]
+    return any(written)
 
 
 def _keep(path: Path, image: np.ndarray) -> bool:
@@ -300,33 +302,28 @@ def video_tasks(
 
 
 def _refuse_others(tasks: Sequence[VideoTask], output: Path) -> None:
-    """Refuse images of the sequences that belong to no pair of them, in either part.
+    """Refuse images of the sequences that belong to no pair of them.
 
     Raises:
         UserError: there are some; they would be used with the new ones.
     """
-    there: dict[str, dict[int, Path]] = {}
-    folders = {task.name: task.folder for task in tasks}
-    for part, side in itertools.product(PARTS, ("input", "target")):
-        for path in (output / part / side).glob("*.png"):
-            found = re.fullmatch(r"(.+)-(\d+)", path.stem)
-            if found is None or found[1] not in folders:
-                continue
-            if folders[found[1]] != output / part:
-                raise UserError(
-                    f"{path}: the sequence is in {part}/ already, and no scene may be in both "
-                    "parts; say with --test which are for testing, or name another --output"
-                )
-            there.setdefault(found[1], {})[int(found[2])] = path
+    there: dict[str, dict[Path, int]] = {task.name: {} for task in tasks}
+    for path in output.glob("*/*/*.png"):
+        name, _, number = path.stem.rpartition("-")
+        if name in there and number.isdecimal():
+            there[name][path] = int(number)
     for task in tasks:
-        numbers = there.get(task.name, {})
-        last = max(numbers, default=-1)
-        own = itertools.takewhile(last.__ge__, map(_centre, task.exposures()))
-        if others := numbers.keys() - set(own):
+        last = max(there[task.name].values(), default=-1)
+        own: set[Path] = set()
+        for exposure in task.exposures():
+            if _centre(exposure) > last:
+                break
+            own.update(task.files(exposure))
+        if others := there[task.name].keys() - own:
             raise UserError(
-                f"{len(others)} pairs in {task.folder} were made with other --frames or another "
-                f"--stride: {listing(numbers[n].name for n in others)}; give those again, or name "
-                "another --output"
+                f"{len(others)} images of {task.name} were made with other --frames, another "
+                f"--stride or for the other part: {listing(map(str, others))}; give the same "
+                "options again (--test names the sequences for testing), or another --output"
             )
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from hidiff.cli import call
-from hidiff.prepare.layout import LAYOUT, LayoutEntry, place_download
+from hidiff.prepare.distributions import place_download
+from hidiff.prepare.layout import LAYOUT, LayoutEntry
 from hidiff.utils.errors import UserError
 
 # The content of a file says where it comes from; nothing here decodes an image.
