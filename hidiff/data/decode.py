@@ -145,28 +145,24 @@ def read_header(source: Path | bytes, where: str) -> Header:
         return _header(image)
 
 
-def _max_megapixels() -> float:
-    text = os.environ.get("HIDIFF_MAX_MEGAPIXELS")
-    try:
-        limit = MAX_MEGAPIXELS if text is None else float(text)
-    except ValueError:
-        limit = 0.0
-    if not limit > 0:
-        raise UserError(f"HIDIFF_MAX_MEGAPIXELS: must be a number above 0, not '{text}'")
-    return limit
-
-
 def check_size(width: int, height: int, where: str) -> None:
     """Refuse an image with too many pixels.
 
     Raises:
-        UserError: the message has the size and the way out.
+        UserError: the message has the size, and says how to raise the limit.
     """
-    if width * height > _max_megapixels() * 1e6:
+    text = os.environ.get("HIDIFF_MAX_MEGAPIXELS", str(MAX_MEGAPIXELS))
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = 0.0
+    if not limit > 0:
+        raise UserError(f"HIDIFF_MAX_MEGAPIXELS: must be a number above 0, not '{text}'")
+    if width * height > limit * 1e6:
         raise UserError(
-            f"{where}: {width}×{height} pixels (width×height) are more than "
-            f"{_max_megapixels():g} megapixels; cut or shrink the image, or set the environment "
-            "variable HIDIFF_MAX_MEGAPIXELS to a larger number"
+            f"{where}: {width}×{height} pixels (width×height) are more than {limit:g} megapixels; "
+            "cut or shrink the image, or set the environment variable HIDIFF_MAX_MEGAPIXELS to a "
+            "larger number"
         )
 
 

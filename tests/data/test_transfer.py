@@ -9,7 +9,7 @@ from small_data import make_pairs, picture, write_rgb
 
 from hidiff.data import BatchPlan, CropRequest, PairedImageIRDataset, PhaseBatchSampler, transfer
 from hidiff.data.loader import training_batches
-from hidiff.data.transfer import DeviceBatches, apply_symmetries, to_device
+from hidiff.data.transfer import DeviceBatches, to_device
 from hidiff.data.transforms import symmetry, undo_symmetry
 from hidiff.options import Phase
 from hidiff.utils.errors import UserError
@@ -139,18 +139,6 @@ def test_images_are_turned_as_numpy_does_and_back(index):
     assert torch.equal(undo_symmetry(turned, index), batch)
 
 
-@pytest.mark.parametrize("device", DEVICES, ids=str)
-def test_symmetries_of_a_batch_are_those_of_numpy(device):
-    patches = torch.randint(256, (10, 5, 5, 3), generator=torch.Generator().manual_seed(0))
-    indices = [3, 0, 1, 2, 3, 4, 5, 6, 7, 3]
-    before = patches.clone()
-    turned = apply_symmetries(patches.to(device), indices).cpu().numpy()
-    for i, index in enumerate(indices):
-        expected = np.rot90(patches[i].numpy(), index // 2)
-        assert np.array_equal(turned[i], expected[::-1] if index % 2 else expected)
-    assert torch.equal(patches, before)
-
-
 def test_images_of_16_bits_keep_their_depth_in_a_batch_with_others(tmp_path):
     make_pairs(tmp_path, 2)
     deep = picture(7, 40, 48).astype(np.uint16) * 251 + 3
@@ -164,21 +152,6 @@ def test_images_of_16_bits_keep_their_depth_in_a_batch_with_others(tmp_path):
     for tensor, request in zip(lq, requests[0], strict=True):
         path = tmp_path / "input" / f"scene-00{request.index}.png"
         assert np.array_equal(tensor.numpy(), reference(path, request)[1])
-
-
-def test_pinning_reaches_the_pixels_and_leaves_the_rest(tmp_path, monkeypatch):
-    """Torch's own walk through the batch, with a stand-in for what needs a GPU."""
-    from torch.utils.data._utils.pin_memory import pin_memory
-
-    make_pairs(tmp_path, 2)
-    _, (batch,) = batches(dataset(tmp_path), patch_size=16, crop_size=32, batch_size=2, steps=1)
-    pinned = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *_: pinned.append(self) or self)
-    after = pin_memory(batch)
-    assert [id(tensor) for tensor in pinned] == [id(batch["lq"]), id(batch["gt"])]
-    for key in ("symmetry", "name", "notices"):
-        assert after[key] == batch[key]
-        assert type(after[key]) is list
 
 
 def test_one_batch_is_ahead_and_mistakes_come_in_their_turn():
