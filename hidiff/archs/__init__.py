@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from hidiff.archs.baselines import DiffIREncoder
@@ -29,11 +27,6 @@ __all__ = [
 ]
 
 
-_FIT: set[str] = set()
-"""Networks that fit into the memory. Counting one's parameters takes as long as building it, and a
-comparison builds the same ones many times."""
-
-
 def build_network(options: Mapping[str, Any], where: str = "network") -> nn.Module:
     """Build a network from its option section, `{'type': 'Transformer', **options}`.
 
@@ -42,42 +35,21 @@ def build_network(options: Mapping[str, Any], where: str = "network") -> nn.Modu
         where: the section's YAML path, for messages.
 
     Raises:
-        UserError: unknown type, or an unknown, missing, wrong-typed or impossible option; or the
-            weights do not fit into this machine's memory.
+        UserError: unknown type, or an unknown, missing, wrong-typed or impossible option; or no
+            memory can be had for the weights.
     """
     try:
         network, arguments = ARCHS.check(options, where)
-        if torch.get_default_device().type != "meta":
-            _require_memory(network, arguments)
         return network(**arguments)
+    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
+        # Torch's words for more memory than there is, or more elements than it can count.
+        if not any(word in str(error).lower() for word in ("memory", "overflow")):
+            raise
+        raise UserError(
+            f"{where}: a network of this size cannot be built; look for an option that is too "
+            f"large ({str(error).splitlines()[0]})"
+        ) from None
     except UserError as error:
         message = str(error)
         # Networks do not know where their options came from.
         raise UserError(message if message.startswith(where) else f"{where}: {message}") from None
-
-
-def _require_memory(network: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> None:
-    """Refuse a network whose weights alone exceed the memory, before the kernel ends the process.
-
-    Raises:
-        UserError: see above.
-    """
-    key = f"{network} {arguments} {torch.get_default_dtype()}"
-    if key in _FIT:
-        return
-    try:
-        with torch.device("meta"):
-            parameters = sum(p.numel() for p in network(**arguments).parameters())
-    except (OverflowError, RuntimeError, TypeError) as error:
-        # Torch's words for more elements than it can count.
-        if "overflow" not in str(error).lower():
-            raise
-        raise UserError(f"a network of this size cannot be built ({error})") from None
-    needed = parameters * torch.finfo(torch.get_default_dtype()).bits // 8
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory:
-        raise UserError(
-            f"its {parameters:.3g} parameters need {needed / 2**30:.0f} GiB and this machine has "
-            f"{memory / 2**30:.0f} GiB of memory; look for an option that is too large"
-        )
-    _FIT.add(key)

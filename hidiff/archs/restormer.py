@@ -110,10 +110,7 @@ class LayerNorm(nn.Module):
 
     def __init__(self, dim: int, layer_norm_type: str = "WithBias") -> None:
         super().__init__()
-        if layer_norm_type not in ("WithBias", "BiasFree"):
-            raise ValueError(
-                f"LayerNorm_type '{layer_norm_type}' is unknown; use 'WithBias' or 'BiasFree'"
-            )
+        assert layer_norm_type in ("WithBias", "BiasFree"), layer_norm_type
         self.body = _ChannelNormBody(dim, bias=layer_norm_type == "WithBias")
 
     def normalize(self, x: Tensor) -> Tensor:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Len
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.levels import HIM as HIM
 from hidiff.archs.levels import BasicLayer
-from hidiff.archs.restormer import (
-    Conv2d,
-    Downsample,
-    PatchEmbed,
-    Upsample,
-)
+from hidiff.archs.restormer import Conv2d, Downsample, PatchEmbed, Upsample
 from hidiff.archs.shapes import Shapes, expansion, square_side
 from hidiff.registry import ARCHS
 from hidiff.utils.errors import UserError
@@ -30,6 +26,8 @@ TITLES: dict[Guidance, str] = {
     "none": "Restormer",
 }
 """What people call the network with each kind of guidance."""
+
+NormType = Literal["WithBias", "BiasFree"]
 
 Priors = tuple[Tensor | None, Tensor | None, Tensor | None]
 """What guides level 1, levels 2 and 3, and the latent level 4."""
@@ -55,32 +53,19 @@ def _prior_downsample(tokens_in: int, tokens_out: int, prior_dim: int) -> nn.Seq
     )
 
 
-class Steps(Protocol):
-    """How the steps of the U-shape are computed; `hidiff.archs.strips` has a way of its own."""
+class Steps:
+    """The steps of the U-shape on whole feature maps; `hidiff.archs.strips` has its own way."""
 
     def level(self, layer: BasicLayer, x: Tensor, prior: Tensor | None) -> Tensor:
         """One level, (B, C, H, W) → the same shape."""
-
-    def down(self, layer: Downsample, x: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, 2C, H/2, W/2)."""
-
-    def up(self, layer: Upsample, x: Tensor, skip: Tensor, reduce: Conv2d | None) -> Tensor:
-        """x (B, 2C, H/2, W/2) upsampled beside the skip (B, C, H, W), reduced to C channels."""
-
-
-class WholeMaps:
-    """The steps on whole feature maps."""
-
-    def level(self, layer: BasicLayer, x: Tensor, prior: Tensor | None) -> Tensor:
-        """See `Steps`."""
         return layer(x, prior)
 
     def down(self, layer: Downsample, x: Tensor) -> Tensor:
-        """See `Steps`."""
+        """(B, C, H, W) → (B, 2C, H/2, W/2)."""
         return layer(x)
 
     def up(self, layer: Upsample, x: Tensor, skip: Tensor, reduce: Conv2d | None) -> Tensor:
-        """See `Steps`."""
+        """x (B, 2C, H/2, W/2) upsampled beside the skip (B, C, H, W), reduced to C channels."""
         x = torch.cat([layer(x), skip], dim=1)
         return x if reduce is None else reduce(x)
 
@@ -126,19 +111,19 @@ class Transformer(ImageNetwork):
         inp_channels: PositiveInt = 3,
         out_channels: PositiveInt = 3,
         dim: PositiveInt = 48,
-        num_blocks: Sequence[NonNegativeInt] = (4, 6, 6, 8),
+        num_blocks: Annotated[Sequence[NonNegativeInt], Len(4, 4)] = (4, 6, 6, 8),
         num_refinement_blocks: NonNegativeInt = 4,
-        heads: Sequence[PositiveInt] = (1, 2, 4, 8),
+        heads: Annotated[Sequence[PositiveInt], Len(4, 4)] = (1, 2, 4, 8),
         ffn_expansion_factor: float = 2.66,
         bias: bool = False,
-        LayerNorm_type: str = "WithBias",
+        LayerNorm_type: NormType = "WithBias",
         dual_pixel_task: bool = False,
         embed_dim: PositiveInt = 48,
         group: PositiveInt = 4,
         guidance: Guidance = "multi_scale",
     ) -> None:
         super().__init__()
-        _check_widths(dim, num_blocks, heads, ffn_expansion_factor, LayerNorm_type)
+        _check_widths(dim, heads, ffn_expansion_factor)
         if group < 4 and guidance in ("multi_scale", "single_scale"):
             raise UserError(f"group {group} must be at least 4: levels 2 and 3 halve it")
         if not dual_pixel_task and inp_channels != out_channels:
@@ -277,7 +262,7 @@ class Transformer(ImageNetwork):
         """
         dtype = self.feature_dtype or inp_img.dtype
         embedded = self.patch_embed(inp_img.contiguous(memory_format=FEATURE_FORMAT)).to(dtype)
-        x = self.u_shape(embedded, self.level_priors(prior), WholeMaps())  # (B, 2·dim, H, W)
+        x = self.u_shape(embedded, self.level_priors(prior), Steps())  # (B, 2·dim, H, W)
         if self.dual_pixel_task:
             return self.output((x + self.skip_conv(embedded)).to(inp_img.dtype))
         return self.output(x.to(inp_img.dtype)) + inp_img
@@ -323,26 +308,12 @@ class Transformer(ImageNetwork):
         return steps.level(self.refinement, x, z1)
 
 
-def _check_widths(
-    dim: int,
-    num_blocks: Sequence[int],
-    heads: Sequence[int],
-    ffn_expansion_factor: float,
-    layer_norm_type: str,
-) -> None:
-    """Refuse what the U-shape cannot be built from, in the option file's words."""
-    if len(num_blocks) != 4 or len(heads) != 4:
-        raise UserError(
-            f"num_blocks and heads need four entries, one a level; got {list(num_blocks)} and "
-            f"{list(heads)}"
-        )
-    if layer_norm_type not in ("WithBias", "BiasFree"):
-        raise UserError(f"LayerNorm_type '{layer_norm_type}': use 'WithBias' or 'BiasFree'")
+def _check_widths(dim: int, heads: Sequence[int], ffn_expansion_factor: float) -> None:
+    """Refuse widths that the U-shape cannot be built from, in the option file's words."""
     if dim % 2:
         raise UserError(f"dim {dim} must be even: the first downsampling halves it")
     for index, head in enumerate(heads):
-        channels = dim * 2**index
-        if channels % head:
+        if (channels := dim * 2**index) % head:
             raise UserError(
                 f"heads[{index}] = {head} does not divide the {channels} channels of level "
                 f"{index + 1} (dim {dim})"

@@ -126,9 +126,9 @@ def test_an_expansion_to_nothing_is_refused(option):
         ({"ffn_expansion_factor": 0.001}, r"network_g: ffn_expansion_factor 0\.001"),
         ({"dim": 10**8}, "^network_g: "),
         ({"dim": 10**30}, "^network_g: "),
-        ({"num_refinement_blocks": 3, "dim": 10**7}, "^network_g: .*GiB"),
-        ({"num_blocks": [1, 1]}, "four entries"),
-        ({"LayerNorm_type": "None"}, "use 'WithBias' or 'BiasFree'"),
+        ({"num_refinement_blocks": 3, "dim": 10**7}, "^network_g: .*memory"),
+        ({"num_blocks": [1, 1]}, r"network_g\.num_blocks"),
+        ({"LayerNorm_type": "None"}, r"network_g\.LayerNorm_type: .*'BiasFree'"),
     ],
 )
 def test_impossible_sizes_are_refused(changes, message):

@@ -119,7 +119,7 @@ def with_value(content, path, value):
         ("network_g.dim", "48", r"network_g\.dim: .*48"),
         ("network_g.dim", True, r"network_g\.dim: "),
         ("network_g.num_blocks", 4, r"network_g\.num_blocks: "),
-        ("network_g.heads", [1, 2, 4], r"network_g: .*four entries"),
+        ("network_g.heads", [1, 2, 4], r"network_g\.heads: "),
         ("network_g.heads", [1, 2, 4, 7], r"network_g: heads\[3\] = 7 does not divide the 384"),
         ("network_g.type", "Transfomer", r"network_g\.type: there is no network.*'Transformer'"),
         ("network_g.bias", 1, r"network_g\.bias: "),
