@@ -10,7 +10,7 @@ norms of q and k, softmax, and everything that is computed from the prior.
 
 from __future__ import annotations
 
-from typing import Any, overload
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,13 +37,20 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-@overload
-def fill_halves(halves: Tensor, missing: int) -> Tensor: ...
-@overload
-def fill_halves(halves: Tensor | None, missing: int) -> Tensor | None: ...
-def fill_halves(halves: Tensor | None, missing: int) -> Tensor | None:
+def block_dtype(features: torch.dtype, device: torch.device) -> torch.dtype:
+    """What blocks are computed in: bfloat16 where the device has instructions for it."""
+    native = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    return features if native else torch.promote_types(features, torch.float32)
+
+
+def as_dtype(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A bias in another dtype; None stays None."""
+    return None if tensor is None else tensor.to(dtype)
+
+
+def fill_halves(halves: Tensor, missing: int) -> Tensor:
     """`missing` rows of zeros after each half of the first axis: (2h, …) → (2h + 2·missing, …)."""
-    if halves is None or missing == 0:
+    if missing == 0:
         return halves
     pairs = halves.unflatten(0, (2, -1))
     return torch.cat([pairs, pairs.new_zeros(2, missing, *pairs.shape[2:])], dim=1).flatten(0, 1)
@@ -54,8 +61,7 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, out_channels, H', W')."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return self._conv_forward(x, self.weight.to(x.dtype), bias)
+        return self._conv_forward(x, self.weight.to(x.dtype), as_dtype(self.bias, x.dtype))
 
 
 class DepthwiseConv2d(Conv2d):
@@ -83,10 +89,11 @@ class DepthwiseConv2d(Conv2d):
             x: see above; with `missing` channels of zeros after those of each half.
             missing: see above.
         """
-        weight, bias = fill_halves(self.weight, missing), fill_halves(self.bias, missing)
+        weight = fill_halves(self.weight, missing)
+        bias = None if self.bias is None else fill_halves(self.bias, missing)
         if self.fused(x):
             return gated_depthwise_conv3x3(x, weight, bias, mode=self.kernels)
-        bias = None if bias is None else bias.to(x.dtype)
+        bias = as_dtype(bias, x.dtype)
         return gelu_gate(F.conv2d(x, weight.to(x.dtype), bias, padding=1, groups=len(weight)))
 
 
@@ -272,12 +279,11 @@ class FeedForward(PriorModulation):
         """(B, dim, H, W) → (B, dim, H, W)."""
         widen, narrow = self.project_in, self.project_out
         missing = -narrow.in_channels % ALIGNED
-        bias = fill_halves(widen.bias, missing)
-        bias = None if bias is None else bias.to(x.dtype)
+        bias = None if widen.bias is None else fill_halves(widen.bias, missing).to(x.dtype)
         hidden = F.conv2d(x, fill_halves(widen.weight, missing).to(x.dtype), bias)
         gated = self.dwconv.gated(hidden, missing)  # GELU(0) · 0 = 0
         weight = F.pad(narrow.weight, (0, 0, 0, 0, 0, missing)).to(x.dtype)
-        return F.conv2d(gated, weight, None if narrow.bias is None else narrow.bias.to(x.dtype))
+        return F.conv2d(gated, weight, as_dtype(narrow.bias, x.dtype))
 
 
 class TransformerBlock(nn.Module):

@@ -38,15 +38,14 @@ from hidiff.archs.restormer import (
     FeedForward,
     LayerNorm2d,
     Upsample,
+    as_dtype,
     at_least_float32,
+    block_dtype,
     fill_halves,
 )
-from hidiff.archs.transformer import HIM, BasicLayer, Transformer
+from hidiff.archs.transformer import BasicLayer, Steps, Transformer
 from hidiff.archs.windows import Windows
 from hidiff.kernels import gelu_gate
-
-ATTENTION_COSTS, FEED_FORWARD_COST = (3, 2), 9
-"""Of MDTA's two passes and GDFN's one, in C² multiply-adds a pixel or so; for the progress."""
 
 Area = tuple[tuple[slice, slice], Tensor]
 """Rows and columns of a feature map, and the weights (h, w) of its pixels."""
@@ -96,21 +95,11 @@ def restore_in_strips(
     """
     assert prior is None or network.guidance != "none", "this network takes no prior"
     run = _Run(network, strips, progress, local, images=len(inp_img))
-    return torch.stack(
-        [
-            run.restore(image, None if prior is None else prior[index : index + 1])
-            for index, image in enumerate(inp_img)
-        ]
-    )
+    priors = [None] * len(inp_img) if prior is None else prior.split(1)
+    return torch.stack([run.restore(*pair) for pair in zip(inp_img, priors, strict=True)])
 
 
-def block_dtype(features: torch.dtype, device: torch.device) -> torch.dtype:
-    """What blocks are computed in: bfloat16 where the device has instructions for it."""
-    native = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
-    return features if native else torch.promote_types(features, torch.float32)
-
-
-class _Run:
+class _Run(Steps):
     """One call of `restore_in_strips`."""
 
     def __init__(
@@ -147,8 +136,7 @@ class _Run:
         del self.features
         restored = torch.empty_like(image, memory_format=torch.contiguous_format)
         for rows in self._strips(height):
-            out = _conv3x3(net.output, features, rows, image.dtype)
-            restored[:, rows] = out.permute(2, 0, 1)
+            restored[:, rows] = _conv3x3(net.output, features, rows, image.dtype).permute(2, 0, 1)
         return restored if net.dual_pixel_task else restored.add_(image)
 
     def _strips(self, height: int, multiple: int = 1) -> list[slice]:
@@ -197,17 +185,14 @@ class _Run:
     def level(self, layer: BasicLayer, x: Tensor, prior: Tensor | None) -> Tensor:
         """`BasicLayer.forward`, in place."""
         if prior is not None and layer.him is not None:
-            self._him(layer.him, x, prior)
+            for rows in self._strips(len(x)):
+                strip = x[rows].to(self.dtype)[None].permute(0, 3, 1, 2)
+                x[rows] = layer.him(strip, prior)[0].permute(1, 2, 0)
             prior = None
         for block in layer.blocks:
             self._attention(block.attn, block.norm1, x, prior)
             self._feed_forward(block.ffn, block.norm2, x, prior)
         return x
-
-    def _him(self, him: HIM, x: Tensor, prior: Tensor) -> None:
-        for rows in self._strips(len(x)):
-            strip = x[rows].to(self.dtype)[None].permute(0, 3, 1, 2)
-            x[rows] = him(strip, prior)[0].permute(1, 2, 0)
 
     def _attention(
         self, attn: Attention, norm: LayerNorm2d, x: Tensor, prior: Tensor | None
@@ -220,8 +205,8 @@ class _Run:
         squares = x.new_zeros(len(areas), 2 * dim, dtype=torch.float64)
         queries_and_keys, values = slice(0, 2 * dim), slice(2 * dim, 3 * dim)
 
-        widened = _Widened.of(attn.qkv, attn.qkv_dwconv, self.dtype, lambda t: t[queries_and_keys])
-        for window, *place in self._windows(x, norm, affine, widened, ATTENTION_COSTS[0]):
+        widened = _Widened(attn.qkv, attn.qkv_dwconv, self.dtype, lambda t: t[queries_and_keys])
+        for window, *place in self._windows(x, norm, affine, widened):
             block = widened.convolve(window)
             for area, part, _ in _inside(areas, place):
                 qk = at_least_float32(block[part].flatten(0, 1))  # (pixels, 2·dim)
@@ -233,11 +218,9 @@ class _Run:
         matrices = attn.folded(attn.softmax(gram.to(dtype), q_norms, k_norms)).to(self.dtype)
         matrices = matrices.transpose(1, 2).contiguous()
 
-        widened = _Widened.of(attn.qkv, attn.qkv_dwconv, self.dtype, lambda t: t[values])
-        bias = _as(attn.project_out.bias, self.dtype)
-        for window, *place in self._windows(
-            x, norm, affine, widened, ATTENTION_COSTS[1], changed=True
-        ):
+        widened = _Widened(attn.qkv, attn.qkv_dwconv, self.dtype, lambda t: t[values])
+        bias = as_dtype(attn.project_out.bias, self.dtype)
+        for window, *place in self._windows(x, norm, affine, widened, changed=True):
             v = widened.convolve(window)
             if self.local is None:
                 out = _multiplied(v, matrices[0], bias)
@@ -260,16 +243,14 @@ class _Run:
     ) -> None:
         """x + ffn(norm(x)), in place."""
         missing = -ffn.project_out.in_channels % ALIGNED
-        widened = _Widened.of(
+        widened = _Widened(
             ffn.project_in, ffn.dwconv, self.dtype, lambda halves: fill_halves(halves, missing)
         )
         matrix = F.pad(ffn.project_out.weight.flatten(1), (0, missing)).to(self.dtype)
         matrix = matrix.t().contiguous()
-        bias = _as(ffn.project_out.bias, self.dtype)
+        bias = as_dtype(ffn.project_out.bias, self.dtype)
         affine = ffn.affine(prior)
-        for window, *place in self._windows(
-            x, norm, affine, widened, FEED_FORWARD_COST, changed=True
-        ):
+        for window, *place in self._windows(x, norm, affine, widened, changed=True):
             gated = gelu_gate(widened.convolve(window), dim=-1)
             x[tuple(place)] += _multiplied(gated, matrix, bias)
 
@@ -279,7 +260,6 @@ class _Run:
         norm: LayerNorm2d,
         affine: tuple[Tensor | None, Tensor | None],
         widened: _Widened,
-        cost: int,
         *,
         changed: bool = False,
     ) -> Iterator[tuple[Tensor, slice, slice]]:
@@ -289,7 +269,6 @@ class _Run:
             x: (H, W, C).
             norm, affine: the layer norm and what it takes beside the pixels.
             widened: the 1×1 convolution after it.
-            cost: of the sweep, for the progress.
             changed: the block's pixels of x are changed before the next one is asked for.
 
         Yields:
@@ -335,36 +314,24 @@ class _Run:
                 buffer[0] = buffer[filled - 2]
                 buffer[1] = buffer[filled - 1]
                 filled = 2
-                self._advance(cost * dim**2 * (bottom - top) * (right - left))
+                self._advance(dim**2 * (bottom - top) * (right - left))
 
 
-@dataclass(frozen=True)
 class _Widened:
-    """A 1×1 convolution to more channels and the 3×3 convolution of each of them after it.
+    """A 1×1 convolution to more channels and the 3×3 convolution of each of them after it."""
 
-    Args:
-        weight, bias: (out, in) and (out,) of the first.
-        taps, taps_bias: (out, 1, 3, 3) and (out,) of the second.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-    taps: Tensor
-    taps_bias: Tensor | None
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         pointwise: Conv2d,
         depthwise: DepthwiseConv2d,
         dtype: torch.dtype,
         choose: Callable[[Tensor], Tensor],
-    ) -> _Widened:
-        """From two modules; `choose` selects or fills up the output channels, the first axis."""
+    ) -> None:
+        """`choose` selects or fills up the output channels, the first axis."""
+        self.weight = choose(pointwise.weight.flatten(1)).to(dtype)  # (out, in)
+        self.taps = choose(depthwise.weight).to(dtype)  # (out, 1, 3, 3)
         biases = (None if b is None else choose(b) for b in (pointwise.bias, depthwise.bias))
-        bias, taps_bias = (_as(chosen, dtype) for chosen in biases)
-        weight, taps = choose(pointwise.weight.flatten(1)), choose(depthwise.weight)
-        return cls(weight.to(dtype), bias, taps.to(dtype), taps_bias)
+        self.bias, self.taps_bias = (as_dtype(chosen, dtype) for chosen in biases)
 
     def multiply(self, pixels: Tensor, out: Tensor) -> None:
         """The first: (n, in) → `out` (n, out)."""
@@ -384,17 +351,19 @@ def _inside(
 ) -> Iterator[tuple[int, tuple[slice, ...], Tensor]]:
     """What areas share with a block: their index, their part of the block, its pixels' weights."""
     for index, (place, weights) in enumerate(areas):
-        starts = [max(a.start, b.start) for a, b in zip(place, block, strict=True)]
-        stops = [min(a.stop, b.stop) for a, b in zip(place, block, strict=True)]
-        if starts[0] < stops[0] and starts[1] < stops[1]:
-            of_block, of_area = (
-                tuple(
-                    slice(start - axis.start, stop - axis.start)
-                    for start, stop, axis in zip(starts, stops, axes, strict=True)
-                )
-                for axes in (block, place)
-            )
-            yield index, of_block, weights[of_area]
+        shared = [
+            slice(max(a.start, b.start), min(a.stop, b.stop))
+            for a, b in zip(place, block, strict=True)
+        ]
+        if all(axis.start < axis.stop for axis in shared):
+            yield index, _relative(shared, block), weights[_relative(shared, place)]
+
+
+def _relative(part: Sequence[slice], whole: Sequence[slice]) -> tuple[slice, ...]:
+    """Where a part of the feature map lies in a larger part of it."""
+    return tuple(
+        slice(a.start - b.start, a.stop - b.start) for a, b in zip(part, whole, strict=True)
+    )
 
 
 def _multiplied(pixels: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
@@ -402,10 +371,6 @@ def _multiplied(pixels: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
     flat = pixels.reshape(-1, len(matrix))
     out = flat @ matrix if bias is None else torch.addmm(bias, flat, matrix)
     return out.unflatten(0, pixels.shape[:2])
-
-
-def _as(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.to(dtype)
 
 
 def _conv3x3(
@@ -421,21 +386,20 @@ def _conv3x3(
     strip = F.pad(strip, (0, 0, 0, 0, first - rows.start + 1, rows.stop + 1 - last))
     weight = conv.weight if weight is None else weight
     strip = strip[None].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-    out = F.conv2d(strip, weight.to(dtype), _as(conv.bias, dtype), padding=(0, 1))
+    out = F.conv2d(strip, weight.to(dtype), as_dtype(conv.bias, dtype), padding=(0, 1))
     return out[0].permute(1, 2, 0)
 
 
 def _pixelwise(conv: Conv2d, x: Tensor) -> Tensor:
     """A 1×1 convolution of x (…, in): (…, out)."""
-    return F.linear(x, conv.weight.flatten(1).to(x.dtype), _as(conv.bias, x.dtype))
+    return F.linear(x, conv.weight.flatten(1).to(x.dtype), as_dtype(conv.bias, x.dtype))
 
 
 def _work(network: Transformer, pixels: int) -> float:
-    """What an image costs, in the unit of `_advance`; the changes of resolution are left out."""
-    total = 0.0
-    for level, parts in enumerate(network.levels()):
-        for part in parts:
-            for block in part.blocks:
-                dim = block.attn.project_out.out_channels
-                total += dim**2 * pixels / 4**level
-    return total * (sum(ATTENTION_COSTS) + FEED_FORWARD_COST)
+    """What an image costs, in the unit of `_advance`: three sweeps a block, by C² and pixels."""
+    return sum(
+        3 * block.attn.project_out.out_channels**2 * pixels / 4**level
+        for level, parts in enumerate(network.levels())
+        for part in parts
+        for block in part.blocks
+    )

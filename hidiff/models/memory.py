@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from hidiff.archs.latent_encoder import LatentEncoder
-from hidiff.archs.strips import Strips, block_dtype
+from hidiff.archs.restormer import block_dtype
+from hidiff.archs.strips import Strips
 from hidiff.archs.transformer import Transformer
 from hidiff.utils.errors import UserError
 from hidiff.utils.memory import release_freed_memory
