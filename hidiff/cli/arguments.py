@@ -6,10 +6,7 @@ Nothing heavy is imported here: `hidiff COMMAND --help` is to be quick.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Iterable
 from pathlib import Path
-
-from hidiff.utils.errors import UserError
 
 LAUNCHERS = ("none", "pytorch", "slurm")
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -115,24 +112,3 @@ def add_jobs(parser: argparse.ArgumentParser) -> None:
 def add_seeds(parser: argparse.ArgumentParser, text: str) -> None:
     """Add `--seeds K`, how many different noises an image is restored from; see `text`."""
     parser.add_argument("--seeds", type=at_least_one, default=1, metavar="K", help=text)
-
-
-def named_folders(texts: Iterable[str], names: Collection[str], option: str) -> dict[str, Path]:
-    """NAME=DIR arguments as folders by data set.
-
-    Args:
-        names: the data sets that may be named.
-        option: the option that takes the arguments, for messages.
-
-    Raises:
-        UserError: an argument is not of this form, or its name is none of `names`.
-    """
-    folders = {}
-    for text in texts:
-        name, _, folder = text.partition("=")
-        if name not in names or not folder:
-            raise UserError(
-                f"{option} {text}: expected NAME=DIR, where NAME is {' or '.join(names)}"
-            )
-        folders[name] = Path(folder)
-    return folders

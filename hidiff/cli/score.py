@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from hidiff.cli.arguments import PROTOCOLS, add_data, add_jobs, add_output, named_folders
+from hidiff.cli.arguments import PROTOCOLS, add_data, add_jobs, add_output
 from hidiff.utils.errors import UserError
 
 EPILOG = (
@@ -40,18 +40,13 @@ def find_restored(args: argparse.Namespace, datasets: Sequence[str]) -> dict[str
         found = {name: restored_folder(args.dir, name) for name in args.dataset or datasets}
         if not args.dataset:
             found = {name: path for name, path in found.items() if path.is_dir()}
-        if not found:
-            raise UserError(
-                f"--dir: {args.dir / 'visualization'} has no folder of {', '.join(datasets)}; "
-                "restore the images first, with hidiff test and val.save_img: true"
-            )
-    for name, path in found.items():
-        if not path.is_dir() or not any(path.iterdir()):
-            raise UserError(
-                f"{'--dir' if args.restored is None else '--restored'}: {path} "
-                f"{'is empty' if path.is_dir() else 'does not exist'}; restore the images of "
-                f"{name} first, with hidiff test and val.save_img: true"
-            )
+    empty = [path for path in found.values() if not path.is_dir() or not any(path.iterdir())]
+    if empty or not found:
+        where = ", ".join(map(str, empty)) or f"{args.dir / 'visualization'} of a benchmark"
+        raise UserError(
+            f"--dir, --restored: there are no pictures in {where}; restore the images first, with "
+            "hidiff test and val.save_img: true"
+        )
     return found
 
 
@@ -68,72 +63,47 @@ def find_targets(
     from hidiff.evaluation.folders import DATA_FOLDERS, find_data
 
     if len(texts) == len(names) == 1 and ("=" not in texts[0] or Path(texts[0]).is_dir()):
-        targets: dict[str, Path | None] = {names[0]: Path(texts[0])}
-    else:
-        targets = {**named_folders(texts, names, "--target")}
-    for name in names:
-        data = find_data(name)
-        if name not in targets and data is None and not needed:
-            targets[name] = None
-            continue
-        if name not in targets and data is None:
+        texts = [f"{names[0]}={texts[0]}"]
+    layout = {name: find_data(name) for name in names}
+    targets = {name: data and data / "target" for name, data in layout.items()}
+    for text in texts:
+        name, _, folder = text.partition("=")
+        if name not in names or not folder:
+            known = " or ".join(names)
+            raise UserError(f"--target {text}: expected NAME=DIR, where NAME is {known}")
+        targets[name] = Path(folder)
+    for name, target in targets.items():
+        if target is not None and not target.is_dir():
+            raise UserError(f"--target {name}: {target} is no folder")
+        if target is None and needed:
             places = " or ".join(f"{path}/target" for path in DATA_FOLDERS.get(name, ()))
             raise UserError(
                 f"the sharp images of {name} are not in {places or 'any known place'}; run this "
                 f"from the folder that holds datasets/, or name them with --target {name}=DIR"
             )
-        if data is not None:
-            targets.setdefault(name, data / "target")
-        folder = targets[name]
-        if folder is not None and not folder.is_dir():
-            raise UserError(f"--target {name}: {folder} is no folder")
     return targets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     pictures = parser.add_mutually_exclusive_group(required=True)
-    pictures.add_argument(
-        "--dir",
-        type=Path,
-        metavar="DIR",
-        help="result folder of a test; the restored images are in DIR/visualization/DATASET",
-    )
-    pictures.add_argument(
-        "--restored", type=Path, metavar="DIR", help="folder of restored images; needs --output"
-    )
-    parser.add_argument(
-        "--dataset",
-        nargs="+",
-        metavar="NAME",
-        help="what to score (default: what the result folder has of the benchmarks)",
-    )
-    parser.add_argument(
-        "--target",
-        nargs="+",
-        default=[],
-        metavar="[NAME=]DIR",
-        help="folders of the sharp images (default: where the layout under datasets/ has them)",
-    )
+    text = "result folder of a test; the restored images are in DIR/visualization/DATASET"
+    pictures.add_argument("--dir", type=Path, metavar="DIR", help=text)
+    text = "folder of restored images; needs --output"
+    pictures.add_argument("--restored", type=Path, metavar="DIR", help=text)
+    add = parser.add_argument
+    text = "what to score (default: what the result folder has of the benchmarks)"
+    add("--dataset", nargs="+", metavar="NAME", help=text)
+    text = "folders of the sharp images (default: where the layout under datasets/ has them)"
+    add("--target", nargs="+", default=[], metavar="[NAME=]DIR", help=text)
     add_data(parser, required=False)
-    parser.add_argument(
-        "--protocol",
-        choices=PROTOCOLS,
-        help="default: that of the published scores, for other data sets basicsr",
-    )
-    parser.add_argument(
-        "--metrics",
-        default="",
-        metavar="NAME,…",
-        help="of the package pyiqa, beside PSNR and SSIM: lpips,niqe,musiq",
-    )
+    text = "default: that of the published scores, for other data sets basicsr"
+    add("--protocol", choices=PROTOCOLS, help=text)
+    text = "of the package pyiqa, beside PSNR and SSIM: lpips,niqe,musiq"
+    add("--metrics", default="", metavar="NAME,…", help=text)
     add_output(parser, "where the scores go (default: --dir)")
-    parser.add_argument(
-        "--suffix",
-        default="",
-        metavar="TEXT",
-        help="end of the restored images' names, where a test was told a val.suffix (_TEXT)",
-    )
+    text = "end of the restored images' names, where a test was told a val.suffix (_TEXT)"
+    add("--suffix", default="", metavar="TEXT", help=text)
     add_jobs(parser)
 
 
