@@ -17,12 +17,7 @@ from PIL import Image, PngImagePlugin
 from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
-from hidiff.data.decode import (
-    PHOTO_EXTENSIONS,
-    Decoded,
-    decode_opened,
-    open_image,
-)
+from hidiff.data.decode import Decoded, decode_opened, open_image
 from hidiff.data.image import to_uint8
 from hidiff.data.tags import (
     BYTE,
@@ -45,8 +40,6 @@ from hidiff.utils.files import write_bytes
 
 # Of blocks that are damaged; `Photo.notices` says what it costs.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-
-ENDINGS = PHOTO_EXTENSIONS
 
 FORMATS = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF",
@@ -77,33 +70,23 @@ _EFFORT = 3
 
 
 @dataclass(frozen=True)
-class Photo:
-    """A photograph as it is looked at: turned as its orientation says.
+class Photo(Decoded):
+    """A photograph: its pixels, and everything else that its file holds.
 
     Args:
-        pixels: (H, W, 3) RGB, uint8 or uint16.
-        alpha: (H, W) of the same type, None where there is none.
-        grey: whether the file holds one channel, which `pixels` repeats.
-        icc: the colour profile of what is written; of CMYK images it is sRGB.
         exif: EXIF block without its mark; the orientation in it is 1, the thumbnail is not found.
         xmp, iptc: other blocks of metadata.
         text: by keyword, as in PNG files; the comment of a JPEG file is `Comment`.
         dpi: pixels per inch in x and y.
         colour: the chunks `_COLOUR` of a PNG file.
-        notices: what a person should know of the reading.
     """
 
-    pixels: np.ndarray
-    alpha: np.ndarray | None = None
-    grey: bool = False
-    icc: bytes | None = None
     exif: bytes | None = None
     xmp: bytes | None = None
     iptc: bytes | None = None
     text: dict[str, str] = field(default_factory=dict)
     dpi: tuple[float, float] | None = None
     colour: tuple[tuple[bytes, bytes], ...] = ()
-    notices: tuple[str, ...] = ()
 
 
 def read_photo(data: bytes, where: str) -> Photo:
@@ -123,41 +106,39 @@ def read_photo(data: bytes, where: str) -> Photo:
 
 
 def _with_metadata(image: Image.Image, data: bytes, decoded: Decoded) -> Photo:
-    notices = list(decoded.notices)
-    png, info = isinstance(image, PngImageFile), image.info
-    text = dict(image.text) if isinstance(image, PngImageFile) else {}
+    info = image.info
+    held = {**vars(decoded)}
     try:
-        if image.format == "TIFF":
-            order, tags = read_tags(data)
-            tags = {tag: value for tag, value in tags.items() if tag not in LAYOUT}
-            exif = write_tags(order, tags) if tags else None
-        else:
-            exif = exif_block(image, data)
-        if exif is not None:
-            exif = upright(exif, swap=decoded.turn > 4)
+        held["exif"] = _upright_exif(image, data, decoded.turn)
     except (ValueError, struct.error) as error:
-        exif = None
-        notices.append(f"its EXIF block is damaged and left out ({error})")
-    text.pop(RAW_EXIF, None)
-    xmp = info.get("xmp")
-    if isinstance(xmp, bytes):
-        xmp = re.sub(rb'(tiff:Orientation(?:="|>))[2-8]', rb"\g<1>1", xmp)
-    text.pop(_XMP, None)
+        held["notices"] += (f"its EXIF block is damaged and left out ({error})",)
+    if isinstance(xmp := info.get("xmp"), bytes):
+        held["xmp"] = re.sub(rb'(tiff:Orientation(?:="|>))[2-8]', rb"\g<1>1", xmp)
+    text = {}
+    if isinstance(image, PngImageFile):
+        text = {key: value for key, value in image.text.items() if key not in (RAW_EXIF, _XMP)}
+        held["colour"] = tuple(chunk for chunk in png_chunks(data) if chunk[0] in _COLOUR)
     if isinstance(comment := info.get("comment"), bytes):
         text["Comment"] = comment.decode(errors="surrogateescape")
-    return Photo(
-        decoded.pixels,
-        decoded.alpha,
-        decoded.grey,
-        decoded.icc,
-        exif,
-        xmp,
-        next((c for name, c in getattr(image, "applist", ()) if name == "APP13"), None),
-        text,
-        dpi if (dpi := info.get("dpi")) and 0 < min(dpi) <= max(dpi) < 2**16 else None,
-        tuple((k, v) for k, v in png_chunks(data) if k in _COLOUR) if png else (),
-        tuple(notices),
-    )
+    if (dpi := info.get("dpi")) and 0 < min(dpi) <= max(dpi) < 2**16:
+        held["dpi"] = dpi
+    iptc = [content for name, content in getattr(image, "applist", ()) if name == "APP13"]
+    return Photo(**held, text=text, iptc=iptc[0] if iptc else None)
+
+
+def _upright_exif(image: Image.Image, data: bytes, turn: int) -> bytes | None:
+    """The EXIF block of an image, or the tags of a TIFF file as one, after the turn.
+
+    Raises:
+        ValueError, struct.error: it is damaged.
+    """
+    if image.format == "TIFF":
+        order, tags = read_tags(data)
+        tags = {tag: value for tag, value in tags.items() if tag not in LAYOUT}
+        block = write_tags(order, tags) if tags else None
+    else:
+        block = exif_block(image, data)
+    return None if block is None else upright(block, swap=turn > 4)
 
 
 def to_pixels(restored: Tensor, photo: Photo) -> np.ndarray:

@@ -17,11 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hidiff.data.dataset import to_tensor
+from hidiff.data.decode import PHOTO_EXTENSIONS
 from hidiff.data.image import listing, write_image
 from hidiff.options import LocalMode, LocalOptions
 from hidiff.restore.image import Progress, to_image
 from hidiff.restore.photo import (
-    ENDINGS,
     FORMATS,
     Photo,
     check_format_can_hold,
@@ -221,7 +221,7 @@ def _search(
         if recursive:
             notices += [f"{where / name} is a link to a folder and not searched" for name in links]
         names = [name for name in names if not name.startswith(".")]
-        images = [name for name in names if Path(name).suffix.lower() in ENDINGS]
+        images = [name for name in names if Path(name).suffix.lower() in PHOTO_EXTENSIONS]
         photos += [where / name for name in sorted(images)]
         others += {*names} - {*images}
         if not recursive:
@@ -230,7 +230,9 @@ def _search(
     if not photos:
         found = f"it holds {listing(others)}" if others else "it is empty"
         advice = "" if recursive else "; --recursive searches sub-folders too"
-        raise UserError(f"{folder} holds no photograph ({', '.join(ENDINGS)}); {found}{advice}")
+        raise UserError(
+            f"{folder} holds no photograph ({', '.join(PHOTO_EXTENSIONS)}); {found}{advice}"
+        )
     if others:
         count = "1 other is" if len(others) == 1 else f"{len(others)} others are"
         notices.append(f"{folder}: {count} not used ({listing(others)})")

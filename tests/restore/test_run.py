@@ -13,8 +13,8 @@ from PIL import Image
 from small_data import picture
 
 from hidiff import UserError
+from hidiff.data.decode import PHOTO_EXTENSIONS
 from hidiff.data.image import read_image
-from hidiff.restore.photo import ENDINGS
 from hidiff.restore.run import (
     Job,
     find_jobs,
@@ -89,7 +89,7 @@ def test_suffix_and_format_make_the_name(tree):
         "in/a.jpeg": "out/a.jpeg",
         "in/deep/a.jpg": "out/a.jpg",
     }
-    for more in (ending for ending in ENDINGS if ending in (".avif", ".heic")):
+    for more in (ending for ending in PHOTO_EXTENSIONS if ending in (".avif", ".heic")):
         Path(f"phone{more}").touch()
         assert names([f"phone{more}"], "out") == {f"phone{more}": "out/phone.jpg"}
 
