@@ -7,7 +7,7 @@ point happen on the device, so that a quarter of the bytes crosses to it and no 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,24 +16,8 @@ from torch import Tensor
 from hidiff.data.transforms import symmetry
 
 
-def apply_symmetries(patches: Tensor, indices: Sequence[int]) -> Tensor:
-    """Give each patch its own symmetry of the square, see `hidiff.data.transforms.symmetry`.
-
-    Takes at most two small operations for a patch and one for the batch, and sends no indices to
-    the device.
-
-    Args:
-        patches: (B, s, s, C) of any type, on any device.
-        indices: B numbers from 0 to 7.
-    """
-    pairs = zip(patches, indices, strict=True)
-    return torch.stack([symmetry(patch, index, dims=(0, 1)) for patch, index in pairs])
-
-
 def to_device(
-    batch: Mapping[str, Any],
-    device: torch.device,
-    dtype: torch.dtype,
+    batch: Mapping[str, Any], device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The pictures of a training batch, ready for the model.
 
@@ -49,7 +33,10 @@ def to_device(
 
     def pixels(patches: Tensor) -> Tensor:
         patches = patches.to(device, non_blocking=True)
-        patches = apply_symmetries(patches, batch["symmetry"]).permute(0, 3, 1, 2)
+        # Two small operations a patch; no indices are sent to the device.
+        pairs = zip(patches, batch["symmetry"], strict=True)
+        patches = torch.stack([symmetry(patch, index, dims=(0, 1)) for patch, index in pairs])
+        patches = patches.permute(0, 3, 1, 2)
         if patches.dtype == torch.uint8:
             # Divided by a number or by a tensor of the CPU, CUDA multiplies by the reciprocal,
             # which is another value in the last bit than the division of `to_float`.
@@ -68,10 +55,7 @@ class DeviceBatches(Iterator[dict[str, Any]]):
     """
 
     def __init__(
-        self,
-        batches: Generator[Mapping[str, Any]],
-        device: torch.device,
-        dtype: torch.dtype,
+        self, batches: Generator[Mapping[str, Any]], device: torch.device, dtype: torch.dtype
     ) -> None:
         self.waited = 0.0
         """Seconds that the device had nothing to do and a batch was not there."""
