@@ -123,6 +123,8 @@ def _beside_the_paper(data: Scores, benchmark: Benchmark) -> list[str]:
             f"the published scores of {benchmark.title} follow the protocol "
             f"'{benchmark.protocol}', this one '{data.protocol}'"
         )
+    if data.local not in (None, "none"):
+        found.append(f"restored in the local mode '{data.local}', published ones as a whole")
     psnr = data.mean().get("psnr", math.nan)
     published = [score.psnr for score in hi_diff_scores(benchmark.name).values()]
     if all(abs(psnr - value) > FAR_OFF for value in published):

@@ -154,8 +154,6 @@ def _notes(row: Row) -> list[str]:
     for run in row.runs:
         if run.failed:
             found.append(f"{len(run.failed)} images have no score")
-        if run.local not in (None, "none"):
-            found.append(f"restored in the local mode '{run.local}', published ones as a whole")
         found += remarks(run)
     return list(dict.fromkeys(found))
 

@@ -274,26 +274,8 @@ def test_mistakes_in_the_call(folder, arguments, place):
     assert not (folder / "mine/scores.json").exists()
 
 
-def test_folders_that_are_empty_or_absent(folder):
+def test_nothing_is_scored_where_one_data_set_has_no_sharp_images(folder):
     (folder / "datasets/test/HIDE").rename(folder / "datasets/test/gone")
     with pytest.raises(UserError, match="datasets/test/HIDE/target.*--target HIDE=DIR"):
         command()
-    # The data set before it was not scored either.
     assert not (folder / "mine/scores.json").exists()
-    for path in (folder / "mine/visualization/RealBlur_J").iterdir():
-        path.unlink()
-    with pytest.raises(UserError, match="visualization/RealBlur_J"):
-        command("--dataset", "RealBlur_J")
-
-
-def test_only_scores_are_replaced(folder):
-    arguments = ["--dataset", "RealBlur_J"]
-    path = folder / "mine/scores.json"
-    assert command(*arguments) == 0
-    first = path.read_text()
-    assert command(*arguments) == 0
-    assert path.read_text() == first
-    path.write_text("my notes")
-    with pytest.raises(UserError, match=r"scores\.json"):
-        command(*arguments)
-    assert path.read_text() == "my notes"

@@ -24,7 +24,6 @@ from hidiff.evaluation.results import add_row
 from hidiff.evaluation.summary import remarks
 from hidiff.evaluation.test_run import run_test
 from hidiff.metrics import evaluate_pair
-from hidiff.models import base
 from hidiff.options import parse_options
 from hidiff.restore.image import DEFAULT_SEED, restore_image
 from hidiff.utils.files import file_sha256
@@ -99,15 +98,18 @@ def test_every_option_of_speed_arrives_in_testing(trained, data, monkeypatch):
 
     def look(model, *others, **options):
         modes = {m.kernels for m in model.modules() if isinstance(m, DepthwiseConv2d)}
-        seen.append((len(compiled_blocks(model)) > 10, modes, options["val"].precision))
+        seen.append(
+            (len(compiled_blocks(model)) > 10, modes, options["val"].precision, model.strip_rows)
+        )
         raise ZeroDivisionError
 
     monkeypatch.setattr("hidiff.evaluation.test_run.evaluate", look)
     options = {**test_options(data), "name": "speed", "kernels": "eager"}
-    options["val"] |= {"compile": True, "precision": "bf16"}
-    with pytest.raises(ZeroDivisionError):
-        run_test(parse_options(options), ALONE)
-    assert seen == [(True, {"eager"}, "bf16")]
+    for more in ({"strip_rows": 5}, {"compile": True, "precision": "bf16"}):
+        changed = options | {"val": options["val"] | more}
+        with pytest.raises(ZeroDivisionError):
+            run_test(parse_options(changed), ALONE, overwrite=True)
+    assert seen == [(False, {"eager"}, "fp32", 5), (True, {"eager"}, "bf16", "whole")]
 
 
 def test_several_seeds_report_their_deviation(tested, trained, data):
@@ -392,20 +394,6 @@ def test_testing_needs_weights_for_every_network(data, tmp_path, monkeypatch):
     del options["path"]
     with pytest.raises(UserError, match=r"path\.pretrain_network_g: "):
         run_test(parse_options(options), ALONE)
-
-
-@pytest.mark.parametrize(
-    ("val", "wanted"), [({}, "auto"), ({"strip_rows": 5}, 5), ({"compile": True}, "whole")]
-)
-def test_strips_are_as_the_option_says(trained, data, monkeypatch, val, wanted):
-    monkeypatch.chdir(trained[0])
-    monkeypatch.setattr("hidiff.evaluation.test_run.compile_blocks", lambda model, where: None)
-    seen, plan = [], base.plan
-    monkeypatch.setattr(base, "plan", lambda *a, **k: seen.append(a[3]) or plan(*a, **k))
-    options = {**test_options(data), "name": f"strips_{wanted}"}
-    options["val"] |= val
-    assert run_test(parse_options(options), ALONE)
-    assert seen == [wanted] * 2
 
 
 def test_a_model_is_tested_on_a_folder_without_an_option_file(tested, trained, data, capsys):

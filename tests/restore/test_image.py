@@ -1,7 +1,5 @@
 """Restoring one image: noise, symmetries, tiles, local statistics, steps of the chain."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -124,36 +122,6 @@ def test_what_is_not_finite_or_does_not_fit_names_the_image(model, monkeypatch):
     monkeypatch.setattr(model, "restore", full)
     with pytest.raises(UserError, match="photo: 24×16 pixels"):
         restore_image(model, torch.zeros(3, 16, 24), name="photo")
-
-
-@pytest.mark.parametrize("overlap", [0, 1, 16, 40, 63])
-@pytest.mark.parametrize("length", [1, 63, 64, 65, 100, 128, 300])
-def test_windows_cover_an_axis_and_their_weights_sum_to_one(length, overlap):
-    windows = Windows(64, overlap).along(length)
-    total = torch.zeros(length)
-    for place, weight in windows:
-        assert place.stop - place.start == len(weight) == min(length, 64)
-        assert (weight > 0).all()
-        total[place] += weight
-    torch.testing.assert_close(total, torch.ones(length), rtol=0, atol=1e-6)
-    shared = [a[0].stop - b[0].start for a, b in itertools.pairwise(windows)]
-    assert all(pixels >= overlap for pixels in shared)
-    # No more of them than needed.
-    assert (len(windows) - 1) * (64 - overlap) < max(length - overlap, 1)
-
-
-def test_weights_are_a_raised_cosine():
-    (first, down), (second, up) = Windows(64, 32).along(96)
-    assert (first, second) == (slice(0, 64), slice(32, 96))
-    pixels = torch.arange(32, dtype=torch.float64) + 0.5
-    expected = 0.5 - 0.5 * torch.cos(torch.pi * pixels / 32)
-    torch.testing.assert_close(up, torch.cat([expected, torch.ones(32)]).float())
-    torch.testing.assert_close(down, up.flip(0))
-
-
-def test_windows_of_a_coarser_level_lie_in_the_same_places():
-    fine, coarse = (Windows(64, 32).along(160 // scale, scale) for scale in (1, 8))
-    assert [place.start for place, _ in coarse] == [place.start // 8 for place, _ in fine]
 
 
 def test_an_image_of_one_tile_is_restored_as_without_tiles(model):
