@@ -16,7 +16,7 @@ import os
 import re
 
 from hidiff.cli.arguments import add_model, add_overrides, at_least_one
-from hidiff.utils.errors import UserError, expanded, require_positive
+from hidiff.utils.errors import UserError, expanded
 
 EPILOG = (
     "Exit code: 0 the held-out pairs are better than before, 1 they are not, 2 a "
@@ -58,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     from hidiff.weights.experiment import Experiment
     from hidiff.weights.find import find_model
 
-    require_positive(**{"--lr": args.lr})
+    if args.lr <= 0:
+        raise UserError(f"--lr {args.lr:g} must be above 0")
     name = args.output
     if name is None:
         stem = re.sub(r"[^A-Za-z0-9.+_-]", "_", find_model(args.model).name)

@@ -164,6 +164,9 @@ def start_wandb(options: Options) -> None:
     section = options.logger.wandb
     if section.project is None:
         return
+    if not options.logger.use_tb_logger:
+        LOG.warning("logger.wandb has no effect without logger.use_tb_logger: true")
+        return
     try:
         import wandb
     except ImportError:

@@ -11,7 +11,6 @@ from torch.profiler import ProfilerActivity
 from hidiff.engine.speed import WARM_UP
 from hidiff.engine.trainer import Trainer
 from hidiff.utils.files import archive
-from hidiff.utils.tables import text_table
 from hidiff.weights.experiment import RESULTS
 
 LOG = logging.getLogger("hidiff")
@@ -49,19 +48,7 @@ def profile(trainer: Trainer, steps: int) -> Path:
         archive(folder)
     folder.mkdir(parents=True)
     recorded.export_chrome_trace(str(folder / "trace.json"))
-    kind = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    events = sorted(recorded.key_averages(), key=lambda e: getattr(e, kind), reverse=True)
-    total = sum(getattr(event, kind) for event in events) or 1
-    rows = [
-        [
-            event.key,
-            f"{getattr(event, kind) / 1000 / steps:.2f} ms",
-            f"{getattr(event, kind) / total:.1%}",
-            f"{event.count / steps:g}",
-        ]
-        for event in events[:MOST]
-    ]
-    for line in text_table(["operation", "a step", "share", "calls"], rows):
-        LOG.info(line)
+    kind = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    LOG.info(recorded.key_averages().table(sort_by=kind, row_limit=MOST))
     LOG.info("the trace is %s", folder / "trace.json")
     return folder

@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hidiff.data import (
-    BatchPlan,
-)
+from hidiff.data import BatchPlan
 from hidiff.data.transfer import DeviceBatches
 from hidiff.engine import checkpoint
 from hidiff.engine.experiment import prepare_folder, refuse_another, training_warnings
@@ -183,10 +181,11 @@ class Trainer:
 
     def _writer(self) -> MetricsWriter:
         """Of the curves; only the first process writes them."""
-        if not self.processes.is_main or self.dry or not self.options.logger.use_tb_logger:
+        if not self.processes.is_main or self.dry:
             return MetricsWriter(None)
         start_wandb(self.options)
-        return MetricsWriter(self.experiment.tensorboard, self.state.step + 1)
+        folder = self.experiment.tensorboard if self.options.logger.use_tb_logger else None
+        return MetricsWriter(folder, self.state.step + 1)
 
     def load(self, first_step: int) -> DeviceBatches:
         """The batches of the steps from this one on."""

@@ -9,10 +9,10 @@ import subprocess
 import sys
 import time
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -24,7 +24,6 @@ from torch.nn.parallel import DistributedDataParallel
 from hidiff.utils.errors import UserError
 
 Launcher = Literal["none", "pytorch", "slurm"]
-LAUNCHERS: tuple[Launcher, ...] = ("none", "pytorch", "slurm")
 
 JOIN_LIMIT = 600.0
 """Seconds that the first process waits for the others at the start."""
@@ -79,9 +78,8 @@ class Processes:
         """
         if self.world_size == 1:
             return model
-        for parameter in model.parameters():
-            if parameter.requires_grad and 1 in parameter.shape:
-                parameter.register_hook(partial(_with_strides, parameter.stride()))
+        # It copies the gradients all the same; only along sides of length 1 strides differ.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
         return DistributedDataParallel(
             model,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
@@ -89,12 +87,6 @@ class Processes:
             # Every step has the same graph; but DDP cannot learn it from passes that it skips.
             static_graph=not accumulates,
         )
-
-    def sums_rightly(self) -> bool:
-        """Whether the backend adds up numbers of all processes; one process asks it, too."""
-        values = torch.full((2**16,), self.rank + 1.0, device=self.device)
-        dist.all_reduce(values)
-        return bool((values == self.world_size * (self.world_size + 1) / 2).all())
 
     def sums(self, values: Tensor) -> list[float]:
         """The sums of a tensor's numbers over all processes: one exchange, one wait for a GPU.
@@ -188,18 +180,6 @@ class Processes:
         message = self.gather(message)[0]
         if message is not None:
             raise UserError(message)
-
-
-def _with_strides(strides: tuple[int, ...], grad: Tensor) -> Tensor:
-    """The same gradient with its parameter's strides, where both say the same order of bytes.
-
-    The stride along a side of length 1 may be any number: oneDNN gives depthwise weights
-    channels-last ones, and data-parallel training wants those of the parameter.
-    """
-    sides = zip(grad.shape, grad.stride(), strides, strict=True)
-    if all(size == 1 or ours == theirs for size, ours, theirs in sides):
-        return grad.as_strided(grad.shape, strides)
-    return grad
 
 
 def no_sync(wrapped: nn.Module, skip: bool) -> Any:

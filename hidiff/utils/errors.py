@@ -94,18 +94,6 @@ def print_problems(problems: Sequence[str], what: str, hint: str) -> None:
         print("\n".join([*lines, hint]), file=sys.stderr)
 
 
-def require_positive(least: float = 1, /, **values: float) -> None:
-    """Refuse options below a limit: whole numbers below `least`, others not above 0.
-
-    Raises:
-        UserError: a value is too small; the message has its name.
-    """
-    for name, value in values.items():
-        if value < least if isinstance(value, int) else not value > 0:
-            limit = f"at least {least}" if isinstance(value, int) else "above 0"
-            raise UserError(f"{name} {value} must be {limit}")
-
-
 _OUT_OF_MEMORY = (
     "can't allocate memory",
     "not enough memory",

@@ -115,11 +115,15 @@ def test_without_wandb_the_run_goes_on(data, monkeypatch, missing):
     assert "logger.wandb: " in log_of()
 
 
-def test_without_a_project_wandb_is_left_alone(data, monkeypatch):
+@pytest.mark.parametrize(
+    ("change", "warned"), [({"wandb": {"project": None}}, 0), ({"use_tb_logger": False}, 1)]
+)
+def test_wandb_without_a_project_or_tensorboard_is_left_alone(data, monkeypatch, change, warned):
     stand_in(monkeypatch, lambda **arguments: pytest.fail("started"))
     options = wandb_options(data)
-    options["logger"]["wandb"]["project"] = None
+    options["logger"] |= change
     train(options)
+    assert log_of().count("logger.wandb has no effect") == warned
 
 
 def test_a_line_has_the_figures_of_the_step(data):
