@@ -86,7 +86,7 @@ def show(source: DataSource, report: Report) -> None:
     """Print what was found in a data set."""
     entry = source.layout_entry()
     state = count_of(len(report.problems), "problem") if report.problems else "ok"
-    pairs = count_of(report.pairs, "pair" if source.gt is not None else "image")
+    pairs = count_of(len(report.pairs), "pair" if source.gt is not None else "image")
     wanted = f" (the benchmark: {entry.pairs})" if entry is not None else ""
     print(f"{report.name}: {pairs}{wanted}: {state}")
     for problem in report.problems:

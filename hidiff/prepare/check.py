@@ -55,11 +55,10 @@ class DataSource:
 
 @dataclass
 class Report:
-    """What was found: `problems` to mend, and `notes` worth knowing; `found` has the pairs."""
+    """What was found: the pairs, `problems` to mend, and `notes` worth knowing."""
 
     name: str
-    pairs: int = 0
-    found: list[Pair] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -96,58 +95,28 @@ def dataset_folders(option_file: str | Path) -> list[DataSource]:
     if not datasets:
         raise UserError(f"-opt: {option_file} has no section 'datasets' with data sets in it")
     sources = []
-    entries = [(main, entry) for main in datasets.values() for entry in main.mixture or [main]]
-    for main, options in entries:
-        section = options.source
-        if section.get("type") == "SyntheticBlurDataset":
-            roots = section.get("dataroot_gt") or []
-            roots = roots if isinstance(roots, list) else [roots]
-            if not roots:
-                raise UserError(f"{option_file}: {options.where}.dataroot_gt is missing")
+    for main in datasets.values():
+        for options in main.mixture or [main]:
+            section = options.source
             # Sharp photographs alone; the blurry ones are made of them.
+            photographs = section.get("type") == "SyntheticBlurDataset"
+            key = "dataroot_gt" if photographs else "dataroot_lq"
+            roots = section.get(key)
+            if not roots:
+                raise UserError(f"{option_file}: {options.where}.{key} is missing")
             sources += [
                 DataSource(
-                    options.label,
-                    expanded(str(root)),
-                    None,
+                    name=options.label,
+                    lq=expanded(str(root)),
+                    gt=None if photographs else section.get("dataroot_gt"),
+                    filename_tmpl=section.get("filename_tmpl"),
+                    meta_info_file=section.get("meta_info_file"),
                     patch_size=main.gt_size,
-                    photographs=True,
+                    photographs=photographs,
                 )
-                for root in roots
+                for root in (roots if isinstance(roots, list) else [roots])
             ]
-            continue
-        if not section.get("dataroot_lq"):
-            raise UserError(f"{option_file}: {options.where}.dataroot_lq is missing")
-        sources.append(
-            DataSource(
-                name=options.label,
-                lq=str(section["dataroot_lq"]),
-                gt=str(section["dataroot_gt"]) if section.get("dataroot_gt") else None,
-                filename_tmpl=section.get("filename_tmpl"),
-                meta_info_file=str(meta) if (meta := section.get("meta_info_file")) else None,
-                patch_size=main.gt_size,
-            )
-        )
     return sources
-
-
-def _find_pairs(source: DataSource, report: Report) -> list[Pair]:
-    """The pairs of a data set; images without counterpart go into the report, each by name."""
-    found = find_pairs(
-        blurry=source.lq,
-        sharp=source.gt,
-        lists=source.meta_info_file,
-        template=source.filename_tmpl,
-        where=source.name,
-        complete=False,
-    )
-    report.notes += found.notices
-    hint = f" (set filename_tmpl: '{found.template}')" if found.template is not None else ""
-    report.problems += [
-        *(f"{name}: sharp, but no blurry image is of its name{hint}" for name in found.no_blurry),
-        *(f"{name}: blurry, but no sharp image is of its name{hint}" for name in found.no_sharp),
-    ]
-    return found.pairs
 
 
 def check_dataset(
@@ -173,12 +142,27 @@ def check_dataset(
     """
     report = Report(source.name)
     try:
-        pairs = _find_pairs(source, report)
+        found = find_pairs(
+            blurry=source.lq,
+            sharp=source.gt,
+            lists=source.meta_info_file,
+            template=source.filename_tmpl,
+            where=source.name,
+            complete=False,
+        )
     except UserError as error:
         report.problems.append(str(error))
         return report
-    report.pairs = len(pairs)
-    report.found = pairs
+    report.pairs = pairs = found.pairs
+    report.notes += found.notices
+    hint = f" (set filename_tmpl: '{found.template}')" if found.template is not None else ""
+    for names, there, lacking in (
+        (found.no_blurry, "sharp", "blurry"),
+        (found.no_sharp, "blurry", "sharp"),
+    ):
+        report.problems += [
+            f"{name}: {there}, but no {lacking} image is of its name{hint}" for name in names
+        ]
     entry = source.layout_entry()
     if entry is not None and (wrong := entry.wrong_count(len(pairs))):
         report.problems.append(f"{wrong}; made by {entry.command}")
@@ -193,12 +177,12 @@ def check_dataset(
     sharper = []
     hidden = None if progress else True
     with closing(ordered_pipeline(pairs, load=check, workers=jobs)) as checked:
-        for found in tqdm(checked, source.name, len(pairs), unit="pair", disable=hidden):
-            report.problems += found.problems
-            report.notes += found.notes
-            conversions.update(found.conversions)
-            if found.sharper is not None:
-                sharper.append(found.sharper)
+        for pair in tqdm(checked, source.name, len(pairs), unit="pair", disable=hidden):
+            report.problems += pair.problems
+            report.notes += pair.notes
+            conversions.update(pair.conversions)
+            if pair.sharper is not None:
+                sharper.append(pair.sharper)
     if sum(sharper) > max(1, len(sharper) / 2):
         report.problems.append(
             f"the blurry image is the sharper one in {sum(sharper)} of {len(sharper)} pairs: the "
@@ -213,6 +197,11 @@ def check_dataset(
 
 def shared_images(reports: Sequence[Report]) -> list[str]:
     """What is wrong with validation sets of an option file that hold images of its training."""
-    training = [report for report in reports if report.name.startswith("datasets.train")]
-    others = {report.name: report.found for report in reports if report not in training}
-    return shared_pairs([pair for report in training for pair in report.found], others)
+    training: list[Pair] = []
+    others = {}
+    for report in reports:
+        if report.name.startswith("datasets.train"):
+            training += report.pairs
+        else:
+            others[report.name] = report.pairs
+    return shared_pairs(training, others)

@@ -70,8 +70,7 @@ def check_pair(
             else:
                 data = read_location(location)
                 header = read_header(data, location)
-                if not fast:
-                    image = decode(data, location, thorough=True).pixels
+                image = None if fast else decode(data, location, thorough=True).pixels
         except UserError as error:
             found.problems.append(f"{pair.name} ({side}): {error}")
             continue
@@ -87,12 +86,12 @@ def check_pair(
                 f"{pair.name} is noisy ({level:.1f} of 255), or fine texture everywhere; networks "
                 "learn to make such noise: take it out, or make it smaller (the option scale)"
             )
-        kinds = {
-            "grey": header.grey,
-            "with an alpha channel": header.alpha,
-            "of 16 bits": header.bits16,
-        }
-        found.conversions |= {f"{side} images {kind}" for kind, is_so in kinds.items() if is_so}
+        kinds = (
+            (header.grey, "grey"),
+            (header.alpha, "with an alpha channel"),
+            (header.bits16, "of 16 bits"),
+        )
+        found.conversions |= {f"{side} images {kind}" for is_so, kind in kinds if is_so}
     if len(headers) == 2:
         found.side = min(min(header.height, header.width) for header in headers)
         _compare(pair, headers, images, found, align=align)
@@ -133,8 +132,16 @@ def _compare(
         found.problems.append(f"{pair.name}: the blurry image is identical to the sharp one")
     elif lq is not None and gt is not None:
         found.sharper = sharpness(lq) > SHARPER * sharpness(gt)
-        if align and (problem := _misaligned(lq, gt)):
-            found.problems.append(f"{pair.name}: {problem}")
+        distance = shift(lq, gt) if align else 0.0
+        if distance is None:
+            found.problems.append(
+                f"{pair.name}: no alignment of the blurry with the sharp image was found"
+            )
+        elif distance > MAX_SHIFT:
+            found.problems.append(
+                f"{pair.name}: misaligned, the blurry image lies {distance:.1f} pixels beside the "
+                "sharp one"
+            )
 
 
 def shift(blurry: np.ndarray, sharp: np.ndarray) -> float | None:
@@ -162,12 +169,3 @@ def shift(blurry: np.ndarray, sharp: np.ndarray) -> float | None:
     moved = points @ warp.T
     distances = np.linalg.norm(moved[:, :2] / moved[:, 2:] - points[:, :2], axis=1)
     return factor * float(np.median(distances))
-
-
-def _misaligned(blurry: np.ndarray, sharp: np.ndarray) -> str | None:
-    distance = shift(blurry, sharp)
-    if distance is None:
-        return "no alignment of the blurry with the sharp image was found"
-    if distance > MAX_SHIFT:
-        return f"misaligned, the blurry image lies {distance:.1f} pixels beside the sharp one"
-    return None
