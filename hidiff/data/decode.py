@@ -179,7 +179,7 @@ def open_image(source: Path | bytes, name: str) -> Iterator[Image.Image]:
             over it), has too many pixels, or several pages or frames.
     """
     if isinstance(source, Path) and not is_file(source):
-        raise UserError(f"{name}: there is no such file, or it is none of pictures")
+        raise UserError(f"{name}: there is no such file, or it is not a regular one")
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
             if file.read(4) in _TIFF:

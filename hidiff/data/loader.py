@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from hidiff.data.dataset import PairSet
@@ -63,23 +62,20 @@ class _Reporting(Dataset):
 
 
 def _collate(items: list[Any]) -> Any:
+    """A batch, or the first error; pixels of 8 bits become floats where others have 16 bits."""
     errors = [item for item in items if isinstance(item, UserError)]
     if errors:
         return errors[0]
-    return {
-        **{side: _stack([item[side] for item in items]) for side in ("lq", "gt")},
-        **{key: [item[key] for item in items] for key in ("symmetry", "name")},
-        "notices": [notice for item in items for notice in item["notices"]],
-    }
-
-
-def _stack(patches: list[Tensor]) -> Tensor:
-    """A batch of patches; of float32 where images of 8 bits and of 16 bits meet."""
-    if len({patch.dtype for patch in patches}) > 1:
-        arrays = (patch.numpy() for patch in patches)
-        patches = [torch.from_numpy(to_float(a) if a.dtype == np.uint8 else a) for a in arrays]
-    # Within a loader process this stacks into memory that the trainer's process shares.
-    return default_collate(patches)
+    batch: dict[str, Any] = {key: [item[key] for item in items] for key in ("symmetry", "name")}
+    batch["notices"] = [notice for item in items for notice in item["notices"]]
+    for side in ("lq", "gt"):
+        patches = [item[side] for item in items]
+        if len({patch.dtype for patch in patches}) > 1:
+            arrays = (patch.numpy() for patch in patches)
+            patches = [torch.from_numpy(to_float(a) if a.dtype == np.uint8 else a) for a in arrays]
+        # Within a loader process this stacks into memory that the trainer's process shares.
+        batch[side] = default_collate(patches)
+    return batch
 
 
 def _start_worker(worker: int, parent: int | None) -> None:

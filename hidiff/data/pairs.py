@@ -79,16 +79,12 @@ class Pairs:
         parts = [f"{len(names)} {side} ({listing(names)})" for side, names in sides if names]
         if not parts:
             return
+        hint = (
+            "complete the folders, remove these images, or list the pairs in a meta_info_file; "
+            "hidiff check lists them all"
+        )
         if self.template is not None:
-            hint = (
-                f"their names differ by what all have in common: set filename_tmpl: "
-                f"'{self.template}'"
-            )
-        else:
-            hint = (
-                "complete the folders, remove these images, or list the pairs in a meta_info_file; "
-                "hidiff check lists them all"
-            )
+            hint = f"their names differ by a constant part: set filename_tmpl: '{self.template}'"
         by_case = {name.casefold() for name in self.no_blurry}
         if not by_case.isdisjoint(name.casefold() for name in self.no_sharp):
             parts.append("some differ only in upper and lower case, which counts")

@@ -82,10 +82,6 @@ class SyntheticBlurDataset(PairSet):
         )
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
 
-    def fingerprint(self) -> str:
-        """That of `PairSet`, of photographs."""
-        return super().fingerprint().replace("pairs", "photographs")
-
     def _photograph(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8; not to be written to."""
         if self.cache is not None:
