@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -99,43 +100,38 @@ def restore_in_strips(
     return torch.stack([run.restore(*pair) for pair in zip(inp_img, priors, strict=True)])
 
 
+@dataclass
 class _Run(Steps):
-    """One call of `restore_in_strips`."""
+    """One call of `restore_in_strips`, for which `done` of the work is done."""
 
-    def __init__(
-        self,
-        network: Transformer,
-        strips: Strips,
-        progress: Progress | None,
-        local: Windows | None,
-        images: int,
-    ) -> None:
-        self.network, self.strips, self.progress, self.local = network, strips, progress, local
-        self.done, self.images = 0.0, images
+    network: Transformer
+    strips: Strips
+    progress: Progress | None
+    local: Windows | None
+    images: int
+    done: float = 0.0
 
     def restore(self, image: Tensor, prior: Tensor | None) -> Tensor:
         """(3, H, W), (1, N, C') → (3, H, W)."""
         net = self.network
-        _, height, width = image.shape
-        self.height = height
+        self.height, width = image.shape[1:]
         pixels = image.permute(1, 2, 0)
         dtype = net.feature_dtype or image.dtype
         self.dtype = block_dtype(dtype, image.device)
-        self.work = _work(net, height * width) * self.images
+        self.work = _work(net, self.height * width) * self.images
         dim = net.patch_embed.proj.out_channels
         # Of the decoder's 2·dim channels at full resolution the second half is the encoder's map.
-        self.features = features = image.new_empty(height, width, 2 * dim, dtype=dtype)
-        level1 = features[..., dim:]
+        self.features = features = image.new_empty(self.height, width, 2 * dim, dtype=dtype)
         for rows, embedded in self._embed(pixels):
-            level1[rows] = embedded
-        net.u_shape(level1, net.level_priors(prior), self)
+            features[rows, :, dim:] = embedded
+        net.u_shape(features[..., dim:], net.level_priors(prior), self)
 
         if net.dual_pixel_task:
             for rows, embedded in self._embed(pixels):
                 features[rows] += _pixelwise(net.skip_conv, embedded.to(self.dtype))
         del self.features
         restored = torch.empty_like(image, memory_format=torch.contiguous_format)
-        for rows in self._strips(height):
+        for rows in self._strips(self.height):
             restored[:, rows] = _conv3x3(net.output, features, rows, image.dtype).permute(2, 0, 1)
         return restored if net.dual_pixel_task else restored.add_(image)
 
@@ -243,9 +239,8 @@ class _Run(Steps):
     ) -> None:
         """x + ffn(norm(x)), in place."""
         missing = -ffn.project_out.in_channels % ALIGNED
-        widened = _Widened(
-            ffn.project_in, ffn.dwconv, self.dtype, lambda halves: fill_halves(halves, missing)
-        )
+        filled = partial(fill_halves, missing=missing)
+        widened = _Widened(ffn.project_in, ffn.dwconv, self.dtype, filled)
         matrix = F.pad(ffn.project_out.weight.flatten(1), (0, missing)).to(self.dtype)
         matrix = matrix.t().contiguous()
         bias = as_dtype(ffn.project_out.bias, self.dtype)

@@ -1,19 +1,14 @@
-"""How far the depthwise convolutions of `hidiff.kernels` are from exact ones, and how fast."""
+"""How far the depthwise convolutions of `hidiff.kernels` are from exact ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hidiff import kernels
-from hidiff.archs.restormer import TransformerBlock
-from hidiff.benchmark.timing import measure
-from hidiff.kernels.choosing import cuda_milliseconds
-from hidiff.models import DeblurModel
 
 BF16_ULP = 2**-7
 """Largest relative distance of neighbouring bfloat16. Triton's interpreter cuts digits off, a GPU
@@ -95,49 +90,3 @@ def share_of_bound(name: str, x: Tensor, weight: Tensor, bias: Tensor | None, mo
         )
     ]
     return torch.stack(shares).max().item()
-
-
-def shapes(model: DeblurModel, side: int) -> dict[tuple[str, int, int], int]:
-    """(name, channels, side) of the convolutions in the Transformer, and how often each is used.
-
-    Args:
-        model: not changed; its Transformer is run once on an image of zeros.
-        side: of the image, in pixels.
-    """
-    found: dict[tuple[str, int, int], int] = {}
-
-    def note(block: TransformerBlock, inputs: tuple[Any, ...]) -> None:
-        for name, layer in (("plain", block.attn.qkv_dwconv), ("gated", block.ffn.dwconv)):
-            key = (name, layer.weight.shape[0], inputs[0].shape[-1])
-            found[key] = found.get(key, 0) + 1
-
-    network = model.net_g
-    blocks = [module for module in network.modules() if isinstance(module, TransformerBlock)]
-    hooks = [block.register_forward_pre_hook(note) for block in blocks]
-    parameter = next(network.parameters())
-    with torch.no_grad():
-        prior = parameter.new_zeros(1, network.group**2, network.prior_dim)
-        network(parameter.new_zeros(1, 3, side, side), prior if model.guided else None)
-    for hook in hooks:
-        hook.remove()
-    return found
-
-
-def milliseconds(name: str, x: Tensor, weight: Tensor, mode: str) -> Iterator[float]:
-    """Time of the forward pass, and then of both passes."""
-    inputs = [x.detach().requires_grad_(), weight.detach().requires_grad_()]
-
-    def forward() -> Tensor:
-        return function(name)(*inputs, mode=mode)
-
-    grad = torch.ones_like(forward())
-
-    def both() -> None:
-        torch.autograd.grad(forward(), inputs, grad)
-
-    for work in (forward, both):
-        if x.is_cuda:
-            yield cuda_milliseconds(work)
-        else:
-            work()
-            yield 1e3 * measure(work, x.device)

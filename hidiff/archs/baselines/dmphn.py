@@ -10,29 +10,17 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from hidiff.archs.baselines.layers import conv3x3, upsampling4x4
+from hidiff.archs.baselines.layers import COLUMNS, ROWS, conv3x3, join, split, upsampling4x4
 from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.shapes import Shapes
 from hidiff.registry import ARCHS
 from hidiff.utils.errors import UserError
 
-ROWS, COLUMNS = -2, -1
 SPLITS = (ROWS, COLUMNS, ROWS)
 """The axis along which each part of level 1, 2 and 3 is split for the next level."""
-
-
-def split(x: Tensor, axis: int) -> Tensor:
-    """Each image's first and second half along an axis: (B, C, H, W) → (2B, C, …)."""
-    return torch.cat(x.chunk(2, dim=axis))
-
-
-def join(x: Tensor, axis: int) -> Tensor:
-    """Undoes `split`."""
-    return torch.cat(x.chunk(2), dim=axis)
 
 
 class ResidualUnit(nn.Sequential):

@@ -18,6 +18,20 @@ def upsampling4x4(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1)
 
 
+ROWS, COLUMNS = -2, -1
+"""The axes of (B, C, H, W) along which images are split."""
+
+
+def split(x: Tensor, axis: int) -> Tensor:
+    """Each image's first and second half along an axis: (B, C, H, W) → (2B, C, …)."""
+    return torch.cat(x.chunk(2, dim=axis))
+
+
+def join(x: Tensor, axis: int) -> Tensor:
+    """Undoes `split`."""
+    return torch.cat(x.chunk(2), dim=axis)
+
+
 class SupervisedAttention(nn.Module):
     """SAM (MPRNet, Sec. 3.3): restores an image, which then weights the features.
 

@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from einops import rearrange
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from hidiff.archs.baselines.layers import SupervisedAttention
+from hidiff.archs.baselines.layers import COLUMNS, ROWS, SupervisedAttention, join, split
 from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.shapes import Shapes
 from hidiff.registry import ARCHS
@@ -113,13 +112,6 @@ class _Up(nn.Module):
 class _Encoder(nn.Module):
     """Three levels; with `fused` each takes in what an earlier stage computed at that level."""
 
-    csff_enc1: nn.Module
-    csff_enc2: nn.Module
-    csff_enc3: nn.Module
-    csff_dec1: nn.Module
-    csff_dec2: nn.Module
-    csff_dec3: nn.Module
-
     def __init__(self, width: int, growth: int, cab: MakeCAB, *, bias: bool, fused: bool) -> None:
         super().__init__()
         widths = [width + level * growth for level in range(3)]
@@ -136,16 +128,16 @@ class _Encoder(nn.Module):
 
     def forward(self, x: Tensor, encoded: Levels = (), decoded: Levels = ()) -> list[Tensor]:
         """x (B, n_feat, H, W); the levels of the earlier stage, for a fused encoder."""
-        level1 = self.encoder_level1(x)
-        if self.fused:
-            level1 = level1 + self.csff_enc1(encoded[0]) + self.csff_dec1(decoded[0])
-        level2 = self.encoder_level2(self.down12(level1))
-        if self.fused:
-            level2 = level2 + self.csff_enc2(encoded[1]) + self.csff_dec2(decoded[1])
-        level3 = self.encoder_level3(self.down23(level2))
-        if self.fused:
-            level3 = level3 + self.csff_enc3(encoded[2]) + self.csff_dec3(decoded[2])
-        return [level1, level2, level3]
+        levels = []
+        for level in (1, 2, 3):
+            x = self.get_submodule(f"encoder_level{level}")(x)
+            if self.fused:
+                from_encoder = self.get_submodule(f"csff_enc{level}")(encoded[level - 1])
+                x = x + from_encoder + self.get_submodule(f"csff_dec{level}")(decoded[level - 1])
+            levels.append(x)
+            if level < 3:
+                x = self.get_submodule(f"down{level}{level + 1}")(x)
+        return levels
 
 
 class _Decoder(nn.Module):
@@ -172,13 +164,6 @@ class _Decoder(nn.Module):
 class _ORSNet(nn.Module):
     """Original-resolution subnetwork: blocks at full resolution that take in stage 2's levels."""
 
-    conv_enc1: nn.Module
-    conv_enc2: nn.Module
-    conv_enc3: nn.Module
-    conv_dec1: nn.Module
-    conv_dec2: nn.Module
-    conv_dec3: nn.Module
-
     def __init__(
         self,
         width: int,
@@ -204,37 +189,13 @@ class _ORSNet(nn.Module):
 
     def forward(self, x: Tensor, encoded: Levels, decoded: Levels) -> Tensor:
         """x (B, n_feat + scale_orsnetfeats, H, W) and stage 2's levels → the like of x."""
-        x = self.orb1(x) + self.conv_enc1(encoded[0]) + self.conv_dec1(decoded[0])
-        x = (
-            self.orb2(x)
-            + self.conv_enc2(self.up_enc1(encoded[1]))
-            + self.conv_dec2(self.up_dec1(decoded[1]))
-        )
-        return (
-            self.orb3(x)
-            + self.conv_enc3(self.up_enc2(encoded[2]))
-            + self.conv_dec3(self.up_dec2(decoded[2]))
-        )
-
-
-def _halves(x: Tensor) -> Tensor:
-    """Upper and lower half as one batch: (B, C, H, W) → (2B, C, H/2, W)."""
-    return rearrange(x, "b c (y h) w -> (b y) c h w", y=2)
-
-
-def _join_halves(x: Tensor) -> Tensor:
-    """The inverse of `_halves`."""
-    return rearrange(x, "(b y) c h w -> b c (y h) w", y=2)
-
-
-def _left_and_right(x: Tensor) -> Tensor:
-    """Left and right half as one batch: (B, C, H, W) → (2B, C, H, W/2)."""
-    return rearrange(x, "b c h (x w) -> (b x) c h w", x=2)
-
-
-def _join_left_and_right(x: Tensor) -> Tensor:
-    """The inverse of `_left_and_right`."""
-    return rearrange(x, "(b x) c h w -> b c h (x w)", x=2)
+        same = nn.Identity()
+        ups = ((same, same), (self.up_enc1, self.up_dec1), (self.up_enc2, self.up_dec2))
+        for level, (up_enc, up_dec) in enumerate(ups, start=1):
+            from_encoder = self.get_submodule(f"conv_enc{level}")(up_enc(encoded[level - 1]))
+            from_decoder = self.get_submodule(f"conv_dec{level}")(up_dec(decoded[level - 1]))
+            x = self.get_submodule(f"orb{level}")(x) + from_encoder + from_decoder
+        return x
 
 
 @ARCHS.register()
@@ -329,19 +290,19 @@ class MPRNet(ImageNetwork):
 
     def outputs(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The images of stages 3 (the result), 2 and 1, each of the size of the image."""
-        halves = _halves(image)
+        halves = split(image, ROWS)
         # Stage 1 encodes quadrants and decodes halves.
-        encoded = self.stage1_encoder(self.shallow_feat1(_left_and_right(halves)))
-        encoded = [_join_left_and_right(level) for level in encoded]
+        encoded = self.stage1_encoder(self.shallow_feat1(split(halves, COLUMNS)))
+        encoded = [join(level, COLUMNS) for level in encoded]
         decoded = self.stage1_decoder(encoded)
         attended, image1 = self.sam12(decoded[0], halves)
 
         # Stage 2 encodes halves and decodes the whole image.
         x = self.concat12(torch.cat([self.shallow_feat2(halves), attended], dim=1))
-        encoded = [_join_halves(level) for level in self.stage2_encoder(x, encoded, decoded)]
+        encoded = [join(level, ROWS) for level in self.stage2_encoder(x, encoded, decoded)]
         decoded = self.stage2_decoder(encoded)
         attended, image2 = self.sam23(decoded[0], image)
 
         x = self.concat23(torch.cat([self.shallow_feat3(image), attended], dim=1))
         x = self.stage3_orsnet(x, encoded, decoded)
-        return self.tail(x) + image, image2, _join_halves(image1)
+        return self.tail(x) + image, image2, join(image1, ROWS)
