@@ -109,7 +109,7 @@ def test_every_option_of_speed_arrives_in_testing(trained, data, monkeypatch):
         changed = options | {"val": options["val"] | more}
         with pytest.raises(ZeroDivisionError):
             run_test(parse_options(changed), ALONE, overwrite=True)
-    assert seen == [(False, {"eager"}, "fp32", 5), (True, {"eager"}, "bf16", "whole")]
+    assert seen == [(False, {"eager"}, "tf32", 5), (True, {"eager"}, "bf16", "whole")]
 
 
 def test_several_seeds_report_their_deviation(tested, trained, data):
