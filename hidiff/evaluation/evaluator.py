@@ -130,24 +130,29 @@ class _Job:
         return tuple(picture for picture in pictures if picture is not None)
 
 
-def _read(dataset: PairSet, seed: int, index: int) -> _Job:
-    job = _Job(index, ImageScore(name=dataset.pairs[index].name, seed=seed))
-    try:
-        with memory_errors(f"{job.score.name}: no memory to read it", "lower val.num_workers"):
-            if dataset.has_gt:
-                item = dataset[index]
-                job.lq, job.gt = item["lq"], item.get("gt")
-                job.score.cropped = "cropped" in item
-            else:
-                job.photo = read_photo(*dataset.blurry_file(index))
-                job.lq = to_tensor(job.photo.pixels)
-            job.blurry = _pixels(job.lq)
-            job.sharp = None if job.gt is None else _pixels(job.gt)
-    except UserError as error:
-        job.score.error, job.lq = str(error), None
-    for notice in job.photo.notices if job.photo else ():
-        LOG.info("%s: %s", job.score.name, notice)
+def _attempt(step: Callable[[_Job], None], job: _Job) -> _Job:
+    """A step of a job whose earlier ones went well; why it cannot be done is the image's error."""
+    if job.score.error is None:
+        try:
+            step(job)
+        except UserError as error:
+            job.score.error = str(error)
     return job
+
+
+def _read(job: _Job, dataset: PairSet) -> None:
+    with memory_errors(f"{job.score.name}: no memory to read it", "lower val.num_workers"):
+        if dataset.has_gt:
+            item = dataset[job.index]
+            job.lq, job.gt = item["lq"], item.get("gt")
+            job.score.cropped = "cropped" in item
+        else:
+            job.photo = read_photo(*dataset.blurry_file(job.index))
+            job.lq = to_tensor(job.photo.pixels)
+            for notice in job.photo.notices:
+                LOG.info("%s: %s", job.score.name, notice)
+        job.blurry = _pixels(job.lq)
+        job.sharp = None if job.gt is None else _pixels(job.gt)
 
 
 def _pixels(image: Tensor) -> np.ndarray:
@@ -155,40 +160,34 @@ def _pixels(image: Tensor) -> np.ndarray:
     return np.ascontiguousarray(to_uint8(image.permute(1, 2, 0).numpy()))
 
 
-def _restore(model: DeblurModel, seed: int, val: ValOptions, job: _Job) -> _Job:
-    if job.lq is None:
-        return job
+def _restore(job: _Job, model: DeblurModel, val: ValOptions) -> None:
+    assert job.lq is not None and job.score.seed is not None
     started = time.perf_counter()
-    try:
-        restored = restore_image(
-            model,
-            job.lq,
-            name=job.score.name,
-            gt=job.gt,
-            seed=seed,
-            self_ensemble=val.selfensemble_testing,
-            local=val.local,
-            precision=val.precision,
-        )
-        job.restored = to_image(restored)
-        job.pixels = job.restored if job.photo is None else to_pixels(restored, job.photo)
-        job.score.seconds = time.perf_counter() - started
-    except UserError as error:
-        job.score.error = str(error)
+    restored = restore_image(
+        model,
+        job.lq,
+        name=job.score.name,
+        gt=job.gt,
+        seed=job.score.seed,
+        self_ensemble=val.selfensemble_testing,
+        local=val.local,
+        precision=val.precision,
+    )
     job.lq = job.gt = None
-    return job
+    job.restored = to_image(restored)
+    job.pixels = job.restored if job.photo is None else to_pixels(restored, job.photo)
+    job.score.seconds = time.perf_counter() - started
 
 
 def _score(job: _Job, scorer: Scorer, score_blurry: bool) -> None:
-    if job.blurry is None or job.restored is None:
-        return
+    assert job.blurry is not None and job.restored is not None
     try:
         with memory_errors("no memory for its scores", "lower val.num_workers"):
             restored = scorer(job.restored, job.sharp)
             blurry = scorer(job.blurry, job.sharp) if score_blurry else None
-            job.score.set_scores(restored, blurry)
     except UserError as error:
-        job.score.error = f"restored but not scored: {error}"
+        raise UserError(f"restored but not scored: {error}") from None
+    job.score.set_scores(restored, blurry)
 
 
 def evaluate(
@@ -237,8 +236,12 @@ def evaluate(
         UserError: a picture cannot be written.
     """
 
+    def load(index: int) -> _Job:
+        job = _Job(index, ImageScore(name=dataset.pairs[index].name, seed=seed))
+        return _attempt(functools.partial(_read, dataset=dataset), job)
+
     def finish(job: _Job) -> _Job:
-        _score(job, scorer, score_blurry)
+        _attempt(functools.partial(_score, scorer=scorer, score_blurry=score_blurry), job)
         if job.pixels is not None and picture_path is not None:
             path = picture_path(job.score.name)
             if job.photo is None:
@@ -252,8 +255,8 @@ def evaluate(
     mine = remaining[processes.rank :: processes.world_size]
     jobs = ordered_pipeline(
         mine,
-        load=functools.partial(_read, dataset, seed),
-        compute=functools.partial(_restore, model, seed, val),
+        load=load,
+        compute=functools.partial(_attempt, functools.partial(_restore, model=model, val=val)),
         save=finish,
         workers=thread_count(val.num_workers, processes.device),
     )
