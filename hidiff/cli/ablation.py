@@ -27,16 +27,10 @@ SWEEP = ("T_1", "T_2", "T_4", "HI_Diff_S2", "T_16", "T_32")  # of HI_Diff_S2, wh
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument(
-        "files",
-        nargs="*",
-        type=Path,
-        metavar="FILE",
-        help="option files (default: those of options/ablation, the paper's Table 1 and Fig. 3)",
-    )
-    parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[0], help="manual_seed of the runs (default: 0)"
-    )
+    text = "option files (default: those of options/ablation, the paper's Table 1 and Fig. 3)"
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help=text)
+    text = "manual_seed of the runs (default: 0)"
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help=text)
     add_output(parser, "the table, a Markdown file (default: results/ablation.md)")
     add_overrides(parser)
     add_launcher(parser)

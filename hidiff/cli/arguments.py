@@ -60,15 +60,23 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
 
 
-def add_model(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
-    """Add `-m`, `--model`: what `hidiff.weights.find.find_model` takes."""
+def add_model(
+    parser: argparse.ArgumentParser, *, default: str | None = None, text: str | None = None
+) -> None:
+    """Add `-m`, `--model`: what `hidiff.weights.find.find_model` takes.
+
+    Args:
+        parser: of the command.
+        default: the model where none is named.
+        text: what happens then, in words; None: the default.
+    """
     parser.add_argument(
         "-m",
         "--model",
         default=default,
         metavar="MODEL",
-        help="a training's name (NAME, NAME@best, NAME@STEP), a model file or folder, bundled, or "
-        f"hf:OWNER/NAME (default: {default or 'bundled'})",
+        help="a training's name (NAME, NAME@best, NAME@STEP), a model file or folder, a "
+        f"downloaded model's name, bundled, or hf:OWNER/NAME (default: {text or default})",
     )
 
 
@@ -104,9 +112,28 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:
     """Add `--jobs`; None stands for one a core."""
+    text = "processes or threads (default: one a core)"
+    parser.add_argument("--jobs", type=at_least_one, metavar="N", help=text)
+
+
+def add_size(parser: argparse.ArgumentParser) -> None:
+    """Add `--size H W` of an image."""
+    text = "of the image, in pixels (default: 256 256)"
+    size, names = (256, 256), ("H", "W")
     parser.add_argument(
-        "--jobs", type=at_least_one, metavar="N", help="processes or threads (default: one a core)"
+        "--size", type=at_least_one, nargs=2, default=size, metavar=names, help=text
     )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add `--json`."""
+    text = "print JSON in place of the table"
+    parser.add_argument("--json", action="store_true", help=text)
+
+
+def add_overwrite(parser: argparse.ArgumentParser, text: str = "replace what exists") -> None:
+    """Add `--overwrite`, explained by `text`."""
+    parser.add_argument("--overwrite", action="store_true", help=text)
 
 
 def add_seeds(parser: argparse.ArgumentParser, text: str) -> None:

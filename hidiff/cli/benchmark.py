@@ -17,7 +17,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from hidiff.cli.arguments import add_device, add_option_file, at_least_one
+from hidiff.cli.arguments import add_device, add_json, add_option_file, add_size, at_least_one
 
 if TYPE_CHECKING:
     from hidiff.benchmark.cases import Cases, Variant
@@ -28,39 +28,22 @@ ALONE = "as in the file"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("case", choices=("restore", "train-step"))
+    add = parser.add_argument
+    add("case", choices=("restore", "train-step"))
     add_option_file(parser)
     add_device(parser)
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="OPTION=VALUE,…",
-        help="a variant: options of the file that it changes; may be given several times",
-    )
-    parser.add_argument(
-        "--reference", action="store_true", help="compare with the papers' formulas, float32"
-    )
-    parser.add_argument(
-        "--size", type=at_least_one, nargs=2, default=(256, 256), metavar=("H", "W"),
-        help="of the image to restore, in pixels (default: 256 256)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--phase",
-        type=at_least_one,
-        nargs="+",
-        metavar="N",
-        help="of progressive training (default: all)",
-    )
-    parser.add_argument("--batch", type=at_least_one, help="batch size in place of the phase's")
-    parser.add_argument("--patch", type=at_least_one, help="patch size in place of the phase's")
-    parser.add_argument(
-        "--repeats",
-        type=at_least_one,
-        default=5,
-        help="measured calls of each variant (default: %(default)s)",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    text = "a variant: options of the file that it changes; may be given several times"
+    add("--set", action="append", default=[], metavar="OPTION=VALUE,…", help=text)
+    text = "compare with the papers' formulas, float32"
+    add("--reference", action="store_true", help=text)
+    add_size(parser)
+    text = "of progressive training (default: all)"
+    add("--phase", type=at_least_one, nargs="+", metavar="N", help=text)
+    add("--batch", type=at_least_one, help="batch size in place of the phase's")
+    add("--patch", type=at_least_one, help="patch size in place of the phase's")
+    text = "measured calls of each variant (default: %(default)s)"
+    add("--repeats", type=at_least_one, default=5, help=text)
+    add_json(parser)
 
 
 def _variants(args: argparse.Namespace) -> list[Variant]:

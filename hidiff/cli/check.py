@@ -30,29 +30,22 @@ EPILOG = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
+    add = parser.add_argument
     what = parser.add_mutually_exclusive_group()
     what.add_argument("-opt", type=Path, metavar="FILE", help="check this option file's data sets")
-    what.add_argument(
-        "--root", type=Path, default=Path("datasets"), help="check the layout (default: datasets)"
-    )
+    text = "check the layout (default: datasets)"
+    what.add_argument("--root", type=Path, default=Path("datasets"), help=text)
     what.add_argument("--input", metavar="DIR", help="check one folder or LMDB of blurry images")
-    parser.add_argument("--target", metavar="DIR", help="the sharp images of --input")
-    parser.add_argument(
-        "--patch",
-        type=at_least_one,
-        metavar="N",
-        help="report images smaller than N pixels (default with -opt: the data set's gt_size)",
-    )
-    parser.add_argument(
-        "--fast", action="store_true", help="read headers only: truncated files are not noticed"
-    )
-    parser.add_argument(
-        "--align", action="store_true", help="look for misaligned pairs too (slow; by ECC)"
-    )
+    add("--target", metavar="DIR", help="the sharp images of --input")
+    text = "report images smaller than N pixels (default with -opt: the data set's gt_size)"
+    add("--patch", type=at_least_one, metavar="N", help=text)
+    text = "read headers only: truncated files are not noticed"
+    add("--fast", action="store_true", help=text)
+    add("--align", action="store_true", help="look for misaligned pairs too (slow; by ECC)")
     add_jobs(parser)
 
 
-def find_sources(options: argparse.Namespace) -> tuple[list[DataSource], list[LayoutEntry]]:
+def find_sources(args: argparse.Namespace) -> tuple[list[DataSource], list[LayoutEntry]]:
     """The data sets to check, and those of the layout that are not there.
 
     Raises:
@@ -61,20 +54,19 @@ def find_sources(options: argparse.Namespace) -> tuple[list[DataSource], list[La
     from hidiff.data.pairs import find_pairs
     from hidiff.prepare.check import DataSource, dataset_folders, layout_sources
 
-    if options.input is not None:
-        sides = ("--input", "--target")
+    if args.input is not None:
         find_pairs(
-            blurry=options.input,
-            sharp=options.target,
+            blurry=args.input,
+            sharp=args.target,
             where="--input, --target",
-            sides=sides,
+            sides=("--input", "--target"),
             complete=False,
         )
-        name = options.input if options.target is None else f"{options.input}, {options.target}"
-        return [DataSource(name, options.input, options.target)], []
-    if options.opt is not None:
-        return dataset_folders(options.opt), []
-    return layout_sources(options.root)
+        name = args.input if args.target is None else f"{args.input}, {args.target}"
+        return [DataSource(name, args.input, args.target)], []
+    if args.opt is not None:
+        return dataset_folders(args.opt), []
+    return layout_sources(args.root)
 
 
 def count_of(number: int, thing: str) -> str:
@@ -85,9 +77,9 @@ def count_of(number: int, thing: str) -> str:
 def show(source: DataSource, report: Report) -> None:
     """Print what was found in a data set."""
     entry = source.layout_entry()
-    state = count_of(len(report.problems), "problem") if report.problems else "ok"
-    pairs = count_of(len(report.pairs), "pair" if source.gt is not None else "image")
     wanted = f" (the benchmark: {entry.pairs})" if entry is not None else ""
+    pairs = count_of(len(report.pairs), "pair" if source.gt is not None else "image")
+    state = count_of(len(report.problems), "problem") if report.problems else "ok"
     print(f"{report.name}: {pairs}{wanted}: {state}")
     for problem in report.problems:
         print(f"  problem: {problem}")
@@ -95,40 +87,38 @@ def show(source: DataSource, report: Report) -> None:
         print(f"  note: {note}")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run the command; returns its exit code."""
     from hidiff.prepare.check import check_dataset, shared_images
     from hidiff.utils.workers import available_cores
 
-    if options.target is not None and options.input is None:
+    if args.target is not None and args.input is None:
         raise UserError("--target: give the blurry images too, with --input")
-    if options.align and options.fast:
+    if args.align and args.fast:
         raise UserError("--align: pixels are needed for it; leave --fast out")
-    sources, absent = find_sources(options)
+    sources, absent = find_sources(args)
     reports = []
     for source in sources:
         report = check_dataset(
             source,
-            patch_size=options.patch,
-            fast=options.fast,
-            align=options.align,
-            jobs=options.jobs or available_cores(),
+            patch_size=args.patch,
+            fast=args.fast,
+            align=args.align,
+            jobs=args.jobs or available_cores(),
         )
         show(source, report)
         reports.append(report)
-    shared = shared_images(reports) if options.opt is not None else []
+    shared = shared_images(reports) if args.opt is not None else []
     for problem in shared:
         print(f"problem: {problem}")
     problems = sum(len(report.problems) for report in reports) + len(shared)
     for entry in absent:
         print(f"{entry.name}: not there ({entry.pairs} pairs; made by {entry.command})")
-    if options.fast:
+    if args.fast:
         print("Only headers were read; without --fast damaged and truncated images are found too.")
     if problems:
-        print(
-            f"{count_of(problems, 'problem')}; datasets/README.md (Checking) says how each kind is "
-            "mended."
-        )
+        found = count_of(problems, "problem")
+        print(f"{found}; datasets/README.md (Checking) says how each kind is mended.")
         return 1
     print(f"All good: {count_of(len(sources), 'data set')}.")
     return 0

@@ -15,29 +15,15 @@ import argparse
 import json
 from pathlib import Path
 
-from hidiff.cli.arguments import at_least_one
+from hidiff.cli.arguments import add_json, add_size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument(
-        "-opt",
-        "--opt",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="option files (default: the rows of Tables 1 and 4)",
-    )
-    parser.add_argument(
-        "--size",
-        type=at_least_one,
-        nargs=2,
-        default=(256, 256),
-        metavar=("H", "W"),
-        help="of the image, in pixels (default: 256 256)",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    text = "option files (default: the rows of Tables 1 and 4)"
+    parser.add_argument("-opt", "--opt", type=Path, nargs="+", metavar="FILE", help=text)
+    add_size(parser)
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from hidiff.cli.arguments import add_overwrite
+
 EPILOG = """\
 The file takes an image (1, 3, H, W), RGB in [0, 1], and gives the restored one; the reverse chain
 is inside. The starting noise is a second input with a fixed default. docs/onnx.md shows how to run
@@ -16,15 +18,13 @@ it.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("model", metavar="MODEL", help="as of restore's --model")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.onnx")
-    sides = parser.add_mutually_exclusive_group()
-    sides.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="one size only")
-    sides.add_argument(
-        "--dynamic", action="store_true", help="all sizes that fit the network (the default)"
-    )
-    parser.add_argument("--half", action="store_true", help="weights and arithmetic in float16")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="as of restore's --model")
+    add("-o", "--output", type=Path, required=True, metavar="FILE.onnx")
+    text = "one size only (default: all sizes that fit the network)"
+    add("--size", type=int, nargs=2, metavar=("H", "W"), help=text)
+    add("--half", action="store_true", help="weights and arithmetic in float16")
+    add_overwrite(parser)
 
 
 def run(args: argparse.Namespace) -> int:

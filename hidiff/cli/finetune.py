@@ -26,26 +26,19 @@ EPILOG = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("--data", required=True, metavar="DIR", help="folder of pairs")
+    add = parser.add_argument
+    add("--data", required=True, metavar="DIR", help="folder of pairs")
     add_model(parser, default="bundled")
-    parser.add_argument(
-        "-o", "--output", metavar="NAME", help="of the experiment; default: MODEL_finetuned"
-    )
-    parser.add_argument("--steps", type=at_least_one, default=2000, help="default: %(default)s")
-    parser.add_argument(
-        "--lr", type=float, default=5e-5, help="learning rate at first; default: %(default)s"
-    )
+    text = "of the experiment; default: MODEL_finetuned"
+    add("-o", "--output", metavar="NAME", help=text)
+    add("--steps", type=at_least_one, default=2000, help="default: %(default)s")
+    add("--lr", type=float, default=5e-5, help="learning rate at first; default: %(default)s")
+    add("--seed", type=int, default=100, help="default: %(default)s")
     held_out = parser.add_mutually_exclusive_group()
-    held_out.add_argument(
-        "--test", nargs="+", default=[], metavar="SCENE", help="scenes (or pairs) to hold out"
-    )
-    held_out.add_argument(
-        "--held_out",
-        type=at_least_one,
-        metavar="N",
-        help="hold out the last N pairs by name, whatever scene they show",
-    )
-    parser.add_argument("--seed", type=int, default=100, help="default: %(default)s")
+    text = "scenes (or pairs) to hold out"
+    held_out.add_argument("--test", nargs="+", default=[], metavar="SCENE", help=text)
+    text = "hold out the last N pairs by name, whatever scene they show"
+    held_out.add_argument("--held_out", type=at_least_one, metavar="N", help=text)
     add_overrides(parser)
 
 

@@ -14,54 +14,42 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from hidiff.cli.arguments import add_output
+from hidiff.utils.errors import UserError
+
 MARK = "Written by `hidiff report`, which replaces this file."
 """Stands in every report, by which an earlier one is known."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="of results")
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="write the table there in Markdown (default: print it); of --curves the picture",
-    )
-    parser.add_argument(
-        "--baseline", type=Path, metavar="FOLDER", help="the folder that the others differ from"
-    )
-    parser.add_argument(
-        "--paper",
-        type=int,
-        nargs="+",
-        choices=(1, 2, 3, 4),
-        default=[],
-        metavar="TABLE",
-        help="show the rows of these tables of the paper (default: of the table whose training set "
-        "the models' files name; for others HI-Diff's rows)",
-    )
-    parser.add_argument("--latex", action="store_true", help="the table for a paper (booktabs)")
-    parser.add_argument(
-        "--page", type=Path, metavar="FILE.html", help="write a page to look at the pictures"
-    )
-    parser.add_argument("--embed", action="store_true", help="put the pictures into that page")
-    parser.add_argument(
-        "--curves",
-        nargs="+",
-        metavar="NAME",
-        help="draw losses, learning rate and validation of trainings, from their logs",
-    )
+    add = parser.add_argument
+    add("folders", nargs="*", type=Path, metavar="FOLDER", help="of results")
+    add_output(parser, "the table in Markdown (default: print it); of --curves the picture")
+    text = "the folder that the others differ from"
+    add("--baseline", type=Path, metavar="FOLDER", help=text)
+    text = "show the rows of these tables of the paper (default: what fits the training set)"
+    tables = (1, 2, 3, 4)
+    add("--paper", type=int, nargs="+", choices=tables, default=[], metavar="TABLE", help=text)
+    add("--latex", action="store_true", help="the table for a paper (booktabs)")
+    text = "write a page to look at the pictures"
+    add("--page", type=Path, metavar="FILE.html", help=text)
+    add("--embed", action="store_true", help="put the pictures into that page")
+    text = "draw losses, learning rate and validation of trainings, from their logs"
+    add("--curves", nargs="+", metavar="NAME", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns its exit code."""
-    from hidiff.utils.errors import UserError
-
     if args.curves:
         if args.folders or args.page or args.latex:
             raise UserError("--curves draws a picture of trainings and takes no results folders")
-        return _draw(args.curves, args.output or Path("curves.png"))
+        from hidiff.report.curves import draw_curves
+
+        picture = args.output or Path("curves.png")
+        draw_curves(args.curves, picture)
+        print(f"written to {picture}")
+        return 0
     if not args.folders:
         raise UserError("name the results folders to report on, or trainings with --curves")
     if args.embed and not args.page:
@@ -69,19 +57,10 @@ def run(args: argparse.Namespace) -> int:
     return _report(args)
 
 
-def _draw(names: list[str], path: Path) -> int:
-    from hidiff.report.curves import draw_curves
-
-    draw_curves(names, path)
-    print(f"written to {path}")
-    return 0
-
-
 def _report(args: argparse.Namespace) -> int:
     from hidiff.report.pictures import write_pictures
     from hidiff.report.rows import read_rows
     from hidiff.report.table import make_tables
-    from hidiff.utils.errors import UserError
     from hidiff.utils.files import write_text
 
     if args.output is not None and args.output.exists():

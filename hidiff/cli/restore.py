@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 from hidiff.cli.arguments import (
     LOCAL_MODES,
     add_device,
+    add_model,
     add_output,
+    add_overwrite,
     add_precision,
     add_seeds,
     at_least_one,
@@ -44,56 +46,31 @@ EPILOG = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="PHOTO_OR_FOLDER")
+    add = parser.add_argument
+    add("inputs", nargs="+", type=Path, metavar="PHOTO_OR_FOLDER")
     add_output(parser, "a folder, or of one photograph the file (sharp.png)", required=True)
-    parser.add_argument(
-        "-m",
-        "--model",
-        metavar="MODEL",
-        help="a training's name (NAME, NAME@best, NAME@STEP), a downloaded model's name, a model "
-        "file or folder, bundled, or hf:OWNER/NAME (default: a downloaded model, else bundled)",
-    )
-    parser.add_argument("--recursive", action="store_true", help="search sub-folders too")
+    add_model(parser, text="a downloaded model, else bundled")
+    add("--recursive", action="store_true", help="search sub-folders too")
     add_precision(parser)
-    parser.add_argument(
-        "--ensemble",
-        action="store_true",
-        help="the mean over the image's 8 symmetries: 8 times as long, a little better",
-    )
+    text = "the mean over the image's 8 symmetries: 8 times as long, a little better"
+    add("--ensemble", action="store_true", help=text)
     add_seeds(parser, "the mean of K restorations from different noise: K times as long")
-    parser.add_argument(
-        "--local",
-        choices=LOCAL_MODES,
-        default="none",
-        help="tile: overlapping tiles, each with a prior of its own, blended; tlc: the attention's "
-        "statistics of overlapping windows; default: none, the whole image as the paper has it",
+    text = (
+        "tile: overlapping tiles, each with a prior of its own, blended; tlc: the attention's "
+        "statistics of overlapping windows; default: none, the whole image as the paper has it"
     )
-    parser.add_argument(
-        "--size",
-        type=at_least_one,
-        help="of a tile or window, in pixels, a multiple of 8; default: the training's patch size",
-    )
-    parser.add_argument(
-        "--overlap", type=int, help="of them, in pixels; default: 32, or half the size if less"
-    )
-    parser.add_argument("--suffix", default="", metavar="TEXT", help="added to the results' names")
-    parser.add_argument(
-        "--format",
-        choices=("auto", "png", "jpg", "jpeg", "tif", "tiff", "webp", "bmp"),
-        default="auto",
-        help="auto: that of each photograph",
-    )
-    parser.add_argument("--compare", action="store_true", help=f"write OUT/{PAGE}, to look at them")
-    parser.add_argument(
-        "--embed", action="store_true", help="put the pictures into that page; with --compare"
-    )
-    parser.add_argument(
-        "--trajectory",
-        action="store_true",
-        help="also write the restorations with the prior after each step of the reverse process, "
-        "and show them on the page",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    add("--local", choices=LOCAL_MODES, default="none", help=text)
+    text = "of a tile or window, a multiple of 8 pixels (default: the training's patch size)"
+    add("--size", type=at_least_one, help=text)
+    add("--overlap", type=int, help="of them, in pixels; default: 32, or half the size if less")
+    add("--suffix", default="", metavar="TEXT", help="added to the results' names")
+    formats = ("auto", "png", "jpg", "jpeg", "tif", "tiff", "webp", "bmp")
+    add("--format", choices=formats, default="auto", help="auto: that of each photograph")
+    add("--compare", action="store_true", help=f"write OUT/{PAGE}, to look at them")
+    add("--embed", action="store_true", help="put the pictures into that page; with --compare")
+    text = "also write the restorations after each step of the reverse process, and show them"
+    add("--trajectory", action="store_true", help=text)
+    add_overwrite(parser, "replace results that exist")
     add_device(parser)
 
 

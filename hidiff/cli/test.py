@@ -15,6 +15,7 @@ from hidiff.cli.arguments import (
     add_data,
     add_launcher,
     add_option_file,
+    add_overwrite,
     add_seeds,
 )
 from hidiff.utils.errors import UserError
@@ -31,28 +32,19 @@ EPILOG = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
+    add = parser.add_argument
     add_option_file(parser, required=False)
-    parser.add_argument(
-        "-m",
-        "--model",
-        "--weights",
-        metavar="MODEL",
-        help="a training's name (NAME, NAME@best, NAME@STEP), a model file or folder, a downloaded "
-        "model's name or bundled; with -opt its weights take the place of the file's",
+    text = (
+        "a training's name (NAME, NAME@best, NAME@STEP), a model file or folder, a downloaded "
+        "model's name or bundled; with -opt its weights take the place of the file's"
     )
+    add("-m", "--model", "--weights", metavar="MODEL", help=text)
     add_data(parser, required=False)
-    parser.add_argument(
-        "--protocol",
-        choices=PROTOCOLS,
-        help="of the scores of --data (default: that of the published scores, else basicsr)",
-    )
-    parser.add_argument("--name", help="of the folder in results (default: of model and data)")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="move the results of another test aside"
-    )
-    add_seeds(
-        parser, "restore each image K times from other noise; report mean and standard deviation"
-    )
+    text = "of the scores of --data (default: that of the published scores, else basicsr)"
+    add("--protocol", choices=PROTOCOLS, help=text)
+    add("--name", help="of the folder in results (default: of model and data)")
+    add_overwrite(parser, "move the results of another test aside")
+    add_seeds(parser, "restore each image K times from other noise; report mean and deviation")
     add_launcher(parser)
 
 

@@ -31,38 +31,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add_option_file(parser)
     add_launcher(parser)
-    parser.add_argument(
-        "--auto_resume",
-        action="store_true",
-        help="continue the experiment from its newest training state, if there is one",
-    )
-    parser.add_argument(
-        "--allow_changed_options",
-        action="store_true",
-        help="with --auto_resume or path.resume_state: go on although options have changed that "
-        "change the result, such as the learning rate; they are listed",
-    )
-    parser.add_argument(
-        "--debug",
-        action="store_true",
-        help="train as debug_NAME, logging every step; an earlier debug run is set aside",
-    )
-    parser.add_argument(
-        "--dry_run",
-        action="store_true",
-        help="check everything and measure each phase, without training; nothing is written",
-    )
-    parser.add_argument(
-        "--profile",
-        type=at_least_one,
-        metavar="STEPS",
-        help="write a trace of so many steps to results/profile/NAME, without training",
-    )
-
-
-def train_call(call: str) -> str:
-    """The call of a dry run without the flag that makes it one."""
-    return " ".join(word for word in call.split(" ") if word not in ("--dry_run", "--dry-run"))
+    add = parser.add_argument
+    text = "continue the experiment from its newest training state, if there is one"
+    add("--auto_resume", action="store_true", help=text)
+    text = "go on although options have changed that change the result; they are listed"
+    add("--allow_changed_options", action="store_true", help=text)
+    text = "train as debug_NAME, logging every step; an earlier debug run is set aside"
+    add("--debug", action="store_true", help=text)
+    text = "check everything and measure each phase, without training; nothing is written"
+    add("--dry_run", action="store_true", help=text)
+    text = "write a trace of so many steps to results/profile/NAME, without training"
+    add("--profile", type=at_least_one, metavar="STEPS", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,32 +59,26 @@ def run(args: argparse.Namespace) -> int:
     if args.debug:
         options = for_debugging(options)
     with start_processes(args.launcher, **options.launch_arguments) as processes:
+        how = {
+            "auto_resume": args.auto_resume,
+            "allow_changed_options": args.allow_changed_options,
+        }
         if args.dry_run or args.profile:
-            trainer = Trainer(
-                options,
-                processes,
-                auto_resume=args.auto_resume,
-                allow_changed_options=args.allow_changed_options,
-                dry=True,
-            )
+            trainer = Trainer(options, processes, **how, dry=True)
             with (
                 closing(trainer.batches),
                 precision(trainer.model, trainer.train_options.precision),
             ):
+                call = args.call.replace(" --dry_run", "").replace(" --dry-run", "")
                 if args.profile:
                     profile(trainer, args.profile)
                     return 0
-                return 0 if dry_run(trainer, train_call(args.call)) else 1
+                return 0 if dry_run(trainer, call) else 1
         folder = Experiment(options.name).folder
         if args.debug and not args.auto_resume:
             lock_folder(folder, processes)
             if processes.is_main and folder.exists():
                 archive(folder)
             processes.barrier()
-        Trainer(
-            options,
-            processes,
-            auto_resume=args.auto_resume,
-            allow_changed_options=args.allow_changed_options,
-        ).run()
+        Trainer(options, processes, **how).run()
     return 0
