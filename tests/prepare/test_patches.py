@@ -142,15 +142,11 @@ def test_everything_is_cut_and_a_second_run_completes_the_first(gopro, capsys):
     assert run(gopro) == 0
     crops = gopro / "crop/train"
     for side in ("input_crops", "target_crops"):
-        expected = [f"S-{frame}-{n}.png" for frame in (1, 2) for n in range(1, 7)]
-        assert names(crops / side) == expected
+        assert names(crops / side) == [f"S-{f}-{n}.png" for f in (1, 2) for n in range(1, 7)]
         assert names(gopro / "crop/val" / side) == ["T-1.png"]
-    np.testing.assert_array_equal(
-        read_image(crops / "target_crops/S-2-4.png"), picture(3)[8:20, :12]
-    )
-    np.testing.assert_array_equal(
-        read_image(gopro / "crop/val/input_crops/T-1.png"), picture(4)[6:14, 10:18]
-    )
+    assert np.array_equal(read_image(crops / "target_crops/S-2-4.png"), picture(3)[8:20, :12])
+    val = read_image(gopro / "crop/val/input_crops/T-1.png")
+    assert np.array_equal(val, picture(4)[6:14, 10:18])
     assert "12 pairs of crops (12 written, 0 there already)" in capsys.readouterr().out
     for lost in ("input_crops/S-1-6.png", "target_crops/S-2-1.png"):
         (crops / lost).unlink()
@@ -158,7 +154,7 @@ def test_everything_is_cut_and_a_second_run_completes_the_first(gopro, capsys):
     assert "12 pairs of crops (2 written, 10 there already)" in capsys.readouterr().out
     with pytest.raises(UserError, match="crop/train"):
         run(gopro, "--overlap", "8")
-    assert names(crops / "input_crops") == expected
+    assert len(names(crops / "input_crops")) == 12
 
 
 def test_bad_pairs_are_named_and_the_rest_is_cut(gopro, capsys):
@@ -172,14 +168,11 @@ def test_bad_pairs_are_named_and_the_rest_is_cut(gopro, capsys):
     assert names(gopro / "crop/train/input_crops") == [f"S-2-{n}.png" for n in range(1, 7)]
 
 
-def test_an_image_without_counterpart_stops_before_any_work(gopro):
+def test_parts_without_counterpart_and_one_part_alone(gopro, capsys):
     (gopro / "test/target/T-1.png").rename(gopro / "test/target/T-2.png")
     with pytest.raises(UserError, match="T-1"):
         run(gopro)
     assert not (gopro / "crop").exists()
-
-
-def test_one_part_is_enough(gopro, capsys):
     write_image(gopro / "crop/train/input_crops/old-1.png", picture(0, 12, 12))
     (gopro / "test").rename(gopro / "elsewhere")
     assert run(gopro) == 0
