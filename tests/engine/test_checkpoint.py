@@ -241,6 +241,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_names_its_images(data, how, va
     after_one = parameters(run)
     run.train_step(2)
     assert_same_weights(parameters(run), after_one)
+    assert all(parameter.grad is None for parameter in run.model.parameters())
     assert run.state.bad_steps == 1
     run.train_step(3)
     assert run.state.bad_steps == 0

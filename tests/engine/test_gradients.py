@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from small_data import train_options
-from small_training import assert_same_weights, build, parameters, quick_options, spoil, train
+from small_training import build, parameters, quick_options, train
 
 from hidiff import UserError
 from hidiff.data import transfer
@@ -216,13 +216,3 @@ def test_sizes_that_cannot_be_are_refused(data, size):
     options["train"]["micro_batch"] = size
     with pytest.raises(UserError, match=r"train\.micro_batch"):
         build(options)
-
-
-def test_a_skipped_step_leaves_no_gradient(data):
-    run = build(quick_options(data))
-    spoil(run, {1})
-    run.train_step(1)
-    assert all(parameter.grad is None for parameter in run.model.parameters())
-    before = parameters(run)
-    run.state.optimizer.step()
-    assert_same_weights(parameters(run), before)

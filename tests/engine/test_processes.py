@@ -16,9 +16,13 @@ from small_data import make_pairs, write_yaml
 from small_programs import run, start
 from small_training import build, in_two_processes, quick_options
 
-from hidiff import UserError
+from hidiff import UserError, build_model
 from hidiff.engine import checkpoint
+from hidiff.engine.experiment import training_warnings
+from hidiff.options import parse_options
+from hidiff.utils.distributed import Processes, start_processes
 from hidiff.utils.errors import EXIT_INTERRUPTED
+from hidiff.utils.files import lock_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).resolve().parent / "float64_training.py"
@@ -312,8 +316,6 @@ def test_a_signal_ends_a_process_that_waits_for_another(tmp_path):
 
 @pytest.mark.parametrize(("launcher", "variable"), [("pytorch", "RANK"), ("slurm", "SLURM_PROCID")])
 def test_a_launcher_without_its_variables_says_so(monkeypatch, launcher, variable):
-    from hidiff.utils.distributed import start_processes
-
     for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=variable), start_processes(launcher):
@@ -322,8 +324,6 @@ def test_a_launcher_without_its_variables_says_so(monkeypatch, launcher, variabl
 
 def test_slurm_names_the_first_node_and_each_process(tmp_path, monkeypatch):
     """scontrol is a stand-in; one task alone joins itself."""
-    from hidiff.utils.distributed import start_processes
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -343,19 +343,13 @@ def test_slurm_names_the_first_node_and_each_process(tmp_path, monkeypatch):
         assert processes.gather("a") == ["a"]
 
 
-def test_the_global_batch_is_said_only_where_several_processes_train(machine, options):
-    content = {**copy.deepcopy(options), "name": "said"}
-    del content["train"]["reference_world_size"]
-
-    def work(processes):
-        os.chdir(machine)
-        from hidiff.engine.experiment import training_warnings
-
-        trainer = build(content, processes, dry=True)
-        warnings = training_warnings(trainer.options, trainer.model, processes)
-        return any("reference_world_size" in warning for warning in warnings)
-
-    assert in_two_processes(work, machine) == [True, True]
+def test_the_global_batch_is_said_only_where_several_processes_train(machine):
+    options = parse_options(quick_options(Path("data")))
+    model = build_model(options.sections)
+    for count in (1, 2):
+        processes = Processes(0, count, torch.device("cpu"))
+        warnings = training_warnings(options, model, processes)
+        assert any("reference_world_size" in warning for warning in warnings) == (count > 1)
 
 
 def test_the_first_process_locks_the_folder(machine):
@@ -369,8 +363,6 @@ def test_the_first_process_locks_the_folder(machine):
 
         def work(processes):
             os.chdir(machine)
-            from hidiff.utils.files import lock_folder
-
             lock_folder(Path("experiments/locked"), processes, patience=0.0)
 
         started = time.monotonic()

@@ -24,17 +24,3 @@ def test_a_stream_is_that_of_numpys_spawn_key() -> None:
 def test_a_purpose_beyond_32_bits_is_refused(number: int) -> None:
     with pytest.raises(AssertionError, match=str(number)):
         rng(0, number)
-
-
-def test_scale_offset_and_extent_are_uncorrelated() -> None:
-    rows = []
-    for position in range(10_000):
-        key = (3, "patch", position)
-        crop = rng(*key, "crop")
-        scale, offset = crop.uniform(), crop.integers(0, 1000)
-        shake = rng(*key, "blur", "shake")
-        happens, extent = shake.uniform(), shake.uniform()
-        rows.append((scale, offset, happens, extent))
-    correlations = np.corrcoef(np.array(rows).T)[np.triu_indices(4, 1)]
-    # The standard error of a correlation of independent numbers is 1/√10 000.
-    assert np.abs(correlations).max() < 0.04
