@@ -174,7 +174,7 @@ class ValOptions(StrictModel):
         validate_default=True,
     )
     metrics: Annotated[Mapping[str, Section], ScoredBy(METRICS, ("restored", "target"))] = option(
-        "Scores by name; `better: lower` where a lower value is the better one.", {}
+        "Scores by name, `better: lower` where low is good; none: of a test PSNR and SSIM.", {}
     )
 
     @field_validator("suffix")
