@@ -6,14 +6,20 @@ of its own, with TRITON_INTERPRET=1.
 
 import pytest
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
-from kernel_errors import BF16_ULP, FLOAT32, reference, share_of_bound
 from triton.runtime.interpreter import InterpretedFunction
 
 from hidiff import kernels
 from hidiff.kernels import operators, triton_kernels
 from hidiff.kernels.choosing import Chooser
+
+BF16_ULP = 2**-7
+"""Largest relative distance of neighbouring bfloat16; Triton's interpreter cuts digits off."""
+
+FLOAT32 = 1e-5
+"""Of the largest value, what float32 sums may be wrong by."""
 
 
 @pytest.fixture(autouse=True)
@@ -30,36 +36,56 @@ def fast(monkeypatch):
     monkeypatch.setattr(InterpretedFunction, "__call__", call_without_patching_again)
 
 
+def in_float64(gated, x, weight, bias, grad):
+    """The result, the gradients, and for each of these a bound per unit of relative error in the
+    gradient with respect to the convolution's result.
+    """
+    x, weight, bias = (t if t is None else t.detach().double() for t in (x, weight, bias))
+    inputs = [t.requires_grad_() for t in (x, weight, bias) if t is not None]
+    out = convolved = F.conv2d(x, weight, bias, padding=1, groups=x.shape[1])
+    if gated:
+        gate, value = convolved.chunk(2, dim=1)
+        out = F.gelu(gate) * value
+    convolved_grad, *gradients = torch.autograd.grad(out, [convolved, *inputs], grad.double())
+    absolute = F.conv2d(x.abs(), weight.abs(), bias, padding=1, groups=x.shape[1])
+    sizes = torch.autograd.grad(absolute, inputs, convolved_grad.abs())
+    return out.detach(), gradients, [size.abs() for size in sizes]
+
+
 # Several tiles across and down, none of them full; or several images and blocks of channels, one
-# row. Both have one size for each function, whose tiles differ.
+# row. Both have one size for each function, whose tiles differ. Weights are float32 or of the
+# data's type.
 @pytest.mark.parametrize(
-    ("name", "dtype", "shape"),
+    ("gated", "dtype", "shape", "weights", "biased"),
     [
-        ("plain", torch.float32, (1, 26, 3, 33)),
-        ("gated", torch.float32, (1, 26, 3, 17)),
-        ("plain", torch.bfloat16, (2, 34, 1, 3)),
-        ("gated", torch.bfloat16, (2, 68, 1, 3)),
+        (False, torch.float32, (1, 26, 3, 33), torch.float32, True),
+        (True, torch.float32, (1, 26, 3, 17), torch.float32, True),
+        (False, torch.bfloat16, (2, 34, 1, 3), torch.float32, False),
+        (True, torch.bfloat16, (2, 68, 1, 3), torch.float32, False),
+        (False, torch.bfloat16, (1, 4, 2, 3), torch.bfloat16, True),
     ],
 )
-def test_result_and_gradients(name, dtype, shape):
-    single = dtype == torch.float32
-    layout = torch.contiguous_format if single else torch.channels_last
+def test_result_and_gradients(gated, dtype, shape, weights, biased):
+    function = kernels.gated_depthwise_conv3x3 if gated else kernels.depthwise_conv3x3
+    layout = torch.contiguous_format if dtype == torch.float32 else torch.channels_last
     x = torch.randn(shape).to(dtype, memory_format=layout)
-    weight = torch.randn(shape[1], 1, 3, 3)  # float32 also for bfloat16 data
-    bias = torch.randn(shape[1]) if single else None
-    assert share_of_bound(name, x, weight, bias, "triton") <= 1
+    weight = torch.randn(shape[1], 1, 3, 3).to(weights)
+    bias = torch.randn(shape[1]).to(weights) if biased else None
+    inputs = [t.requires_grad_() for t in (x, weight, bias) if t is not None]
+    out = function(x, weight, bias, mode="triton")
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    grad = torch.randn(out.shape).to(dtype, memory_format=torch.channels_last)
+    gradients = torch.autograd.grad(out, inputs, grad)
+    expected, expected_gradients, sizes = in_float64(gated, x, weight, bias, grad)
 
-
-def test_half_precision_weights_and_their_gradients():
-    x = torch.randn(1, 4, 2, 3, dtype=torch.bfloat16, requires_grad=True)
-    weight, bias = torch.randn(4, 1, 3, 3).bfloat16(), torch.randn(4).bfloat16()
-    inputs = [x, weight.requires_grad_(), bias.requires_grad_()]
-    out = kernels.depthwise_conv3x3(*inputs, mode="triton")
-    expected, expected_gradients, _ = reference(False, *inputs, torch.ones_like(out))
-    gradients = torch.autograd.grad(out.sum(), inputs)
-    for ours, theirs in zip((out, *gradients), (expected, *expected_gradients), strict=True):
-        assert ours.dtype == torch.bfloat16
-        bound = BF16_ULP * theirs.abs() + FLOAT32 * theirs.abs().max()
+    ulp = BF16_ULP if dtype == torch.bfloat16 else 0
+    bounds = [FLOAT32 * expected.abs().max() + ulp * expected.abs()]
+    for ours, theirs, size in zip(gradients, expected_gradients, sizes, strict=True):
+        bound = FLOAT32 * theirs.abs().max() + (ulp * size if gated else 0)
+        bounds.append(bound + (ulp * theirs.abs() if ours.dtype == dtype else 0))
+    found, wanted = (out, *gradients), (expected, *expected_gradients)
+    for ours, theirs, bound, source in zip(found, wanted, bounds, (x, *inputs), strict=True):
+        assert ours.dtype == source.dtype
         assert bool(((ours.double() - theirs).abs() <= bound).all())
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
@@ -175,65 +176,55 @@ def test_gram_matrix_keeps_torchs_rules():
     assert counter.get_total_flops() == 2 * 6 * 4 * 4 * 25
 
 
-class Timer:
-    """Gives out prepared times, one a call."""
+def choose(times, chooser=None, **options):
+    """Which of two implementations takes part; times are numbers, or what their call raises."""
+    ways = {name: partial(str, name) for name in ("eager", "triton")}
 
-    def __init__(self, *times):
-        self.times = list(times)
+    def time(way):
+        found = times[way()].pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
 
-    def __call__(self, way):
-        time = self.times.pop(0)
-        if isinstance(time, Exception):
-            raise time
-        return time
-
-
-WAYS = {"eager": lambda: "eager", "triton": lambda: "triton"}
+    chooser = chooser or Chooser(time)
+    return chooser, chooser.run("a", ways, **options)
 
 
-@pytest.mark.parametrize(("times", "winner"), [((2.0, 1.0), "triton"), ((1.0, 2.0), "eager")])
-def test_chooser_times_once_and_remembers(times, winner):
-    chooser = Chooser(Timer(*times))
-    assert [chooser.run("a", WAYS), chooser.run("a", WAYS)] == [winner, winner]
-    chooser = Chooser(Timer(*times, *reversed(times)))
-    assert chooser.run("a", WAYS) == winner
-    assert chooser.run("b", WAYS) != winner
-    assert chooser.run("a", WAYS) == winner
+@pytest.mark.parametrize(("eager", "triton"), [(2.0, 1.0), (1.0, 2.0)])
+def test_chooser_times_once_for_each_key(eager, triton):
+    winner, loser = ("triton", "eager") if triton < eager else ("eager", "triton")
+    times = {"eager": [eager, triton], "triton": [triton, eager]}
+    chooser, found = choose(times)
+    assert [found, choose(times, chooser)[1]] == [winner, winner]
+    assert chooser.run("b", {name: partial(str, name) for name in times}) == loser
 
 
-def test_chooser_gives_up_a_way_that_fails():
-    chooser = Chooser(Timer(2.0, torch.OutOfMemoryError("too large")))
+TOO_LARGE = torch.OutOfMemoryError("too large")
+
+
+@pytest.mark.parametrize(
+    ("eager", "triton", "agree", "winner"),
+    [
+        (2.0, TOO_LARGE, True, "eager"),  # it fails
+        (2.0, 1.0, False, "eager"),  # its result is another
+        (TOO_LARGE, 1.0, False, "triton"),  # the reference fails, so nothing is compared
+        (TOO_LARGE, TOO_LARGE, True, "eager"),  # all fail while they are timed
+    ],
+)
+def test_chooser_gives_up_what_fails(eager, triton, agree, winner):
+    times = {"eager": [eager], "triton": [triton]}
     with pytest.warns(UserWarning):
-        assert chooser.run("a", WAYS) == "eager"
-    assert chooser.run("a", WAYS) == "eager"
-
-
-def test_chooser_goes_on_where_the_reference_fails():
-    def too_large():
-        raise torch.OutOfMemoryError("too large")
-
-    ways = {"eager": too_large, "triton": lambda: "triton"}
-    chooser = Chooser(lambda way: len(way()))
-    with pytest.warns(UserWarning):
-        assert chooser.run("a", ways, agree=lambda reference, result: False) == "triton"
-    assert chooser.run("a", ways) == "triton"
-
-
-def test_chooser_remembers_nothing_where_all_fail():
-    def broken():
-        raise torch.OutOfMemoryError("too large")
-
-    chooser = Chooser(lambda way: len(way()))
-    with pytest.warns(UserWarning), pytest.raises(torch.OutOfMemoryError):
-        chooser.run("a", {"eager": broken, "triton": broken})
-    assert chooser.run("a", WAYS) in WAYS
+        chooser, found = choose(times, agree=lambda reference, result: agree)
+    assert found == winner
+    assert chooser.chosen == ({} if eager is triton else {"a": winner})
 
 
 def test_chooser_remembers_nothing_where_it_must_not_time():
-    chooser = Chooser(Timer(2.0, 1.0))
-    assert chooser.run("a", WAYS, may_time=False) == "eager"
-    assert chooser.run("a", WAYS) == "triton"
-    assert chooser.run("a", WAYS, may_time=False) == "triton"
+    times = {"eager": [2.0], "triton": [1.0]}
+    chooser, found = choose(times, may_time=False)
+    assert found == "eager"
+    assert choose(times, chooser)[1] == "triton"
+    assert choose(times, chooser, may_time=False)[1] == "triton"
 
 
 class OnGpu(torch.Tensor):
@@ -314,12 +305,6 @@ def test_the_kernels_compile_for_gpus(capability, dtype, channels, backward, mon
         assert len(compiled.asm["cubin"]) > 1000
         assert ".f64" not in compiled.asm["ptx"]  # no constant has become double precision
     assert len(launches) == 2
-
-
-def test_chooser_gives_up_a_way_with_another_result():
-    chooser = Chooser(Timer(2.0, 1.0))
-    with pytest.warns(UserWarning):
-        assert chooser.run("a", WAYS, agree=lambda reference, result: False) == "eager"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
