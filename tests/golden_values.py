@@ -158,6 +158,26 @@ def load_arrays(name: str) -> dict[str, np.ndarray]:
         return dict(file)
 
 
+def network_case(preset: str, key: str, dtype: torch.dtype) -> tuple[tuple[Any, ...], np.ndarray]:
+    """Inputs of a released network and its output.
+
+    Args:
+        preset: of `PRESETS`.
+        key: the network's section, such as 'network_g'.
+        dtype: of the inputs.
+    """
+    values = load_arrays("networks.npz")
+    lq, gt = (image(seed, (1, 3, 40, 56), dtype) for seed in (1, 2))
+    le, c = (torch.from_numpy(values[f"{preset}/{name}"]).to(dtype) for name in ("le", "le_dm"))
+    inputs, output = {
+        "network_g": ((lq, le), "g"),
+        "network_le": ((lq, gt), "le"),
+        "network_le_dm": ((lq,), "le_dm"),
+        "network_d": ((normal(3, (1, 16, 256), dtype), c, 5), "d_t5"),
+    }[key]
+    return inputs, values[f"{preset}/{output}"]
+
+
 def gradient_norms(network: nn.Module, loss: Tensor) -> dict[str, float]:
     """The norm of the loss's gradient over the parameters of each part of the network."""
     parameters = dict(network.named_parameters())

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from golden_values import PRESETS, fill, image, load_arrays, load_json, normal, relative_error
+from golden_values import PRESETS, fill, load_json, network_case, relative_error
 
 from hidiff import build_network
 
@@ -43,20 +43,12 @@ def cases():
 @pytest.mark.slow("networks of full size; PyTorch convolves float64 slowly, channel by channel")
 @pytest.mark.parametrize(("presets", "key", "dtype"), list(cases()))
 def test_outputs_are_the_released_ones(presets, key, dtype):
-    values = load_arrays("networks.npz")
     with torch.device("meta"):
         network = build_network(load_json("manifest.json")[presets[0]][key]["options"]).to(dtype)
     fill(network.to_empty(device="cpu"), key)
-    lq, gt = (image(seed, (1, 3, 40, 56), dtype) for seed in (1, 2))
-    noise = normal(3, (1, 16, 256), dtype)
-    le, c = (torch.from_numpy(values[f"{presets[0]}/{name}"]).to(dtype) for name in ("le", "le_dm"))
-    with torch.no_grad():
-        out, name = {
-            "network_g": lambda: (network(lq, le), "g"),
-            "network_le": lambda: (network(lq, gt), "le"),
-            "network_le_dm": lambda: (network(lq), "le_dm"),
-            "network_d": lambda: (network(noise, c, 5), "d_t5"),
-        }[key]()
     limit = 1e-9 if dtype == torch.float64 else FLOAT32_LIMIT[key]
+    inputs, _ = network_case(presets[0], key, dtype)
+    with torch.no_grad():
+        out = network(*inputs)
     for preset in presets:
-        assert relative_error(out, values[f"{preset}/{name}"]) < limit
+        assert relative_error(out, network_case(preset, key, dtype)[1]) < limit

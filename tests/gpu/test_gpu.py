@@ -8,7 +8,7 @@ import time
 import golden_values as golden
 import pytest
 import torch
-from golden_values import fill, image, load_arrays, load_json, normal, relative_error
+from golden_values import fill, image, load_json, relative_error
 from small_data import train_options
 from small_training import ALONE, parameters
 
@@ -18,7 +18,7 @@ from hidiff.options import parse_options
 
 pytestmark = pytest.mark.cuda
 
-NETWORKS = {"network_g": "g", "network_le": "le", "network_le_dm": "le_dm", "network_d": "d_t5"}
+NETWORKS = ("network_g", "network_le", "network_le_dm", "network_d")
 NETWORK_LIMITS = {"fp32": 1e-4, "tf32": 2e-2, "bf16": 5e-2}
 STEP_LIMITS = {"fp32": 1e-3, "tf32": 5e-2, "bf16": 1e-1}
 TWO_RANKS = """
@@ -63,21 +63,12 @@ def of_precision(network, precision):
 @pytest.mark.parametrize("key", NETWORKS)
 @pytest.mark.parametrize("preset", golden.PRESETS)
 def test_networks_give_the_released_outputs(preset, key, precision, device):
-    values = load_arrays("networks.npz")
     network = build_network(load_json("manifest.json")[preset][key]["options"])
     network = of_precision(fill(network, key).to(device), precision)
-    lq, gt = (image(seed, (1, 3, 40, 56), torch.float32).to(device) for seed in (1, 2))
-    le, c = (torch.from_numpy(values[f"{preset}/{n}"]).float().to(device) for n in ("le", "le_dm"))
-    inputs = {
-        "network_g": (lq, le),
-        "network_le": (lq, gt),
-        "network_le_dm": (lq,),
-        "network_d": (normal(3, (1, 16, 256), torch.float32).to(device), c, 5),
-    }[key]
+    inputs, expected = golden.network_case(preset, key, torch.float32)
     with torch.no_grad():
-        out = network(*inputs)
-    error = relative_error(out, values[f"{preset}/{NETWORKS[key]}"])
-    assert error < NETWORK_LIMITS[precision]
+        out = network(*(t.to(device) if isinstance(t, torch.Tensor) else t for t in inputs))
+    assert relative_error(out, expected) < NETWORK_LIMITS[precision]
 
 
 @pytest.mark.parametrize("channels", [96, 254, 256])
