@@ -74,7 +74,9 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_gopro(gopro, data, capsys):
+def test_gopro(gopro, data, capsys, monkeypatch):
+    monkeypatch.setitem(LAYOUT, "GoPro/train", LayoutEntry("GoPro/train", 4, "x"))
+    monkeypatch.setitem(LAYOUT, "test/GoPro", LayoutEntry("test/GoPro", 1, "x"))
     run("gopro", gopro, data)
     assert content(data / "GoPro/train/input") == {
         f"{scene}-{frame}.png": f"train/{scene}/blur/{frame}.png"
@@ -83,23 +85,14 @@ def test_gopro(gopro, data, capsys):
     }
     for folder in (data / "GoPro/test/target", data / "test/GoPro/target"):
         assert content(folder) == {
-            "G3-000001.png": "test/G3/sharp/000001.png",
-            "G3-000002.png": "test/G3/sharp/000002.png",
+            f"G3-{frame}.png": f"test/G3/sharp/{frame}.png" for frame in ("000001", "000002")
         }
     assert not any("gamma" in text.decode() for text in files(data).values())
     output = capsys.readouterr().out
     assert "16 files placed, 0 there already" in output
-    assert "GoPro/train: incomplete: 4 pairs, the benchmark has 2103" in output
-    assert "GoPro/test: incomplete: 2 pairs, the benchmark has 1111" in output
-
-
-def test_complete_data_is_said_to_be(gopro, data, capsys, monkeypatch):
-    monkeypatch.setitem(LAYOUT, "GoPro/train", LayoutEntry("GoPro/train", 4, "x"))
-    monkeypatch.setitem(LAYOUT, "GoPro/test", LayoutEntry("GoPro/test", 1, "x"))
-    run("gopro", gopro, data)
-    output = capsys.readouterr().out
     assert "GoPro/train: 4 pairs, as the benchmark has" in output
-    assert "GoPro/test: too many: 2 pairs, the benchmark has 1" in output
+    assert "GoPro/test: incomplete: 2 pairs, the benchmark has 1111" in output
+    assert "test/GoPro: too many: 2 pairs, the benchmark has 1" in output
 
 
 def test_links_are_absolute_outside_the_root_and_relative_within(gopro, data):
@@ -284,15 +277,12 @@ GT, BLUR = "scene001/gt/gt_1.png", "scene001/blur/blur_1.png"
     ],
 )
 def test_realblur_lines_that_are_refused(realblur, data, line):
-    (realblur / "RealBlur_J_test_list.txt").write_text(f"\n{line}\n")
+    path = realblur / "RealBlur_J_test_list.txt"
+    path.write_text(f"\n{line}\n")
     number = line.count("\n") + 2
-    with pytest.raises(UserError, match=rf"RealBlur_J_test_list\.txt, line {number}: "):
+    with pytest.raises(UserError, match=rf"{path}, line {number}: "):
         run("realblur", realblur, data)
     assert not data.exists()
-
-
-def test_a_realblur_list_that_is_no_text(realblur, data):
-    path = realblur / "RealBlur_J_test_list.txt"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=rf"^--source: {path} "):
         run("realblur", realblur, data)
