@@ -275,7 +275,9 @@ def _motion(
     target: Box,
 ) -> tuple[ExposureSamples | None, MovingObject | None]:
     """The samples of the exposure of `target`, and the object that moves in `patch`."""
-    paths, points, shape = [], [], None
+    if shake is None and moving is None:
+        return None, None
+    camera, shape = np.eye(3)[None].repeat(INSTANTS, 0), None
     if shake is not None:
         rng = rngs["shake"]
         extent = _log_uniform(rng, shake.extent)
@@ -289,12 +291,7 @@ def _motion(
             tremor=_uniform(rng, shake.tremor),
             focal=_uniform(rng, shake.focal),
         )
-    elif moving is not None:
-        camera = np.eye(3)[None].repeat(INSTANTS, 0)
-    else:
-        return None, None
-    paths.append(camera)
-    points.append(target.corners)
+    paths, points = [camera], [target.corners]
     if moving is not None:
         rng = rngs["object"]
         place = rng.uniform(size=2) * (patch.width, patch.height)

@@ -71,7 +71,7 @@ def test_lmdb_gives_what_the_folders_give(folder):
         ({"dataroot_lq": "x" * 300}, r"datasets\.train\.dataroot_lq: "),
         ({"dataroot_lq": "x\0"}, r"datasets\.train\.dataroot_lq: "),
         ({"meta_info_file": "x" * 300}, r"datasets\.train\.meta_info_file: "),
-        ({"dataroot_lq": "/nowhere"}, r"datasets\.train\.dataroot_lq: the folder /nowhere"),
+        ({"dataroot_lq": "/proc/no"}, r"datasets\.train\.dataroot_lq: the folder /proc/no "),
         ({"io_backend": {"type": "lmbd"}}, r"io_backend\.type: .*did you mean 'lmdb'"),
         ({"io_backend": {"type": "disk", "x": 1}}, r"io_backend\.x: "),
         ({"filename_tmpl": "x"}, r"filename_tmpl: 'x' must contain"),
