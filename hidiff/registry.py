@@ -10,7 +10,6 @@ import functools
 import importlib
 import inspect
 import json
-import math
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -129,41 +128,37 @@ def _explain(
 ) -> NoReturn:
     """Raise the first mistake, at its own location, in words of option files."""
     first, *others = error.errors(include_url=False)
-    value: Any = given
-    unknown = first["type"] == "extra_forbidden"
-    known: Any = model
-    for step in first["loc"][: -1 if unknown else None]:
-        if not (isinstance(value, Mapping) and step in value) and not (
-            isinstance(value, list) and isinstance(step, int) and step < len(value)
-        ):
-            if first["type"] == "missing" and isinstance(step, str):
-                needed = f", {label} needs it" if label else ""
-                inner = f"{place}.{step}" if place else step
-                raise option_error(inner, f"this option is missing{needed}") from None
-            continue  # the branch of a union, or an entry that is absent
-        value = value[step]  # type: ignore[index]
+    value, known, section = given, model, model
+    for step in first["loc"]:
+        try:
+            value = value[step]
+        except (KeyError, IndexError, TypeError):
+            if first["type"] != "missing" or not isinstance(step, str):
+                continue  # the branch of a union, or an entry that is absent
         place = f"{place}[{step}]" if isinstance(step, int) else f"{place}.{step}".lstrip(".")
         if isinstance(value, Mapping) and isinstance(value.get("where"), str):
             place = value["where"]  # a data set, whose options lie apart from its source's
-        known = inner_model(known, step)
-    if unknown:
-        key = str(first["loc"][-1])
-        fields = known.model_fields if known is not None else ()
+        section, known = known, inner_model(known, step)
+    message = _expected(value, first, others)
+    if first["type"] == "missing" and isinstance(first["loc"][-1], str):
+        message = "this option is missing" + (f", {label} needs it" if label else "")
+    elif first["type"] == "extra_forbidden":
+        key = first["loc"][-1]
         what = f"{label} has no option '{key}'" if label else "there is no such option"
-        raise option_error(
-            f"{place}.{key}" if place else key, f"{what}{suggestion(key, fields)}"
-        ) from None
-    if first["type"] == "value_error":
-        raise option_error(place, str(first["ctx"]["error"])) from None
+        message = f"{what}{suggestion(str(key), section.model_fields)}"
+    elif first["type"] == "value_error":
+        message = str(first["ctx"]["error"])
+    raise option_error(place, message) from None
+
+
+def _expected(value: Any, first: Any, others: Iterable[Any]) -> str:
+    """What was wanted, by pydantic's mistakes about one value, and what was got."""
     top = first["loc"][0]
     same = [first, *(e for e in others if e["loc"][0] == top and e["input"] == first["input"])]
     wanted = " or ".join(dict.fromkeys(map(_wanted, same)))
-    hint = ""
-    if isinstance(value, str):
-        choices = [c for e in same for c in e.get("ctx", {}).get("expected", "").split("'")[1::2]]
-        hint = suggestion(value, choices) if choices else _unquoted(value) or _colon(value)
-    got = json.dumps(value, ensure_ascii=False)
-    raise option_error(place, f"expected {wanted}, got {got}{hint}") from None
+    choices = [c for e in same for c in e.get("ctx", {}).get("expected", "").split("'")[1::2]]
+    hint = suggestion(value, choices) if choices and isinstance(value, str) else _colon(value)
+    return f"expected {wanted}, got {json.dumps(value, ensure_ascii=False)}{hint}"
 
 
 def inner_model(model: Any, step: Any) -> Any:
@@ -178,15 +173,6 @@ def _wanted(problem: Mapping[str, Any]) -> str:
         return problem["ctx"]["expected"]
     wanted = WANTED.get(problem["type"])
     return wanted.format(**problem.get("ctx", {})) if wanted else problem["msg"]
-
-
-def _unquoted(text: str) -> str:
-    """How to write a number that stands in quotes."""
-    try:
-        number = float(text)
-    except ValueError:
-        return ""
-    return f"; write {number:g} without quotes" if math.isfinite(number) else ""
 
 
 def _colon(value: Any) -> str:

@@ -78,9 +78,3 @@ def test_a_file_of_the_other_purpose_says_what_it_is_for():
         load_options(ROOT / "options/test/GoPro.yml").for_training()
     with pytest.raises(UserError, match="hidiff train -opt"):
         load_options(ROOT / "options/train/GoPro_S1.yml").test_sets()
-
-
-def test_metrics_are_found_by_a_part_of_their_name(content):
-    content["val"]["metrics"]["psnr"]["type"] = "psnr"
-    with pytest.raises(UserError, match=r"val\.metrics\.psnr\.type: .*'calculate_psnr'"):
-        parse_options(content)

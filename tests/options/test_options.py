@@ -129,7 +129,7 @@ def with_value(content, path, value):
         ("diffusion_schedule.schedule", "linaer", r"diffusion_schedule\.schedule.*'linear'"),
         ("diffusion_schedule.timesteps", 0, r"diffusion_schedule\.timesteps: 0"),
         ("diffusion_schedule.step", 3, r"diffusion_schedule\.step: .*no option 'step'"),
-        ("train.optim_total.lr", "0.1", r"train\.optim_total\.lr: .*write 0\.1 "),
+        ("train.optim_total.lr", "0.1", r"train\.optim_total\.lr: .*\"0\.1\""),
         ("train.optim_total.lr", float("inf"), r"train\.optim_total\.lr: "),
         ("train.optim_total.lr", "1e999", r"train\.optim_total\.lr: "),
         ("train.optim_total.lr", 10**400, r"train\.optim_total\.lr: "),
@@ -150,10 +150,40 @@ def with_value(content, path, value):
         ("datasets.training", {}, r"datasets\.training: "),
         ("num_gpu", "all", r"num_gpu: .*auto"),
         ("networkg", {}, r"networkg: .*'network_g'"),
+        ("network_g.dim", 0, r"network_g\.dim: .*got 0"),
+        ("network_g.heads", [0, 2, 4, 8], r"network_g\.heads\[0\]: .*got 0"),
+        (
+            "network_g.num_blocks",
+            [-1, 5, 6, 6],
+            r"network_g\.num_blocks\[0\]: .*got -1",
+        ),
+        ("network_g.ffn_expansion_factor", 0, r"network_g: ffn_expansion_factor 0\.0"),
+        ("network_g.out_channels", 1, r"network_g: out_channels 1 must equal inp_channels 3"),
+        ("network_g.type", ["Transformer"], r"network_g\.type: there is no network"),
+        ("network_d.out_channel", 8, r"network_d\.out_channel: 8 must equal in_channel 256"),
+        ("network_d.group", 8, r"network_d\.group: 8 differs from network_g\.group 4"),
+        ("network_le_dm.block_num", -3, r"network_le_dm\.block_num: .*-3"),
+        ("manual_seed", -1, r"manual_seed: "),
+        ("train.optim_total.lr", -1.0, r"train\.optim_total: Invalid learning rate"),
+        ("train.optim_total.betas", [0.9, 1.5], r"train\.optim_total: Invalid beta"),
+        ("train.optim_total.betas", [0.9], r"train\.optim_total\.betas: "),
+        ("train.scheduler.periods", [0, 5], r"train\.scheduler\.periods: \[0, 5\]"),
+        ("train.ema_decay", 1.0, r"train\.ema_decay: "),
+        ("val.metrics.psnr.better", "highest", r"val\.metrics\.psnr\.better: .*'higher'"),
+        ("datasets.train.std", [1, 1, 1], r"datasets\.train\.std: remove it"),
+        ("datasets.train.mean", [0.5], r"datasets\.train\.mean: remove it"),
+        ("train.optim_total", {"type": "AdamW"}, r"train\.optim_total\.lr: this option is missing"),
+        ("datasets.train.num_prefetch_queue", 0, r"datasets\.train\.num_prefetch_queue: "),
+        ("name", "a" * 300, r"name: 300 bytes"),
+        ("name", "a" + "ä" * 100, r"name: 201 bytes"),
+        ("datasets.train.name", "a" * 300, r"datasets\.train\.name: 300 bytes"),
+        ("val.protocol", "matlba", r"val\.protocol: .*did you mean 'matlab'"),
+        ("val.metrics.psnr.type", "psnr", r"val\.metrics\.psnr\.type: .*'calculate_psnr'"),
+        ("manual_seed", "__import__('os').getpid()", r"manual_seed: "),
     ],
 )
 def test_mistakes_name_their_place_and_the_way_out(content, path, value, message):
-    from hidiff.engine.optim import build_optimizer
+    from hidiff.engine.optim import build_lr_schedule, build_optimizer
 
     with_value(content, path, value)
     with pytest.raises(UserError, match=message):
@@ -161,6 +191,7 @@ def test_mistakes_name_their_place_and_the_way_out(content, path, value, message
         with torch.device("meta"):
             model = build_model(options.sections)
         build_optimizer(options.train.optim_total, model)
+        build_lr_schedule(options.train.scheduler, base_lr=1e-3, total_iter=5)
 
 
 @pytest.mark.parametrize(
@@ -196,12 +227,6 @@ def test_phases_end_with_the_training(content, total_iter, lengths):
     assert [phase.iters for phase in phases] == lengths
     told = [notice for notice in options.notices if notice.startswith("datasets.train.iters: ")]
     assert len(told) == (total_iter != 300000)
-
-
-def test_crops_may_be_larger_than_the_largest_patch(content):
-    content["datasets"]["train"]["gt_size"] = 512
-    phases = parse_options(content).datasets["train"].phases(300000)
-    assert [(p.patch_size, p.batch_size) for p in phases] == RELEASED_PHASES
 
 
 @pytest.mark.parametrize(
@@ -278,57 +303,6 @@ def test_none_on_the_command_line_is_nothing(content):
     assert options.path.resume_state is None
     with torch.device("meta"):
         assert build_network(options.network_g).guidance == "none"
-
-
-def test_an_override_cannot_run_code(content):
-    apply_overrides(content, ["manual_seed=__import__('os').getpid()"])
-    with pytest.raises(UserError, match="manual_seed: "):
-        parse_options(content)
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "message"),
-    [
-        ("network_g.dim", 0, r"network_g\.dim: .*got 0"),
-        ("network_g.heads", [0, 2, 4, 8], r"network_g\.heads\[0\]: .*got 0"),
-        (
-            "network_g.num_blocks",
-            [-1, 5, 6, 6],
-            r"network_g\.num_blocks\[0\]: .*got -1",
-        ),
-        ("network_g.ffn_expansion_factor", 0, r"network_g: ffn_expansion_factor 0\.0"),
-        ("network_g.out_channels", 1, r"network_g: out_channels 1 must equal inp_channels 3"),
-        ("network_g.type", ["Transformer"], r"network_g\.type: there is no network"),
-        ("network_d.out_channel", 8, r"network_d\.out_channel: 8 must equal in_channel 256"),
-        ("network_d.group", 8, r"network_d\.group: 8 differs from network_g\.group 4"),
-        ("network_le_dm.block_num", -3, r"network_le_dm\.block_num: .*-3"),
-        ("manual_seed", -1, r"manual_seed: "),
-        ("train.optim_total.lr", -1.0, r"train\.optim_total: Invalid learning rate"),
-        ("train.optim_total.betas", [0.9, 1.5], r"train\.optim_total: Invalid beta"),
-        ("train.optim_total.betas", [0.9], r"train\.optim_total\.betas: "),
-        ("train.scheduler.periods", [0, 5], r"train\.scheduler\.periods: \[0, 5\]"),
-        ("train.ema_decay", 1.0, r"train\.ema_decay: "),
-        ("val.metrics.psnr.better", "highest", r"val\.metrics\.psnr\.better: .*'higher'"),
-        ("datasets.train.std", [1, 1, 1], r"datasets\.train\.std: remove it"),
-        ("datasets.train.mean", [0.5], r"datasets\.train\.mean: remove it"),
-        ("train.optim_total", {"type": "AdamW"}, r"train\.optim_total\.lr: this option is missing"),
-        ("datasets.train.num_prefetch_queue", 0, r"datasets\.train\.num_prefetch_queue: "),
-        ("name", "a" * 300, r"name: 300 bytes"),
-        ("name", "a" + "ä" * 100, r"name: 201 bytes"),
-        ("datasets.train.name", "a" * 300, r"datasets\.train\.name: 300 bytes"),
-        ("val.protocol", "matlba", r"val\.protocol: .*did you mean 'matlab'"),
-    ],
-)
-def test_values_out_of_range_are_refused(content, path, value, message):
-    from hidiff.engine.optim import build_lr_schedule, build_optimizer
-
-    with_value(content, path, value)
-    with pytest.raises(UserError, match=message):
-        options = parse_options(content)
-        with torch.device("meta"):
-            model = build_model(options.sections)
-        build_optimizer(options.train.optim_total, model)
-        build_lr_schedule(options.train.scheduler, base_lr=1e-3, total_iter=5)
 
 
 def test_what_a_file_leaves_out_is_filled_in(content):
