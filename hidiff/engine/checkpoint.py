@@ -9,14 +9,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from hidiff.engine.gradients import MicroBatches
-from hidiff.engine.optim import build_lr_schedule
+from hidiff.engine.optim import learning_rate
 from hidiff.models import DeblurModel
-from hidiff.options import Options, Section, compare_options
+from hidiff.options import Options, compare_options
 from hidiff.utils.distributed import Processes
 from hidiff.utils.errors import UserError
 from hidiff.utils.files import replacing
@@ -26,7 +26,7 @@ from hidiff.weights.model_file import save_model
 from hidiff.weights.tensors import require_finite
 
 FIXED = {
-    "slots": "batches of the phase's size in a global batch",
+    "slots": "batches in a global batch (train.reference_world_size, processes)",
     "training_pairs": "training pairs",
 }
 """What must not change when a training is resumed, and its words."""
@@ -104,19 +104,15 @@ class TrainingState:
         if deciding and self._same_past(content):
             harmless += [line for line in deciding if SCHEDULE.match(line)]
             deciding = [line for line in deciding if not SCHEDULE.match(line)]
+        for key, what in FIXED.items():
+            if content[key] != getattr(self, key):
+                deciding.append(f"{what}: {content[key]} → {getattr(self, key)}")
         if deciding and not allow_changed_options:
             raise UserError(
-                f"{where} was saved with other options, and going on would give neither run's "
-                f"result: {'; '.join(deciding)}. Resume with the options it was started with, or "
+                f"{where} was saved by another run, and going on would give neither one's result: "
+                f"{'; '.join(deciding)}. Resume with the options and data it was started with, or "
                 "add --allow_changed_options"
             )
-        for key, what in FIXED.items():
-            if content[key] != getattr(self, key) and not allow_changed_options:
-                raise UserError(
-                    f"{where} was saved with {content[key]} {what}, this run has "
-                    f"{getattr(self, key)}; going on would give another result. Resume with the "
-                    "same data, and set train.reference_world_size for another number of processes"
-                )
         try:
             for name, network in self.model.networks().items():
                 network.load_state_dict(content["networks"][name])
@@ -143,18 +139,8 @@ class TrainingState:
 
     def _same_past(self, content: Mapping[str, Any]) -> bool:
         """Whether every step that was done has the learning rate of these options."""
-        ours, theirs = (_learning_rate(options) for options in (self.options, content["options"]))
+        ours, theirs = learning_rate(self.options), learning_rate(content["options"])
         return all(ours(step) == theirs(step) for step in range(1, content["step"] + 1))
-
-
-def _learning_rate(options: Mapping[str, Any]) -> Any:
-    train: Section = options["train"]
-    return build_lr_schedule(
-        train["scheduler"],
-        base_lr=train["optim_total"]["lr"],
-        total_iter=train["total_iter"],
-        warmup_iter=train["warmup_iter"],
-    )
 
 
 def save(
@@ -237,15 +223,8 @@ def _states(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-@dataclass(frozen=True)
-class SavedState:
-    """A training state as read from its file.
-
-    Args:
-        path: the file.
-        content: what `TrainingState.state_dict` returned.
-        sha256: of the file's bytes.
-    """
+class SavedState(NamedTuple):
+    """A training state as read from its file, and the SHA-256 of that."""
 
     path: Path
     content: dict[str, Any]
@@ -328,13 +307,10 @@ def choose_state(
     path = processes.gather(state and state.path)[0]
     if path is None:
         return None, notices
-    found = ""
-    if not processes.is_main:
-        try:
-            state = load_state(path, where)
-        except UserError as error:
-            found = str(error)
-    if state is not None:
+    try:
+        state = state or load_state(path, where)
         found = f"{state.path} of step {state.content['step']}, SHA-256 {state.sha256}"
+    except UserError as error:
+        found = str(error)
     processes.require_same("training state", found)
     return state, notices

@@ -45,15 +45,9 @@ def dry_run(trainer: Trainer, call: str) -> bool:
             continue
         total += seconds * phase.iters
         peak = peak_bytes(trainer.processes.device)
-        rows.append(
-            [
-                what,
-                f"{seconds:.3g} s",
-                f"{waiting:.0%}",
-                "" if peak is None else f"{peak / 2**30:.2f} GiB",
-                str(trainer.micro_batches.size(index)),
-            ]
-        )
+        memory = "" if peak is None else f"{peak / 2**30:.2f} GiB"
+        at_once = str(trainer.micro_batches.size(index))
+        rows.append([what, f"{seconds:.3g} s", f"{waiting:.0%}", memory, at_once])
     header = ["phase", "a step", "waiting for data", "peak memory so far", "images at once"]
     for line in text_table(header, rows):
         LOG.info(line)

@@ -196,34 +196,31 @@ class Reporter:
     """Shows the steps of a training: progress bar, and now and then log and TensorBoard.
 
     Args:
-        name: of the experiment.
+        options: of the training.
         plan: its phases.
         processes: the first of them shows.
-        total_iter: steps of the training.
+        writer: of the curves.
         step: after which it goes on.
         print_freq: steps between log lines; None for none, also not for the last step.
-        writer: of the curves.
     """
 
     def __init__(
         self,
-        name: str,
+        options: Options,
         plan: BatchPlan,
         processes: Processes,
+        writer: MetricsWriter,
         *,
-        total_iter: int,
         step: int,
         print_freq: int | None,
-        writer: MetricsWriter,
     ) -> None:
-        self.plan, self.processes = plan, processes
-        self.total_iter, self.print_freq = total_iter, print_freq
-        self.writer = writer
-        self.speed = Speed(plan, total_iter)
+        self.plan, self.processes, self.writer = plan, processes, writer
+        self.total_iter, self.print_freq = options.for_training()[0].total_iter, print_freq
+        self.speed = Speed(plan, self.total_iter)
         self.bar = tqdm(
-            total=total_iter,
+            total=self.total_iter,
             initial=step,
-            desc=name,
+            desc=options.name,
             # None: no bar where the output is no terminal; the log lines go there too.
             disable=None if processes.is_main else True,
             dynamic_ncols=True,

@@ -220,6 +220,21 @@ def multi_step(
     return lr
 
 
+def learning_rate(options: Mapping[str, Any]) -> LRSchedule:
+    """The learning rate of every step of a training; see `build_lr_schedule`.
+
+    Args:
+        options: all sections of the option file.
+    """
+    train = options["train"]
+    return build_lr_schedule(
+        train["scheduler"],
+        base_lr=train["optim_total"]["lr"],
+        total_iter=train["total_iter"],
+        warmup_iter=train["warmup_iter"],
+    )
+
+
 def build_lr_schedule(
     section: Mapping[str, Any], *, base_lr: float, total_iter: int, warmup_iter: int = -1
 ) -> LRSchedule:

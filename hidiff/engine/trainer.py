@@ -24,9 +24,9 @@ from hidiff.engine.logger import (
 )
 from hidiff.engine.optim import (
     GRAD_CLIP_NORM,
-    build_lr_schedule,
     build_optimizer,
     clip_gradients,
+    learning_rate,
     set_lr,
     update_average,
 )
@@ -83,12 +83,7 @@ class Trainer:
 
         self.model = self._build_model()
         optimizer = build_optimizer(self.train_options.optim_total, self.model)
-        self.lr = build_lr_schedule(
-            self.train_options.scheduler,
-            base_lr=optimizer.defaults["lr"],
-            total_iter=self.total_iter,
-            warmup_iter=self.train_options.warmup_iter,
-        )
+        self.lr = learning_rate(options.sections)
         self.data = TrainingData(options, self.plan, processes, dry=dry)
         self.dataset = self.data.training
         notices = [*options.notices]
@@ -157,14 +152,14 @@ class Trainer:
         start_logging(is_main=processes.is_main, file=self.log_file)
         for line in (*notices, *self._description()):
             LOG.info(line)
+        print_freq = None if dry else options.logger.print_freq
         self.reporter = Reporter(
-            options.name,
+            options,
             self.plan,
             processes,
-            total_iter=self.total_iter,
+            self._writer(),
             step=self.state.step,
-            print_freq=None if dry else options.logger.print_freq,
-            writer=self._writer(),
+            print_freq=print_freq,
         )
 
     def _build_model(self) -> DeblurModel:

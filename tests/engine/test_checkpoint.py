@@ -224,7 +224,7 @@ def test_another_network_or_global_batch_is_refused(data, four_steps):
     for allow in (False, True):
         with pytest.raises(UserError, match=r"step 4 .*"):
             build(options, auto_resume=True, allow_changed_options=allow)
-    with pytest.raises(UserError, match="1 batches"):
+    with pytest.raises(UserError, match=r"reference_world_size.*: 1 → 2"):
         build(quick_options(data, reference_world_size=2), auto_resume=True)
 
 

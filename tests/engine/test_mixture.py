@@ -262,7 +262,7 @@ def test_pairs_that_moved_from_set_to_set_are_noticed(folder, whole, tmp_path, m
     for entry, name in ((first, "two"), (second, "three")):
         entry["dataroot_lq"] = str(tmp_path / name / "input")
         entry["dataroot_gt"] = str(tmp_path / name / "target")
-    with pytest.raises(UserError, match=r"\[3, 2\] training pairs, this run has \[2, 3\]"):
+    with pytest.raises(UserError, match=r"training pairs: \[3, 2\] → \[2, 3\]"):
         train(options, auto_resume=True)
 
 
