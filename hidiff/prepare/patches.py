@@ -50,12 +50,12 @@ class CropTask:
     """
 
     name: str
-    images: tuple[Path, Path]
-    folders: tuple[Path, Path]
+    images: tuple[Path, ...]
+    folders: tuple[Path, ...]
     size: int
     overlap: int | None
 
-    def pieces(self, height: int, width: int) -> dict[str, tuple[slice, slice]]:
+    def areas(self, height: int, width: int) -> dict[str, tuple[slice, slice]]:
         """File name → rows and columns of every piece of an image of this size.
 
         Raises:
@@ -72,17 +72,19 @@ class CropTask:
             for n, (top, left) in enumerate(corners, start=1)
         }
 
-    def read(self) -> list[np.ndarray]:
-        """Both images as (H, W, 3) RGB uint8.
+    def pieces(self) -> dict[Path, np.ndarray]:
+        """The pieces of both images, (size, size, 3) RGB uint8, by where they go.
 
         Raises:
-            UserError: one cannot be read, or their sizes differ.
+            UserError: an image cannot be read or is smaller than a piece, or their sizes differ.
         """
         lq, gt = (to_uint8(read_image(path)) for path in self.images)
         if lq.shape != gt.shape:
             sizes = " and ".join(f"{image.shape[1]}×{image.shape[0]}" for image in (lq, gt))
             raise UserError(f"blurry and sharp image differ in size: {sizes} (width×height)")
-        return [lq, gt]
+        areas = self.areas(*lq.shape[:2])
+        sides = zip(self.folders, (lq, gt), strict=True)
+        return {folder / n: image[areas[n]] for folder, image in sides for n in areas}
 
 
 @dataclass(frozen=True)
@@ -114,20 +116,16 @@ def cut_pair(task: CropTask) -> CropResult:
     """
     try:
         header = read_header(task.images[0], str(task.images[0]))
-        names = tuple(task.pieces(header.height, header.width))
+        names = tuple(task.areas(header.height, header.width))
         if all((folder / name).exists() for folder in task.folders for name in names):
             return CropResult(task.name, names)
-        images = task.read()
-        pieces = task.pieces(*images[0].shape[:2])
+        pieces = task.pieces()
     except UserError as error:
         return CropResult(task.name, problem=str(error))
-    written = set()
-    for name, piece in pieces.items():
-        for folder, image in zip(task.folders, images, strict=True):
-            if not (folder / name).exists():
-                write_image(folder / name, image[piece])
-                written.add(name)
-    return CropResult(task.name, tuple(pieces), len(written))
+    missing = [path for path in pieces if not path.exists()]
+    for path in missing:
+        write_image(path, pieces[path])
+    return CropResult(task.name, names, len({path.name for path in missing}))
 
 
 def check_existing(task: CropTask) -> None:
@@ -139,37 +137,17 @@ def check_existing(task: CropTask) -> None:
     Raises:
         UserError: they differ.
     """
-    if not any(folder.is_dir() for folder in task.folders):
-        return
     try:
-        images = task.read()
-        pieces = task.pieces(*images[0].shape[:2])
+        pieces = task.pieces() if any(folder.is_dir() for folder in task.folders) else {}
     except UserError:
         return  # Reported by `cut_pair`.
-    for folder, image in zip(task.folders, images, strict=True):
-        for name, piece in pieces.items():
-            path = folder / name
-            if path.exists() and not np.array_equal(read_image(path), image[piece]):
-                raise UserError(
-                    f"{path} exists and is not what cutting {task.images[0].name} gives now: it "
-                    "was made with another size or overlap, or from other images. Use the same "
-                    f"settings and images, or remove the folder {folder.parent} to cut all anew"
-                )
-
-
-def crop_tasks(source: Path, target: Path, size: int, overlap: int | None) -> list[CropTask]:
-    """The pairs of source/{input,target}, to be cut into target/{input_crops,target_crops}.
-
-    Raises:
-        UserError: a folder is missing or empty, or an image has no counterpart.
-    """
-    found = find_pairs(blurry=source / "input", sharp=source / "target", where=str(source))
-    folders = (target / "input_crops", target / "target_crops")
-    return [
-        CropTask(pair.name, (Path(pair.lq), Path(pair.gt)), folders, size, overlap)
-        for pair in found.pairs
-        if pair.gt is not None
-    ]
+    for path, piece in pieces.items():
+        if path.exists() and not np.array_equal(read_image(path), piece):
+            raise UserError(
+                f"{path} exists and is not what cutting {task.images[0].name} gives now: it was "
+                "made with another size or overlap, or from other images. Use the same settings "
+                f"and images, or remove the folder {path.parent.parent} to cut all anew"
+            )
 
 
 def cut_gopro(root: Path, *, size: int, overlap: int, val_size: int, jobs: int) -> bool:
@@ -186,27 +164,31 @@ def cut_gopro(root: Path, *, size: int, overlap: int, val_size: int, jobs: int) 
     Raises:
         UserError: a mistake in the folders, the pieces cannot be written, or a process died.
     """
-    cuts = {"train": ("train", size, overlap), "test": ("val", val_size, None)}
-    parts = {
-        part: crop_tasks(root / part, root / "crop" / crop, side, shared)
-        for part, (crop, side, shared) in cuts.items()
-        if (root / part).is_dir()
-    }
+    parts = {}
+    for part, crop, side, shared in (
+        ("train", "train", size, overlap),
+        ("test", "val", val_size, None),
+    ):
+        if (root / part).is_dir():
+            lq, gt = root / part / "input", root / part / "target"
+            folders = tuple(root / "crop" / crop / f"{name}_crops" for name in ("input", "target"))
+            parts[part] = [
+                CropTask(pair.name, (Path(pair.lq), Path(str(pair.gt))), folders, side, shared)
+                for pair in find_pairs(blurry=lq, sharp=gt, where=str(root / part)).pairs
+            ]
+            # Pairs are cut in their order, so whatever was cut, the first pair was.
+            check_existing(parts[part][0])
+        else:
+            print(f"{part}: not cut, {root / part} does not exist")
     if not parts:
         raise UserError(
             f"--root: {root.absolute()} holds neither train/ nor test/ with input/ and target/ in "
             "them; hidiff prepare gopro --source DOWNLOAD makes them"
         )
-    for tasks in parts.values():
-        # Pairs are cut in their order, so whatever was cut, the first pair was.
-        check_existing(tasks[0])
     problems = []
-    for part in cuts.keys() - parts.keys():
-        print(f"{part}: not cut, {root / part} does not exist")
     for part, tasks in parts.items():
-        cutting = ordered_pipeline(
-            tasks, load=cut_pair, workers=min(jobs, len(tasks)), processes=True
-        )
+        workers = min(jobs, len(tasks))
+        cutting = ordered_pipeline(tasks, load=cut_pair, workers=workers, processes=True)
         results = list(tqdm(cutting, part, len(tasks), unit="pair", disable=None))
         names = {name for result in results for name in result.names}
         written = sum(result.written for result in results)
@@ -216,13 +198,19 @@ def cut_gopro(root: Path, *, size: int, overlap: int, val_size: int, jobs: int) 
         )
         bad = [f"{part}/{r.name}: {r.problem}" for r in results if r.problem is not None]
         problems += bad
-        for folder in tasks[0].folders if not bad else ():
-            others = {path.name for path in list_images(folder, part).values()} - names
-            if others:
-                print(
-                    f"note: {folder} holds {len(others)} images that come from none of these "
-                    f"frames and would be used with them: {listing(others)}"
-                )
+        if not bad:
+            _note_others(tasks[0].folders, names)
     hint = "Replace or remove these images, then run again."
     print_problems(problems, "pairs could not be cut", hint)
     return not problems
+
+
+def _note_others(folders: tuple[Path, ...], names: set[str]) -> None:
+    """Print what lies in the folders beside the pieces of these names."""
+    for folder in folders:
+        others = {path.name for path in list_images(folder, str(folder)).values()} - names
+        if others:
+            print(
+                f"note: {folder} holds {len(others)} images that come from none of these frames "
+                f"and would be used with them: {listing(others)}"
+            )

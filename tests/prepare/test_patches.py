@@ -60,7 +60,7 @@ def test_an_axis_that_is_too_short(overlap):
 
 
 def test_a_gopro_frame_gives_eight_patches_row_by_row(task):
-    pieces = dataclasses.replace(task, size=512, overlap=256).pieces(720, 1280)
+    pieces = dataclasses.replace(task, size=512, overlap=256).areas(720, 1280)
     assert list(pieces) == [f"f-{n}.png" for n in range(1, 9)]
     corners = [(rows.start, columns.start) for rows, columns in pieces.values()]
     assert corners == [(top, left) for top in (0, 208) for left in (0, 256, 512, 768)]
