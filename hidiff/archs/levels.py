@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
@@ -74,51 +74,19 @@ class BasicLayer(nn.Module):
     """One level of the U-shape: HIM, then Restormer blocks.
 
     Args:
-        dim, num_heads, ffn_expansion_factor, bias, layer_norm_type: see `TransformerBlock`.
-        num_blocks: number of blocks.
-        prior_dim: C' of the prior; None for a level that no prior guides.
-        group: side of the level's token grid. Above 1 the level begins with HIM over group²
-            tokens; at 1 the single token modulates every block instead.
-        prior_bias: whether the layers of that modulation have a bias.
+        him: where several tokens guide the level. Where a single one does, it modulates every
+            block instead.
+        blocks: see above.
     """
 
-    him: HIM | None
-
-    def __init__(
-        self,
-        dim: int,
-        num_blocks: int,
-        num_heads: int,
-        ffn_expansion_factor: float,
-        *,
-        bias: bool,
-        layer_norm_type: str,
-        prior_dim: int | None,
-        group: int,
-        prior_bias: bool,
-    ) -> None:
+    def __init__(self, him: HIM | None, blocks: Iterable[TransformerBlock]) -> None:
         super().__init__()
-        if prior_dim is not None and group > 1:
-            self.him = HIM(dim, num_heads, prior_dim, bias=bias, layer_norm_type=layer_norm_type)
-        else:
-            self.him = None
-        blocks = nn.ModuleList(
-            TransformerBlock(
-                dim,
-                num_heads,
-                ffn_expansion_factor,
-                bias=bias,
-                layer_norm_type=layer_norm_type,
-                prior_dim=prior_dim if group == 1 else None,
-                prior_bias=prior_bias,
-            )
-            for _ in range(num_blocks)
-        )
-        self.blocks = cast(Sequence[TransformerBlock], blocks)
+        self.him = him
+        self.blocks = cast(Sequence[TransformerBlock], nn.ModuleList(blocks))
         self.recompute = False
 
     def forward(self, x: Tensor, prior: Tensor | None = None) -> Tensor:
-        """x (B, dim, H, W); prior (B, group², C'), (B, C') when group is 1, or None."""
+        """x (B, dim, H, W); prior (B, n, C') for HIM, (B, C') without it, or None."""
         if prior is not None and self.him is not None:
             x, prior = self.him(x, prior), None
         for block in self.blocks:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hidiff.archs.image_network import ImageNetwork
 from hidiff.archs.levels import HIM as HIM
 from hidiff.archs.levels import BasicLayer
-from hidiff.archs.restormer import Conv2d, Downsample, PatchEmbed, Upsample
+from hidiff.archs.restormer import Conv2d, Downsample, PatchEmbed, TransformerBlock, Upsample
 from hidiff.archs.shapes import Shapes, expansion, square_side
 from hidiff.registry import ARCHS
 from hidiff.utils.errors import UserError
@@ -150,16 +150,23 @@ class Transformer(ImageNetwork):
         }.get(guidance, (1, 1, 1, 1))
 
         def level(index: int, channels: int, blocks: int) -> BasicLayer:
+            by_tokens = guidance != "none" and grids[index] > 1
+            modulated = guidance != "none" and grids[index] == 1
+            norm: dict[str, Any] = {"bias": bias, "layer_norm_type": LayerNorm_type}
+            him = HIM(channels, heads[index], prior_dim, **norm) if by_tokens else None
             return BasicLayer(
-                channels,
-                blocks,
-                heads[index],
-                ffn_expansion_factor,
-                bias=bias,
-                layer_norm_type=LayerNorm_type,
-                prior_dim=None if guidance == "none" else prior_dim,
-                group=grids[index],
-                prior_bias=guidance != "vector",
+                him,
+                (
+                    TransformerBlock(
+                        channels,
+                        heads[index],
+                        ffn_expansion_factor,
+                        **norm,
+                        prior_dim=prior_dim if modulated else None,
+                        prior_bias=guidance != "vector",
+                    )
+                    for _ in range(blocks)
+                ),
             )
 
         self.patch_embed = PatchEmbed(inp_channels, dim)

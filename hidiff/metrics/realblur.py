@@ -109,22 +109,11 @@ def _align(image: np.ndarray, sharp: np.ndarray) -> tuple[np.ndarray, np.ndarray
     warp = find_homography(image, sharp)
     if warp is None:
         return None
-    height, width = sharp.shape[:2]
-    warped = cv2.warpPerspective(
-        image,
-        warp,
-        (width, height),
-        flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REFLECT,
-    )
-    mask = cv2.warpPerspective(
-        np.ones((height, width), np.float32),
-        warp,
-        (width, height),
-        flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_CONSTANT,
-        borderValue=0,
-    )
+    size, inverse = sharp.shape[1::-1], cv2.WARP_INVERSE_MAP
+    cubic, nearest = cv2.INTER_CUBIC | inverse, cv2.INTER_NEAREST | inverse
+    warped = cv2.warpPerspective(image, warp, size, flags=cubic, borderMode=cv2.BORDER_REFLECT)
+    # Zero where the target's pixel lies outside of the image.
+    mask = cv2.warpPerspective(np.ones(sharp.shape[:2], np.float32), warp, size, flags=nearest)
     return (warped, mask) if _inside(mask).any() else None
 
 

@@ -101,15 +101,6 @@ class HINet(ImageNetwork):
     final_output = 1
     crop = 256
 
-    conv_01: nn.Conv2d
-    conv_02: nn.Conv2d
-    down_path_1: nn.ModuleList
-    down_path_2: nn.ModuleList
-    up_path_1: nn.ModuleList
-    up_path_2: nn.ModuleList
-    skip_conv_1: nn.ModuleList
-    skip_conv_2: nn.ModuleList
-
     def __init__(
         self,
         *,
@@ -131,14 +122,15 @@ class HINet(ImageNetwork):
             # The lowest level is normalised, for which one pixel is too few.
             self.min_size = 2 * multiple
         widths = [wf << level for level in range(depth)]
-        for stage in (1, 2):
+
+        def u_shape(fused: bool) -> tuple[nn.ModuleList, nn.Conv2d, nn.ModuleList, nn.ModuleList]:
             down_path = nn.ModuleList(
                 ConvBlock(
                     width_above,
                     width,
                     relu_slope,
                     norm=hin_position_left <= level <= hin_position_right,
-                    fused=stage == 2 and level < depth - 1,
+                    fused=fused and level < depth - 1,
                     down=level < depth - 1,
                 )
                 for level, (width_above, width) in enumerate(itertools.pairwise([wf, *widths]))
@@ -147,10 +139,10 @@ class HINet(ImageNetwork):
                 UpBlock(2 * width, width, relu_slope) for width in widths[-2::-1]
             )
             skip_conv = nn.ModuleList(conv3x3(width, width) for width in widths[-2::-1])
-            self.add_module(f"down_path_{stage}", down_path)
-            self.add_module(f"conv_0{stage}", conv3x3(in_chn, wf))
-            self.add_module(f"up_path_{stage}", up_path)
-            self.add_module(f"skip_conv_{stage}", skip_conv)
+            return down_path, conv3x3(in_chn, wf), up_path, skip_conv
+
+        self.down_path_1, self.conv_01, self.up_path_1, self.skip_conv_1 = u_shape(fused=False)
+        self.down_path_2, self.conv_02, self.up_path_2, self.skip_conv_2 = u_shape(fused=True)
         self.sam12 = SupervisedAttention(wf, in_chn, kernel_size=3, bias=True)
         self.cat12 = nn.Conv2d(2 * wf, wf, 1)
         self.last = conv3x3(wf, in_chn)
