@@ -168,30 +168,21 @@ def plan(asked: Mapping[str, Any], name: str) -> Options:
     for part, pairs in parts.items():
         if not pairs:
             raise UserError(f"--data: all pairs of the part '{part}' are skipped; see above")
-    LOG.info("training on %s", _summary(parts["train"]))
-    LOG.info("held out: %s", _summary(parts["held_out"]))
+        scenes = {f"{pair.part}/{pair.scene}".strip("/") for pair in pairs}
+        LOG.info("%s: %d pairs of %s", part, len(pairs), listing(scenes, 20))
     content = _content(asked, name, start, min(patch, side // 8 * 8))
     apply_overrides(content, asked["force_yml"])
     options = parse_options(copy.deepcopy(content), file=option_file)
     for part, pairs in parts.items():
-        write_text(folder / f"{part}.txt", "".join(_line(pair, data) for pair in pairs))
+        sides = [
+            [Path(str(side)).relative_to(data).as_posix() for side in (pair.gt, pair.lq)]
+            for pair in pairs
+        ]
+        write_text(folder / f"{part}.txt", "".join(f"{gt}\t{lq}\n" for gt, lq in sides))
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     write_text(option_file, f"# Written by hidiff finetune.\n{text}")
     write_text(record, json.dumps(asked, indent=1, ensure_ascii=False) + "\n")
     return options
-
-
-def _summary(pairs: Sequence[Pair]) -> str:
-    """How many pairs there are, and the scenes and parts that they are of."""
-    scenes = {"/".join(filter(None, (pair.part, pair.scene))) for pair in pairs}
-    return f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''} of {listing(scenes, 20)}"
-
-
-def _line(pair: Pair, data: Path) -> str:
-    """A line of a list of pairs, see `hidiff.data.pairs.find_pairs`."""
-    assert pair.gt is not None
-    sides = (Path(side).relative_to(data).as_posix() for side in (pair.gt, pair.lq))
-    return "\t".join(sides) + "\n"
 
 
 def _content(asked: Mapping[str, Any], name: str, start: FoundModel, patch: int) -> dict[str, Any]:
