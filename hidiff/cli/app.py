@@ -13,15 +13,11 @@ results are removed when the program ends (Ctrl-C). It needs one more package: p
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument(
-        "-m",
-        "--model",
-        action="append",
-        default=[],
-        metavar="MODEL",
-        help="a model to choose from, as of restore; may be given several times "
-        "(default: the bundled model and those that were downloaded)",
+    text = (
+        "a model to choose from, as of restore; may be given several times (default: the bundled "
+        "model and those that were downloaded)"
     )
+    parser.add_argument("-m", "--model", action="append", metavar="MODEL", help=text)
     parser.add_argument("--port", type=int, metavar="N", help="default: a free one from 7860 on")
     add_device(parser)
 

@@ -31,9 +31,8 @@ def at_least_one(text: str) -> int:
 
 def add_option_file(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add the release's `-opt` and `--force_yml`."""
-    parser.add_argument(
-        "-opt", "--opt", type=Path, required=required, metavar="FILE", help="YAML option file"
-    )
+    text = "YAML option file"
+    parser.add_argument("-opt", "--opt", type=Path, required=required, metavar="FILE", help=text)
     add_overrides(parser)
 
 

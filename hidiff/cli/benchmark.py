@@ -70,18 +70,11 @@ def _rows(cases: Cases) -> list[list[str]]:
         first = next(iter(variants.values())).timing.median
         for name, measured in variants.items():
             timing, least = measured.timing, measured.roofline
-            rows.append(
-                [
-                    case,
-                    name,
-                    f"{_seconds(timing.median)} ({_seconds(timing.smallest)} to "
-                    f"{_seconds(timing.largest)})",
-                    f"{first / timing.median:.2f}",
-                    f"{timing.median / least:.1f}" if least else "",
-                    _megabytes(timing.peak_bytes),
-                    _megabytes(measured.kept_bytes),
-                ]
-            )
+            range_ = f"{_seconds(timing.smallest)} to {_seconds(timing.largest)}"
+            time, speedup = f"{_seconds(timing.median)} ({range_})", f"{first / timing.median:.2f}"
+            share = f"{timing.median / least:.1f}" if least else ""
+            memory = [_megabytes(timing.peak_bytes), _megabytes(measured.kept_bytes)]
+            rows.append([case, name, time, speedup, share, *memory])
     return rows
 
 

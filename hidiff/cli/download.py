@@ -14,36 +14,28 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hidiff.cli.arguments import add_overwrite
+from hidiff.utils.errors import UserError, suggestion
+
 if TYPE_CHECKING:
     from hidiff.weights.download import Download
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="of weights, or data and the name of a data set"
-    )
-    parser.add_argument(
-        "--from",
-        dest="source",
-        type=Path,
-        metavar="FILE_OR_FOLDER",
-        help="take a download that was made in a browser",
-    )
-    parser.add_argument(
-        "--released-layout",
-        action="store_true",
-        help="also put net_*.pth where the released option files look",
-    )
-    parser.add_argument(
-        "--root", type=Path, default=Path("datasets"), help="of data sets (default: datasets)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="bring anew what is there")
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="of weights, or data and a data set's name")
+    text = "take a download that was made in a browser"
+    add("--from", dest="source", type=Path, metavar="FILE_OR_FOLDER", help=text)
+    text = "also put net_*.pth where the released option files look"
+    add("--released-layout", action="store_true", help=text)
+    text = "of data sets (default: datasets)"
+    add("--root", type=Path, default=Path("datasets"), help=text)
+    add_overwrite(parser, "bring anew what is there")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns its exit code."""
-    from hidiff.utils.errors import UserError, suggestion
     from hidiff.weights.download import DATA, WEIGHTS, fetch, install
     from hidiff.weights.experiment import downloaded_model
 
@@ -92,7 +84,6 @@ def _listing() -> list[str]:
 
 
 def _write_released(name: str, entry: Download) -> None:
-    from hidiff.utils.errors import UserError
     from hidiff.weights.download import RELEASED
     from hidiff.weights.export import unpack
     from hidiff.weights.find import find_model

@@ -18,9 +18,8 @@ from hidiff.utils.errors import UserError, suggestion
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("name", nargs="?", metavar="NAME", help="the option file to print or copy")
-    parser.add_argument(
-        "--reference", action="store_true", help="print all options, as in docs/options.md"
-    )
+    text = "print all options, as in docs/options.md"
+    parser.add_argument("--reference", action="store_true", help=text)
     add_output(parser, "the file to write; it must not exist")
 
 

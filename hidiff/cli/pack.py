@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from hidiff.cli.arguments import add_overwrite
+
 EPILOG = (
     "The file holds the networks and, as texts, their options, the diffusion schedule, "
     "data, scores, versions and check sums. Scores are those of the experiment's validation "
@@ -15,37 +17,22 @@ EPILOG = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument(
-        "model",
-        metavar="EXPERIMENT",
-        help="an experiment's name or folder (NAME@best, NAME@STEP), or a folder with net_g.pth "
-        "and its like; where the training keeps an average of the weights, that is packed",
+    add = parser.add_argument
+    text = (
+        "an experiment's name or folder (NAME@best, NAME@STEP), or a folder with net_g.pth and its "
+        "like; where the training keeps an average of the weights, that is packed"
     )
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="NAME.safetensors", help="the new file"
-    )
-    parser.add_argument(
-        "--half",
-        nargs="?",
-        const="float16",
-        choices=("float16", "bfloat16"),
-        help="store the weights in 16 bits (default: float16); they are read back as float32",
-    )
-    parser.add_argument(
-        "--for-training",
-        action="store_true",
-        help="keep the encoder of stage 1 too, which training on from the file needs",
-    )
-    parser.add_argument("--licence", metavar="TEXT", help="of the weights, such as CC-BY-4.0")
-    parser.add_argument("--data", metavar="TEXT", help="what it was trained on, in words")
-    parser.add_argument(
-        "--scores",
-        nargs="+",
-        type=Path,
-        metavar="DIR",
-        help="folders of test.py whose scores to note, in place of those that it finds",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    add("model", metavar="EXPERIMENT", help=text)
+    add("-o", "--output", type=Path, required=True, metavar="NAME.safetensors", help="the new file")
+    text = "store the weights in 16 bits (default: float16); they are read back as float32"
+    add("--half", nargs="?", const="float16", choices=("float16", "bfloat16"), help=text)
+    text = "keep the encoder of stage 1 too, which training on from the file needs"
+    add("--for-training", action="store_true", help=text)
+    add("--licence", metavar="TEXT", help="of the weights, such as CC-BY-4.0")
+    add("--data", metavar="TEXT", help="what it was trained on, in words")
+    text = "folders of test.py whose scores to note, in place of those that it finds"
+    add("--scores", nargs="+", type=Path, metavar="DIR", help=text)
+    add_overwrite(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,13 +52,8 @@ def run(args: argparse.Namespace) -> int:
         model = dataclasses.replace(model, licence=args.licence)
     if args.data:
         model = dataclasses.replace(model, data={**(model.data or {}), "description": args.data})
-    pack(
-        model,
-        args.output,
-        half=args.half,
-        for_training=args.for_training,
-        overwrite=args.overwrite,
-    )
+    how = {"for_training": args.for_training, "overwrite": args.overwrite}
+    pack(model, args.output, half=args.half, **how)
     print("\n".join(lines_about(find_model(args.output))))
     print(f"written to {args.output}, {args.output.stat().st_size / 2**20:.1f} MiB")
     return 0

@@ -7,16 +7,15 @@ those of the model, and options.yml, with which test.py restores a folder of pho
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from hidiff.cli.arguments import add_output, add_overwrite
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("model", metavar="MODEL", help="whatever `hidiff info` takes")
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the files go"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    add_output(parser, "a folder", required=True)
+    add_overwrite(parser)
 
 
 def run(args: argparse.Namespace) -> int:
