@@ -18,27 +18,24 @@ from hidiff.weights.experiment import Experiment, models_by_step
 
 
 def prepare_folder(
-    experiment: Experiment, options: Options, *, step: int | None, auto_resume: bool
+    experiment: Experiment, options: Options, *, step: int | None
 ) -> tuple[Path, list[str]]:
     """Make the folders ready on the main process, and write the options in force.
 
     In these, bases are merged and those of the command line set. An attempt that ended before its
-    first training state makes room: it is renamed. Without `auto_resume` the weights that it may
-    have saved are enough to keep the name.
+    first training state makes room: it is renamed.
 
     Args:
-        experiment: its folders.
+        experiment: its folders; `refuse_another` has been asked.
         options: of the run.
         step: after which a state is resumed; None for a new training.
-        auto_resume: whether the run may go on with an earlier attempt.
 
     Returns:
         Path of the new log file, and notices.
 
     Raises:
-        UserError: the experiment exists already and is not to be resumed.
+        UserError: the folders cannot be made.
     """
-    refuse_another(experiment, step=step, auto_resume=auto_resume)
     folder, notices = experiment.folder, []
     if step is None and folder.exists() and any(folder.iterdir()):
         archived = archive(folder)
@@ -68,7 +65,13 @@ def prepare_folder(
 
 
 def refuse_another(experiment: Experiment, *, step: int | None, auto_resume: bool) -> None:
-    """Make sure that a new training would not go into the folder of another; see `prepare_folder`.
+    """Make sure that a new training would not go into the folder of another.
+
+    Args:
+        experiment: its folders.
+        step: after which a state is resumed; None for a new training.
+        auto_resume: whether the run may go on with an earlier attempt. Without it the weights that
+            one may have saved, without a training state, are enough to keep the name.
 
     Raises:
         UserError: the experiment exists already and is not to be resumed.

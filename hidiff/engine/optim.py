@@ -22,11 +22,12 @@ LRSchedule = Callable[[int], float]
 GRAD_CLIP_NORM = 0.01
 """Limit of the global L2 norm with `train.use_grad_clip` (release)."""
 
-FUSED = ("Adam", "AdamW", "SGD")
-"""Optimisers with one kernel for all parameters, on CPUs and GPUs."""
-
-DEFAULTS = {"Adam": {"betas": (0.9, 0.99)}}
-"""Where they are not torch's: BasicSR's."""
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "Adam": {"betas": (0.9, 0.99), "fused": True},
+    "AdamW": {"fused": True},
+    "SGD": {"fused": True},
+}
+"""Where they are not torch's: BasicSR's betas, and one kernel for all parameters."""
 
 _NUMBERS = {
     float | Tensor: float,
@@ -41,11 +42,8 @@ def _register_optimizer(name: str, optimizer: type[torch.optim.Optimizer]) -> No
     def build(**options: Any) -> torch.optim.Optimizer:
         return optimizer(**options)
 
-    defaults: dict[str, Any] = {
-        **DEFAULTS.get(name, {}),
-        **({"fused": True} if name in FUSED else {}),
-    }
-    defaults["lr"] = inspect.Parameter.empty  # torch's own is right for nobody, so it is required
+    # Torch's own learning rate is right for nobody, so it is required.
+    defaults = {"lr": inspect.Parameter.empty, **DEFAULTS.get(name, {})}
     signature = inspect.signature(optimizer)
     build.__signature__ = signature.replace(  # type: ignore[attr-defined]  # `inspect` reads it
         parameters=[

@@ -100,15 +100,8 @@ class Trainer:
             self.experiment.states, options.path.resume_state, processes, auto_resume=auto_resume
         )
         notices += found
-        started_from: dict[str, Any] = {}
-        if saved is None:
-            try:
-                found, started_from = load_pretrained(self.model, options, training=True)
-            except NotTrainedYet as error:
-                if not dry:
-                    raise
-                found = [f"{error}; until then, these networks are tried with other weights"]
-            notices += found
+        found, started_from = self._starting_weights() if saved is None else ([], {})
+        notices += found
         sizes = list(self.dataset.shares.sizes)
         self.state = checkpoint.TrainingState(
             self.model,
@@ -137,16 +130,13 @@ class Trainer:
         )
         self.batches = self.load(self.state.step + 1)
 
+        step = None if saved is None else self.state.step
         log_file = None
         with processes.main_first():
             if processes.is_main:
-                step = None if saved is None else self.state.step
-                if dry:
-                    refuse_another(self.experiment, step=step, auto_resume=auto_resume)
-                else:
-                    log_file, found = prepare_folder(
-                        self.experiment, options, step=step, auto_resume=auto_resume
-                    )
+                refuse_another(self.experiment, step=step, auto_resume=auto_resume)
+                if not dry:
+                    log_file, found = prepare_folder(self.experiment, options, step=step)
                     notices += found
         self.log_file = processes.gather(log_file)[0]
         start_logging(is_main=processes.is_main, file=self.log_file)
@@ -173,6 +163,15 @@ class Trainer:
         model.use_kernels(self.options.kernels)
         model.strip_rows = self.options.val.strip_rows
         return model
+
+    def _starting_weights(self) -> tuple[list[str], dict[str, Any]]:
+        """Load the weights that the options name; notices, and each network's file."""
+        try:
+            return load_pretrained(self.model, self.options, training=True)
+        except NotTrainedYet as error:
+            if not self.dry:
+                raise
+            return [f"{error}; until then, these networks are tried with other weights"], {}
 
     def _writer(self) -> MetricsWriter:
         """Of the curves; only the first process writes them."""

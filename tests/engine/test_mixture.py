@@ -175,7 +175,7 @@ def test_a_set_of_weight_0_is_not_even_opened(folder):
         ("deep.mean", [0, 0, 0], r"deep\.mean: "),
         ("deep.wieght", 1, r"deep\.wieght: "),
         ("deep.weight", -1, r"deep\.weight: "),
-        ("small.weight", "1", r"small\.weight: .*quotes"),
+        ("small.weight", "1", r"small\.weight: "),
         ("small", {"type": "PairedImageIRDatasett"}, r"small\.type: .*'PairedImageIRDataset'"),
         ("small", {"weight": 1}, r"small: .*sets are deep"),
         ("deep.dataroot_lq", "/no", r"deep\.dataroot_lq: "),
@@ -200,6 +200,8 @@ def test_a_mistake_in_a_mixture_is_named_with_its_place(folder, key, value, plac
     [
         ([{"type": "PairedImageIRDataset"}], r"datasets\.train: expected .*names"),
         ({"gt_size": 32}, r"datasets\.train\.type: "),
+        ({"type": "PairedImageIRDataset", "weight": 1}, r"datasets\.train\.weight: "),
+        ({"a": {"type": "PairedImageIRDataset", "weight": 0}}, r"datasets\.train: .*weight is 0"),
     ],
 )
 def test_what_is_no_mixture_is_refused(folder, content, place):
@@ -207,11 +209,6 @@ def test_what_is_no_mixture_is_refused(folder, content, place):
     options["datasets"]["train"] = content
     with pytest.raises(UserError, match=f"^{place}"):
         parse_options(options)
-
-
-def test_not_all_weights_are_0(folder):
-    with pytest.raises(UserError, match=r"^datasets\.train: .*weight is 0"):
-        parse_options(mixed_options(folder, (0, 0)))
 
 
 def test_the_command_line_and_a_base_reach_into_a_mixture(folder, tmp_path):
@@ -229,28 +226,6 @@ def test_the_command_line_and_a_base_reach_into_a_mixture(folder, tmp_path):
     (tmp_path / "V.yml").write_text("base: U.yml\ndatasets: {train: {deep: {weight: -1}}}\n")
     with pytest.raises(UserError, match=r"V\.yml: datasets\.train\.deep\.weight: "):
         load_options(tmp_path / "V.yml")
-
-
-def test_a_single_section_has_no_weight(folder):
-    options = train_options(folder, 1)
-    options["datasets"]["train"]["weight"] = 1
-    with pytest.raises(UserError, match=r"^datasets\.train\.weight: "):
-        parse_options(options)
-
-
-@pytest.mark.parametrize(
-    ("change", "place"),
-    [
-        (lambda sets: sets["deep"].update(weight=3), r"train\.deep\.weight: 1 → 3"),
-        (lambda sets: sets.pop("deep"), r"train\.deep\.weight: 1 → absent"),
-    ],
-)
-def test_resuming_another_mixture_is_refused(folder, whole, monkeypatch, change, place):
-    monkeypatch.chdir(whole[0])
-    options = mixed_options(folder)
-    change(options["datasets"]["train"])
-    with pytest.raises(UserError, match=place):
-        train(options, auto_resume=True)
 
 
 def test_pairs_that_moved_from_set_to_set_are_noticed(folder, whole, tmp_path, monkeypatch):
