@@ -9,7 +9,7 @@ from typing import Any
 import hidiff.losses  # noqa: F401  (registers the losses that the stages build)
 from hidiff.archs import build_network
 from hidiff.diffusion import LatentDDPM
-from hidiff.models.base import DeblurModel, pad_to_multiple, section_of
+from hidiff.models.base import LOSS_OPTIONS, DeblurModel, pad_to_multiple, section_of
 from hidiff.models.regression import Regression
 from hidiff.models.split import SplitStage2
 from hidiff.models.stage1 import Stage1
@@ -27,16 +27,6 @@ __all__ = [
     "pad_to_multiple",
     "section_of",
 ]
-
-LOSS_OPTIONS = {
-    "l_pix": "pixel_opt",
-    "l_pix_diff": "pixel_diff_opt",
-    "l_percep": "perceptual_opt",
-    "l_edge": "edge_opt",
-    "l_freq": "frequency_opt",
-}
-"""Loss → its option under `train`; L1 with weight 1 where a stage needs it and it is absent, none
-where it is `~`."""
 
 
 def build_model(options: Mapping[str, Any], *, training: bool = True) -> DeblurModel:

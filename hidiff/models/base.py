@@ -27,7 +27,17 @@ Transform = Callable[[Tensor, Tensor | None], Tensor]
 CHANNELS = 3
 """Of the images in all data sets: RGB."""
 
-IMAGE_LOSSES = ("l_pix", "l_percep", "l_edge", "l_freq")
+LOSS_OPTIONS = {
+    "l_pix": "pixel_opt",
+    "l_pix_diff": "pixel_diff_opt",
+    "l_percep": "perceptual_opt",
+    "l_edge": "edge_opt",
+    "l_freq": "frequency_opt",
+}
+"""Loss → its option under `train`; L1 with weight 1 where a stage needs it and it is absent, none
+where it is `~`."""
+
+IMAGE_LOSSES = [name for name in LOSS_OPTIONS if name != "l_pix_diff"]
 """Those between restored and sharp images."""
 
 
