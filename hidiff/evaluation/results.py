@@ -1,12 +1,14 @@
 """The folder of a running test: which test it is of, and a row an image, to go on after a stop.
 
-`run.json` says what decides the scores. `rows/RANK.jsonl` has a line for each image with its score
-and the state of the files it was read from. What is unchanged is not computed again.
+`run.json` says what decides the scores. `rows/RANK.jsonl` has a line for each image: its score, the
+state of the files it was read from, the SHA-256 of its picture, and a checksum of the line. What is
+unchanged is not computed again.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -26,7 +28,7 @@ from hidiff.evaluation.record import (
 from hidiff.models import DeblurModel
 from hidiff.options import Options, score_options
 from hidiff.utils.errors import UserError
-from hidiff.utils.files import archive, read_regular_file, write_text
+from hidiff.utils.files import archive, file_sha256, read_regular_file, write_text
 from hidiff.weights.experiment import RESULTS
 from hidiff.weights.find import FoundModel
 from hidiff.weights.tensors import state_sha256
@@ -49,11 +51,20 @@ class Row(BaseModel):
         files: sizes and times of change of the files that the image was read from; with another
             image in its place a row is worth nothing.
         score: of the image.
+        picture: SHA-256 of the restored picture; None where none was written.
+        checksum: of all that, see `sealed`.
     """
 
     dataset: str
     files: list[list[int | None]]
     score: ImageScore
+    picture: str | None = None
+    checksum: str = ""
+
+    def sealed(self) -> Row:
+        """The row with its checksum, by which a changed line is noticed."""
+        text = self.model_dump_json(exclude={"checksum"})
+        return self.model_copy(update={"checksum": hashlib.sha256(text.encode()).hexdigest()})
 
 
 def describe_run(
@@ -131,12 +142,19 @@ def _read_rows(folder: Path) -> dict[Key, Row]:
         for line in read_regular_file(path).splitlines():
             with suppress(ValidationError):
                 row = Row.model_validate_json(line)
-                if row.score.error is None:
+                if row.score.error is None and row == row.sealed():
                     rows[row.dataset, row.score.seed, row.score.name] = row
     return rows
 
 
-def add_row(folder: Path, rank: int, dataset: str, files: list[str], score: ImageScore) -> None:
+def add_row(
+    folder: Path,
+    rank: int,
+    dataset: str,
+    files: list[str],
+    score: ImageScore,
+    picture: Path | None,
+) -> None:
     """Append the score of an image, which then survives whatever happens to this process.
 
     Args:
@@ -144,12 +162,19 @@ def add_row(folder: Path, rank: int, dataset: str, files: list[str], score: Imag
         rank: of this process; each has its own file.
         dataset: name of the data set.
         files: that the image was read from.
+        picture: that was written; None where none was.
 
     Raises:
         UserError: it cannot be written.
     """
     path = folder / ROWS / f"{rank}.jsonl"
-    row = Row(dataset=dataset, files=_state_of(files), score=score)
+    written = picture is not None and picture.is_file()
+    row = Row(
+        dataset=dataset,
+        files=_state_of(files),
+        score=score,
+        picture=file_sha256(picture) if picture is not None and written else None,
+    ).sealed()
     try:
         path.parent.mkdir(exist_ok=True)
         with path.open("ab") as file:
@@ -170,7 +195,9 @@ def is_current(row: Row, files: list[str], picture: Path | None) -> bool:
         files: that the image is read from.
         picture: that is to be there; None where none is.
     """
-    return row.files == _state_of(files) and (picture is None or picture.is_file())
+    if row.files != _state_of(files):
+        return False
+    return picture is None or (picture.is_file() and file_sha256(picture) == row.picture)
 
 
 def _state_of(files: list[str]) -> list[list[int | None]]:

@@ -172,7 +172,9 @@ class _TestSet:
             LOG.info("%s: %d of %d images are there already", label, len(done), len(self.dataset))
 
         def keep(index: int, score: ImageScore, _: PreviewImages) -> None:
-            add_row(self.results, processes.rank, name, self.dataset.files(index), score)
+            picture = self.picture(score.name) if saves else None
+            files = self.dataset.files(index)
+            add_row(self.results, processes.rank, name, files, score, picture)
 
         return evaluate(
             model,

@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import math
+import re
 import shutil
 
 import cv2
@@ -293,12 +294,15 @@ def test_a_killed_test_goes_on_and_notices_what_was_changed(interrupted, monkeyp
     file = results / "rows" / "0.jsonl"
     rows = file.read_text().splitlines()[1:]
     assert [json.loads(row)["score"]["name"][-1] for row in rows] == list("012301")
-    # The last row is cut off, and one of the pictures is gone.
+    # A row is changed, the last one is cut off, and of the pictures one is gone and one another.
+    rows[0] = re.sub(r'"psnr":\d', '"psnr":9', rows[0])
     file.write_text("\n".join(rows)[:-30])
-    (results / "visualization/small/scene-001.png").unlink()
+    pictures = results / "visualization/small"
+    (pictures / "scene-001.png").unlink()
+    (pictures / "scene-002.png").write_bytes((pictures / "scene-003.png").read_bytes())
     names, complete = resume(options, monkeypatch)
     assert complete
-    assert [name[-1] for name in names] == list("1") + list("123")
+    assert [name[-1] for name in names] == list("012") + list("123")
     resumed = content(results)
     assert run_test(parse_options(copy.deepcopy(options)), ALONE, seeds=2, overwrite=True)
     assert content(results) == resumed
@@ -361,7 +365,7 @@ def test_a_row_that_cannot_be_written_names_its_file(tmp_path):
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows/0.jsonl").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"rows/0\.jsonl"):
-        add_row(tmp_path, 0, "small", [], ImageScore(name="a", seed=3))
+        add_row(tmp_path, 0, "small", [], ImageScore(name="a", seed=3), None)
 
 
 def test_larger_sharp_images_are_cropped(tested, trained, data, tmp_path):
