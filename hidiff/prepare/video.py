@@ -200,29 +200,25 @@ def _pairs(task: VideoTask) -> Iterator[bool]:
 
 
 def _write(task: VideoTask, exposure: _Exposure, to_stored: Curve) -> bool:
+    """Write those images of a pair that are not there; whether there were any.
+
+    Raises:
+        UserError: another image is there, or one cannot be written.
+    """
     assert exposure.sharp is not None
     # Rounded here and nowhere before.
     blurry = to_uint8(to_stored(np.asarray(exposure.light) / len(exposure.frames)))
-    images = zip(task.files(exposure.frames), (blurry, exposure.sharp), strict=True)
-    written = [_keep(path, image) for path, image in images]
-    return any(written)
-
-
-def _keep(path: Path, image: np.ndarray) -> bool:
-    """Write an image unless it is there; whether it was written.
-
-    Raises:
-        UserError: another one is there, or it cannot be written.
-    """
-    if not path.exists():
-        write_image(path, image)
-        return True
-    if not np.array_equal(read_image(path), image):
-        raise UserError(
-            f"{path} exists and is another image; it was made with other frames or another "
-            "--response. Remove it, or name another --output"
-        )
-    return False
+    written = False
+    for path, image in zip(task.files(exposure.frames), (blurry, exposure.sharp), strict=True):
+        if not path.exists():
+            write_image(path, image)
+            written = True
+        elif not np.array_equal(read_image(path), image):
+            raise UserError(
+                f"{path} exists and is another image; it was made with other frames or another "
+                "--response. Remove it, or name another --output"
+            )
+    return written
 
 
 def frame_counts(text: str, stride: int | None) -> tuple[int, ...]:
@@ -343,14 +339,13 @@ def prepare_video(tasks: Sequence[VideoTask], jobs: int) -> bool:
     making = ordered_pipeline(tasks, load=make_pairs, workers=min(jobs, len(tasks)), processes=True)
     results = list(tqdm(making, "averaging", len(tasks), unit="sequence", disable=None))
     for part in PARTS:
-        own = [result for result in results if result.task.folder.name == part]
-        pairs, written = (sum(getattr(r, key) for r in own) for key in ("pairs", "written"))
-        print(
-            f"{part}: {len(own)} sequences, {pairs} pairs ({written} written, {pairs - written} "
-            f"there already)"
-        )
-        for result in own:
-            print(f"  {result.task.name}: {result.pairs} pairs")
+        print(f"{part}:")
+        for result in results:
+            if result.task.folder.name == part:
+                print(
+                    f"  {result.task.name}: {result.pairs} pairs ({result.written} written, "
+                    f"{result.pairs - result.written} there already)"
+                )
     problems = [result.problem for result in results if result.problem is not None]
     print_problems(problems, "sequences have a problem", "Mend or leave out these, then run again.")
     return not problems
