@@ -126,7 +126,6 @@ def check_dataset(
     fast: bool = False,
     align: bool = False,
     jobs: int = 1,
-    progress: bool = True,
 ) -> Report:
     """Check that a data set is complete, paired by name, readable and equal in size per pair.
 
@@ -135,7 +134,6 @@ def check_dataset(
         fast: read the images' headers only; truncated and damaged files then pass.
         align: look for misaligned pairs.
         jobs: threads (decoding runs outside Python's lock).
-        progress: show a progress bar on standard error.
 
     Returns:
         The report. Mistakes in folders and files are its `problems`, not exceptions.
@@ -175,9 +173,8 @@ def check_dataset(
     )
     conversions: Counter[str] = Counter()
     sharper = []
-    hidden = None if progress else True
     with closing(ordered_pipeline(pairs, load=check, workers=jobs)) as checked:
-        for pair in tqdm(checked, source.name, len(pairs), unit="pair", disable=hidden):
+        for pair in tqdm(checked, source.name, len(pairs), unit="pair", disable=None):
             report.problems += pair.problems
             report.notes += pair.notes
             conversions.update(pair.conversions)

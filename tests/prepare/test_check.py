@@ -38,13 +38,9 @@ def source(tmp_path):
     return DataSource("set", str(tmp_path / "in"), str(tmp_path / "gt"))
 
 
-def check(source, **options):
-    return check_dataset(source, progress=False, **options)
-
-
 @pytest.mark.parametrize("options", [{}, {"fast": True}, {"jobs": 3}])
 def test_sound_data_passes(source, options):
-    report = check(source, **options)
+    report = check_dataset(source, **options)
     assert (len(report.pairs), report.problems, report.notes) == (3, [], [])
 
 
@@ -52,7 +48,7 @@ def test_images_without_counterpart_are_all_listed(source, tmp_path):
     for number in range(20):
         write_image(tmp_path / "in" / f"b{number}.png", picture(number))
     write_image(tmp_path / "gt" / "s.png", picture(0))
-    report = check(source)
+    report = check_dataset(source)
     assert len(report.pairs) == 3
     assert len(report.problems) == 21
     assert sum(problem.startswith("b") for problem in report.problems) == 20
@@ -108,15 +104,15 @@ def with_a_fourth_band(folder):
 )
 def test_a_pair_that_is_spoilt_is_a_problem(source, tmp_path, spoil, place, fast_too):
     spoil(tmp_path)
-    (problem,) = check(source).problems
+    (problem,) = check_dataset(source).problems
     assert problem.startswith(place)
-    assert bool(check(source, fast=True).problems) == fast_too
+    assert bool(check_dataset(source, fast=True).problems) == fast_too
 
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_smaller_than_the_patch(source, fast):
-    assert check(source, patch_size=16, fast=fast).problems == []
-    problems = check(source, patch_size=17, fast=fast).problems
+    assert check_dataset(source, patch_size=16, fast=fast).problems == []
+    problems = check_dataset(source, patch_size=17, fast=fast).problems
     assert len(problems) == 6
     assert "20×16 is smaller than the patch size 17" in problems[0]
 
@@ -127,7 +123,7 @@ def test_conversions_and_what_is_passed_over_are_notes(source, tmp_path, fast):
     write_raw(tmp_path / "in" / "1.png", picture(5, channels=4))
     write_raw(tmp_path / "gt" / "2.png", picture(5).astype(np.uint16) * 257)
     (tmp_path / "gt" / "3.avif").write_bytes(b"x")
-    report = check(source, fast=fast)
+    report = check_dataset(source, fast=fast)
     assert report.problems == []
     passed_over, *conversions = report.notes
     assert "3.avif" in passed_over
@@ -139,25 +135,25 @@ def test_conversions_and_what_is_passed_over_are_notes(source, tmp_path, fast):
 
 
 def test_sides_that_are_missing_or_the_same(source, tmp_path):
-    report = check(DataSource("set", source.lq, None))
+    report = check_dataset(DataSource("set", source.lq, None))
     assert (len(report.pairs), report.problems) == (3, [])
-    (problem,) = check(DataSource("set", source.lq, str(tmp_path / "none"))).problems
+    (problem,) = check_dataset(DataSource("set", source.lq, str(tmp_path / "none"))).problems
     assert "does not exist" in problem
-    (problem,) = check(DataSource("set", source.lq, source.lq)).problems
+    (problem,) = check_dataset(DataSource("set", source.lq, source.lq)).problems
     assert problem.startswith("set: ")
 
 
 def test_templates_and_lists_of_pairs(source, tmp_path):
     (tmp_path / "list.txt").write_text("0.png\n2.png (16,20,3)\n")
     listed = dataclasses.replace(source, meta_info_file=str(tmp_path / "list.txt"))
-    assert len(check(listed).pairs) == 2
+    assert len(check_dataset(listed).pairs) == 2
     (tmp_path / "list.txt").write_text("7.png\n")
-    (problem,) = check(listed).problems
+    (problem,) = check_dataset(listed).problems
     assert "do not exist" in problem
     for path in list((tmp_path / "in").iterdir()):
         path.rename(path.with_name(f"{path.stem}_blur.png"))
-    assert len(check(source).problems) == 6
-    report = check(dataclasses.replace(source, filename_tmpl="{}_blur"))
+    assert len(check_dataset(source).problems) == 6
+    report = check_dataset(dataclasses.replace(source, filename_tmpl="{}_blur"))
     assert (len(report.pairs), report.problems) == (3, [])
 
 
@@ -166,9 +162,9 @@ def test_lmdb(source, tmp_path):
     for side in ("in", "gt"):
         make_lmdb(tmp_path / side, tmp_path / f"{side}.lmdb")
     stores = DataSource("set", str(tmp_path / "in.lmdb"), str(tmp_path / "gt.lmdb"))
-    report = check(stores, jobs=3)
+    report = check_dataset(stores, jobs=3)
     assert (len(report.pairs), report.problems) == (3, [])
-    assert len(check(stores, patch_size=17, fast=True).problems) == 6
+    assert len(check_dataset(stores, patch_size=17, fast=True).problems) == 6
 
 
 def test_counts_of_the_benchmark():
@@ -298,11 +294,11 @@ def test_a_damaged_jpeg_is_a_problem(source, tmp_path):
     write_image(tmp_path / "gt" / "0.png", picture(4, 64, 64))
     path = tmp_path / "in" / "0.jpg"
     path.write_bytes(whole)
-    assert check(source).problems == []
+    assert check_dataset(source).problems == []
     path.write_bytes(whole[:1500] + bytes(200) + whole[1700:])
-    (problem,) = check(source).problems
+    (problem,) = check_dataset(source).problems
     assert problem.startswith("0 (blurry): ")
-    assert check(source, fast=True).problems == []
+    assert check_dataset(source, fast=True).problems == []
 
 
 def test_swapped_folders_and_misaligned_pairs_are_noticed(tmp_path):
@@ -314,7 +310,7 @@ def test_swapped_folders_and_misaligned_pairs_are_noticed(tmp_path):
         write_image(tmp_path / f"gt/{number}.png", scene[:, :96])
     assert main(["--input", lq, "--target", gt]) == 0
     assert main(["--input", lq, "--target", gt, "--align"]) == 1
-    (problem,) = check(DataSource("set", lq, gt), align=True).problems
+    (problem,) = check_dataset(DataSource("set", lq, gt), align=True).problems
     assert problem.startswith("1: misaligned")
-    (problem,) = check(DataSource("set", gt, lq)).problems
+    (problem,) = check_dataset(DataSource("set", gt, lq)).problems
     assert "swapped" in problem
