@@ -81,7 +81,8 @@ def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Bi
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+    # Shortened, because a file name must not be longer than 255 bytes.
+    temporary = path.with_name(f".{path.name[:50]}.{uuid.uuid4().hex[:12]}.part")
     try:
         with temporary.open("xb") as file:
             yield file
@@ -92,15 +93,10 @@ def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Bi
     finally:
         temporary.unlink(missing_ok=True)
     if sync:
-        sync_folder(path.parent)
+        _sync_folder(path.parent)
 
 
-def _temporary(path: Path) -> Path:
-    # Shortened, because a file name must not be longer than 255 bytes.
-    return path.with_name(f".{path.name[:50]}.{uuid.uuid4().hex[:12]}.part")
-
-
-def sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Wait until the names in a folder are on the disk."""
     # Not every file system and operating system can; the file is in its place all the same.
     with suppress(OSError):
@@ -202,11 +198,11 @@ def timestamp() -> str:
 
 def archive(path: Path) -> Path:
     """Rename a file or folder so that nothing of it is lost; returns its new path."""
-    archived = path.with_name(f"{path.name}_archived_{timestamp()}")
-    number = 1
+    stem = f"{path.name}_archived_{timestamp()}"
+    archived, number = path.with_name(stem), 1
     while archived.exists():
         number += 1
-        archived = path.with_name(f"{path.name}_archived_{timestamp()}_{number}")
+        archived = path.with_name(f"{stem}_{number}")
     return path.rename(archived)
 
 
@@ -217,7 +213,7 @@ def file_sha256(path: Path) -> str:
 
 
 def lock_folder(
-    folder: Path, processes: Processes | None = None, patience: float | None = None
+    folder: Path, processes: Processes | None = None, patience: float = PATIENCE
 ) -> list[str]:
     """Keep other programs out of a folder until this process ends, by whatever.
 
@@ -227,7 +223,7 @@ def lock_folder(
     Args:
         folder: need not exist.
         processes: all wait for the first one's answer; None for this process alone.
-        patience: seconds to wait for another program; None: `PATIENCE`.
+        patience: seconds to wait for another program.
 
     Returns:
         A notice where the file system has no locks.
@@ -236,7 +232,6 @@ def lock_folder(
         UserError: another program holds the folder, or the lock file is a symbolic link or cannot
             be made.
     """
-    patience = PATIENCE if patience is None else patience
     if processes is None:
         return _lock(folder, patience)
     notices = []
