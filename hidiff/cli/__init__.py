@@ -96,8 +96,7 @@ def _asked_command(arguments: Sequence[str]) -> str | None:
 def build_parser(command: str | None) -> Parser:
     """The whole command line; only the module of `command` is imported and has its arguments."""
     parser = Parser(
-        prog="hidiff",
-        description="HI-Diff image deblurring. 'hidiff COMMAND --help' says more.",
+        prog="hidiff", description="HI-Diff image deblurring. 'hidiff COMMAND --help' says more."
     )
     parser.add_argument("--version", action="version", version=f"hidiff {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -59,10 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if args.debug:
         options = for_debugging(options)
     with start_processes(args.launcher, **options.launch_arguments) as processes:
-        how = {
-            "auto_resume": args.auto_resume,
-            "allow_changed_options": args.allow_changed_options,
-        }
+        how = {"auto_resume": args.auto_resume, "allow_changed_options": args.allow_changed_options}
         if args.dry_run or args.profile:
             trainer = Trainer(options, processes, **how, dry=True)
             with (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from hidiff.options.fields import FileName, Section, option
+from hidiff.options.fields import FREE, FileName, Section, option
 from hidiff.registry import StrictModel, option_error
 
 SOURCE_RESUME_SAFE = re.compile(r"dataroot_\w+|io_backend.*|meta_info_file|cache|filename_tmpl")
@@ -37,23 +37,18 @@ class DatasetOptions(StrictModel):
 
     name: FileName = option("What results of this data set are called.", resume_safe=True)
     source: Section = option("What the data set's class is built from.", {})
-    where: str = option("Its YAML path.", "", resume_safe=True, affects_scores=False)
+    where: str = option("Its YAML path.", "", **FREE)
     weight: NonNegativeFloat = option("Share of a mixture's samples, in proportion.", 1.0)
     mixture: tuple[DatasetOptions, ...] = option("The sets that are mixed.", ())
     num_worker_per_gpu: NonNegativeInt = option(
-        "Loader processes of each training process.", 4, resume_safe=True, affects_scores=False
+        "Loader processes of each training process.", 4, **FREE
     )
-    timeout: PositiveFloat = option(
-        "Seconds that a training waits for a batch.", 600.0, resume_safe=True, affects_scores=False
-    )
+    timeout: PositiveFloat = option("Seconds that a training waits for a batch.", 600.0, **FREE)
     num_prefetch_queue: PositiveInt = option(
-        "Batches that each loader process keeps ready.", 2, resume_safe=True, affects_scores=False
+        "Batches that each loader process keeps ready.", 2, **FREE
     )
     pin_memory: bool | None = option(
-        "Copy to a GPU without waiting; unset: where there is one.",
-        None,
-        resume_safe=True,
-        affects_scores=False,
+        "Copy to a GPU without waiting; unset: where there is one.", None, **FREE
     )
     batch_size_per_gpu: PositiveInt | None = option("Samples a step and process.", None)
     dataset_enlarge_ratio: PositiveInt = option("Passes that count as one epoch.", 1)

@@ -64,6 +64,10 @@ class ScoredBy(BuiltFrom):
         return metrics
 
 
+FREE: Any = {"resume_safe": True, "affects_scores": False}
+"""Marks of an option that decides neither the weights nor the scores."""
+
+
 def option(
     meaning: str,
     default: Any = ...,

@@ -15,14 +15,7 @@ from hidiff.options.fields import BuiltFrom, Section
 from hidiff.options.foreign import drop_ignored_options, refuse_foreign_options
 from hidiff.options.sections import Options, TrainOptions
 from hidiff.options.yaml_file import apply_overrides, origin, read_yaml
-from hidiff.registry import (
-    DATASETS,
-    OptionError,
-    StrictModel,
-    inner_model,
-    option_error,
-    plain,
-)
+from hidiff.registry import DATASETS, OptionError, StrictModel, inner_model, option_error, plain
 from hidiff.utils.errors import UserError, expanded, suggestion
 
 PATH_OPTIONS = re.compile(r"dataroot_\w+|meta_info_file|cache")

@@ -17,6 +17,7 @@ from pydantic import (
 
 from hidiff.options.datasets import DatasetOptions
 from hidiff.options.fields import (
+    FREE,
     BuiltFrom,
     ExpandedPath,
     RunName,
@@ -50,12 +51,8 @@ Loss = Annotated[Section | None, BuiltFrom(LOSSES)]
 class PathOptions(StrictModel):
     """`path`: weights to start from and the state to resume. None of them is required."""
 
-    weights: ExpandedPath | None = option(
-        "Model to start from or to test: a training's name, a file or a folder.", None
-    )
-    stage1: ExpandedPath | None = option(
-        "Stage 1 that stage 2 starts from; unset: …_S1 for …_S2.", None
-    )
+    weights: ExpandedPath | None = option("Start or test with: a name, a file or a folder.", None)
+    stage1: ExpandedPath | None = option("Stage 1 to start from; unset: …_S1 for …_S2.", None)
     pretrain_network_g: ExpandedPath | None = option("Weights of network_g alone.", None)
     pretrain_network_le: ExpandedPath | None = option("Weights of network_le alone.", None)
     pretrain_network_le_dm: ExpandedPath | None = option("Weights of network_le_dm alone.", None)
@@ -97,10 +94,10 @@ class TrainOptions(StrictModel):
         "Processes whose global batch is kept by accumulation.", None, resume_safe=True
     )
     ema_decay: float | None = option(
-        "Decay of the weights' average; unset or 0: none is kept.", None, ge=0, lt=1
+        "Decay of the weights' average; unset, 0: none.", None, ge=0, lt=1
     )
     max_bad_steps: PositiveInt = option(
-        "Steps in a row with a gradient that is not finite that stop the run.", 10, resume_safe=True
+        "Steps in a row without a finite gradient that stop the run.", 10, resume_safe=True
     )
     on_bad_image: Literal["stop", "skip"] = option(
         "What to do about an image that cannot be used; skip: take another.",
@@ -240,9 +237,7 @@ class Options(StrictModel):
     options come from.
     """
 
-    name: RunName = option(
-        "Of the experiment and its folders.", resume_safe=True, affects_scores=False
-    )
+    name: RunName = option("Of the experiment and its folders.", **FREE)
     model_type: str = option("What is trained, a stage or `Regression`.")
     datasets: Mapping[str, DatasetOptions] = option("train, val, test_1, test_2, …", {})
     network_g: Annotated[Section, BuiltFrom(ARCHS)] = option("The network that restores.")
@@ -253,26 +248,18 @@ class Options(StrictModel):
         option("Diffusion of the prior.", None)
     )
     scale: Literal[1] = option("Of the release; deblurring keeps the size.", 1)
-    num_gpu: NonNegativeInt | Literal["auto"] = option(
-        "0: train on CPUs.", "auto", resume_safe=True, affects_scores=False
-    )
+    num_gpu: NonNegativeInt | Literal["auto"] = option("0: train on CPUs.", "auto", **FREE)
     kernels: Literal["auto", "eager", "triton"] = option(
         "Depthwise convolutions on GPUs.", "auto", resume_safe=True
     )
     manual_seed: int = option(
         "Of a training's random numbers.", MANUAL_SEED, affects_scores=False, ge=0, lt=2**63
     )
-    path: PathOptions = option(
-        "Weights and states.", PathOptions(), resume_safe=True, affects_scores=False
-    )
+    path: PathOptions = option("Weights and states.", PathOptions(), **FREE)
     train: TrainOptions | None = option("Training.", None, affects_scores=False)
     val: ValOptions = option("Validation and tests.", ValOptions(), resume_safe=True)
-    logger: LoggerOptions = option(
-        "Logs and checkpoints.", LoggerOptions(), resume_safe=True, affects_scores=False
-    )
-    dist_params: DistOptions = option(
-        "Several processes.", DistOptions(), resume_safe=True, affects_scores=False
-    )
+    logger: LoggerOptions = option("Logs and checkpoints.", LoggerOptions(), **FREE)
+    dist_params: DistOptions = option("Several processes.", DistOptions(), **FREE)
     sections: Section = Field({}, repr=False)
     notices: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()

@@ -152,11 +152,7 @@ def with_value(content, path, value):
         ("networkg", {}, r"networkg: .*'network_g'"),
         ("network_g.dim", 0, r"network_g\.dim: .*got 0"),
         ("network_g.heads", [0, 2, 4, 8], r"network_g\.heads\[0\]: .*got 0"),
-        (
-            "network_g.num_blocks",
-            [-1, 5, 6, 6],
-            r"network_g\.num_blocks\[0\]: .*got -1",
-        ),
+        ("network_g.num_blocks", [-1, 5, 6, 6], r"network_g\.num_blocks\[0\]: .*got -1"),
         ("network_g.ffn_expansion_factor", 0, r"network_g: ffn_expansion_factor 0\.0"),
         ("network_g.out_channels", 1, r"network_g: out_channels 1 must equal inp_channels 3"),
         ("network_g.type", ["Transformer"], r"network_g\.type: there is no network"),

@@ -104,9 +104,7 @@ def test_only_small_regular_texts_are_read(tmp_path):
 
 def test_a_file_takes_over_what_its_base_says(written, tmp_path):
     (tmp_path / "more").mkdir()
-    written(
-        root="a: {x: 1, y: [1, 2], s: {type: A, p: 1}, t: {type: A, p: 1}}\nb: 1\nc: {z: 1}\n",
-    )
+    written(root="a: {x: 1, y: [1, 2], s: {type: A, p: 1}, t: {type: A, p: 1}}\nb: 1\nc: {z: 1}\n")
     middle = "base: ../root.yml\na: {y: [3], s: {type: A, q: 2}}\n"
     (tmp_path / "more/middle.yml").write_text(middle)
     path = written(child="base: more/middle.yml\na: {t: {type: B, q: 3}}\nb: 2\nc: ~\n")
