@@ -2,6 +2,7 @@
 
     hidiff check                             all of the layout under datasets/
     hidiff check -opt options/train/GoPro_S1.yml
+    hidiff check --data DIR
     hidiff check --input DIR --target DIR
 
 Lists what is wrong with pairs: missing partners, sizes that differ, damaged images, orientation,
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("-opt", type=Path, metavar="FILE", help="check this option file's data sets")
     text = "check the layout (default: datasets)"
     what.add_argument("--root", type=Path, default=Path("datasets"), help=text)
+    what.add_argument("--data", metavar="DIR", help="check one folder of pairs, in any layout")
     what.add_argument("--input", metavar="DIR", help="check one folder or LMDB of blurry images")
     add("--target", metavar="DIR", help="the sharp images of --input")
     text = "report images smaller than N pixels (default with -opt: the data set's gt_size)"
@@ -54,6 +56,9 @@ def find_sources(args: argparse.Namespace) -> tuple[list[DataSource], list[Layou
     from hidiff.data.pairs import find_pairs
     from hidiff.prepare.check import DataSource, dataset_folders, layout_sources
 
+    if args.data is not None:
+        find_pairs(args.data, where="--data", complete=False)
+        return [DataSource(args.data, args.data, args.data, whole=True)], []
     if args.input is not None:
         find_pairs(
             blurry=args.input,

@@ -32,6 +32,7 @@ class DataSource:
         meta_info_file: a list of the pairs, for data that is not all of its folders.
         patch_size: training patches of this size (pixels) will be cut from it, if known.
         photographs: they are sharp, in `lq`, and blurry ones will be made of them.
+        whole: `lq` and `gt` are one folder, in which the pairs are to be found.
     """
 
     name: str
@@ -41,6 +42,7 @@ class DataSource:
     meta_info_file: str | None = None
     patch_size: int | None = None
     photographs: bool = False
+    whole: bool = False
 
     def layout_entry(self) -> LayoutEntry | None:
         """The entry of the layout whose folders these are, by the ends of their paths."""
@@ -141,8 +143,9 @@ def check_dataset(
     report = Report(source.name)
     try:
         found = find_pairs(
-            blurry=source.lq,
-            sharp=source.gt,
+            source.lq if source.whole else None,
+            blurry=None if source.whole else source.lq,
+            sharp=None if source.whole else source.gt,
             lists=source.meta_info_file,
             template=source.filename_tmpl,
             where=source.name,
