@@ -24,6 +24,12 @@ MAX_BYTES = 2**20
 OPTION_FILES = "options"
 """Name of the folder of this project's option files, in the checkout."""
 
+MAX_ALIASES = 30
+"""Aliases in a text: each of them may double what it stands for."""
+
+MAX_DEPTH = 20
+"""Sections within each other that `--force_yml` makes."""
+
 Origins = dict[str, str]
 """YAML path of an option → what has set it."""
 
@@ -77,6 +83,9 @@ def _as_json(text: str) -> tuple[str, list[str]]:
             where that is known.
     """
     try:
+        events = yaml.parse(text, Loader=yaml.SafeLoader) if "*" in text else []
+        if sum(isinstance(event, yaml.AliasEvent) for event in events) > MAX_ALIASES:
+            raise ValueError(f"more than {MAX_ALIASES} aliases (*name); write the values out")
         loader = _Loader(text)
         # JSON has no dates, no sets, no bytes and nothing that contains itself.
         return json.dumps(loader.get_single_data()), loader.notices
@@ -208,9 +217,9 @@ def apply_overrides(
     for override in overrides:
         path, equals, text = override.partition("=")
         keys = re.split("[:.]", path.strip())
-        if not equals or not all(keys):
+        if not equals or not all(keys) or len(keys) > MAX_DEPTH:
             raise UserError(
-                f"--force_yml {override}: write section:option=value, "
+                f"--force_yml {override[:100]}: write section:option=value, "
                 "for example train:total_iter=1000"
             )
         try:

@@ -167,3 +167,12 @@ def test_overrides_are_yaml_values_at_a_path():
 def test_a_wrong_override_says_how_to_write_it(text):
     with pytest.raises(UserError, match="--force_yml"):
         apply_overrides({"train": {"total_iter": 5}}, [text])
+
+
+def test_what_would_grow_without_end_is_refused(tmp_path):
+    lines = ["a0: &a0 [1, 1]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40))]
+    (tmp_path / "bomb.yml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"bomb\.yml: more than 30 aliases"):
+        load_options(tmp_path / "bomb.yml")
+    with pytest.raises(UserError, match="--force_yml a:a:a"):
+        apply_overrides({}, [f"{':'.join(['a'] * 3000)}=1"])
