@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from hidiff.archs.baselines import DiffIREncoder
@@ -40,9 +42,15 @@ def build_network(options: Mapping[str, Any], where: str = "network") -> nn.Modu
     """
     try:
         network, arguments = ARCHS.check(options, where)
+        # Counted first: the kernel ends a process that fills the memory, without a word.
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in network(**arguments).parameters())
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if 4 * parameters > memory and torch.get_default_device().type != "meta":
+            raise MemoryError(f"its weights need {parameters / 2**28:.0f} GiB of memory")
         return network(**arguments)
     except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
-        # Torch's words for more memory than there is, or more elements than it can count.
+        # Ours and torch's words for more memory than there is, or more elements than it counts.
         if not any(word in str(error).lower() for word in ("memory", "overflow")):
             raise
         raise UserError(
