@@ -155,10 +155,10 @@ class Stage2(DiffusionModel):
         """
         if noise is None:
             return self(lq, gt, **self.draw(len(lq), generator))
-        z = self.target_prior(lq, gt)
-        z_T = self.diffusion.training_start(z, noise.to(z))
-        c = self.net_le_dm(lq)
-        z_hat = self.diffusion.reverse(self.net_d, z_T, c, step_noise)
+        z = self.target_prior(lq, gt)  # (B, N, C'), from the frozen LE
+        z_T = self.diffusion.training_start(z, noise.to(z))  # (Eq. 4 at t = T)
+        c = self.net_le_dm(lq)  # (B, N, C')
+        z_hat = self.diffusion.reverse(self.net_d, z_T, c, step_noise)  # (Eq. 5; Eq. 6 with noise)
         losses = self.image_losses(self.net_g(lq, z_hat), gt)
         if "l_pix_diff" in self.losses:
             losses["l_pix_diff"] = self.losses["l_pix_diff"](z_hat, z)

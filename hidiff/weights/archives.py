@@ -20,17 +20,6 @@ CHUNK = 2**20
 
 
 @contextmanager
-def working_folder(place: Path) -> Iterator[Path]:
-    """A folder that is removed in the end."""
-    place.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=place))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
 def unpacked(source: Path, place: Path) -> Iterator[Path]:
     """A folder with what a download holds: archives are unpacked, in a folder beside `place`.
 
@@ -41,7 +30,11 @@ def unpacked(source: Path, place: Path) -> Iterator[Path]:
     if not source.exists():
         raise UserError(missing(source))
     files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
-    with working_folder(place) as folder:
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=".unpacking-", dir=place, ignore_cleanup_errors=True
+    ) as name:
+        folder = Path(name)
         for file in files:
             if not _unpack(file, folder) and file.suffix != ".part":
                 inner = file.relative_to(source) if source.is_dir() else Path(file.name)
@@ -73,7 +66,7 @@ def _unpack(file: Path, folder: Path) -> bool:
                         raise UserError(f"{file}: it holds a link, {member.filename!r}")
                     if not member.is_dir():
                         with archive.open(member) as content:
-                            _write(content, folder / member.filename, member.file_size, file)
+                            _write(content, folder / member.filename)
             return True
         if not tarfile.is_tarfile(file):
             return False
@@ -84,7 +77,7 @@ def _unpack(file: Path, folder: Path) -> bool:
                 if not (entry.isfile() or entry.isdir()):
                     raise UserError(f"{file}: it holds a link or device, {entry.name!r}")
                 if data := archive.extractfile(entry):
-                    _write(data, folder / entry.name, entry.size, file)
+                    _write(data, folder / entry.name)
         return True
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError) as error:
         raise UserError(f"{file}: damaged, or no archive ({error}); download it again") from None
@@ -104,12 +97,8 @@ def _check_members(file: Path, folder: Path, sizes: Mapping[str, int]) -> None:
         raise UserError(f"{file}: its content has {sum(sizes.values()):.3g} bytes, too many here")
 
 
-def _write(content: IO[bytes], path: Path, size: int, file: Path) -> None:
+def _write(content: IO[bytes], path: Path) -> None:
+    # The readers of both formats stop at the size that the archive's list of members says.
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as target:
-        left = size
-        while block := content.read(CHUNK):
-            left -= len(block)
-            if left < 0:
-                raise UserError(f"{file}: {path.name} is larger than the archive says")
-            target.write(block)
+        shutil.copyfileobj(content, target, CHUNK)
