@@ -73,12 +73,15 @@ def build_optimizer(section: Mapping[str, Any], model: nn.Module) -> torch.optim
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        return OPTIMIZERS.build(section, "train.optim_total", params=trained)
+        optimizer = OPTIMIZERS.build(section, "train.optim_total", params=trained)
     except UserError:
         raise
     except (ValueError, TypeError, IndexError) as error:
         # torch checks the ranges: "Invalid learning rate: -1.0".
         raise UserError(f"train.optim_total: {error}") from None
+    if optimizer.defaults["lr"] == 0:
+        raise UserError("train.optim_total.lr: 0 trains nothing; 3.0e-4 and 1.0e-3 are usual")
+    return optimizer
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -224,7 +224,7 @@ class LoggerOptions(StrictModel):
 class DistOptions(StrictModel):
     """`dist_params`: how several processes find and wait for each other."""
 
-    backend: str = option("On GPUs; CPUs use gloo.", "nccl")
+    backend: Literal["nccl", "gloo"] = option("On GPUs; CPUs use gloo.", "nccl")
     port: int = option("Under SLURM.", 29500)
     timeout: PositiveFloat = option("Seconds that a process waits for the others.", 1800.0)
 

@@ -55,6 +55,10 @@ def load_pretrained(
         origins[name] = {"file": str(weights.path), "step": step, "sha256": weights.sha256}
         saved = "" if step is None else f", saved after step {step}"
         notices.append(f"{name}: weights from {weights.path}{saved}")
+    if training and options.path.stage1 is not None and not model.from_stage1:
+        notices.append(
+            f"path.stage1 has no effect: {options.model_type} takes nothing from a stage 1"
+        )
     if reader.source is not None:
         notices += _other_schedule(reader.source, options)
     return notices, origins

@@ -392,3 +392,25 @@ def test_a_photograph_is_learned_by_heart(tmp_path):
     before = peak_signal_noise_ratio(to_float(sharp), to_float(blurry))
     after = peak_signal_noise_ratio(to_float(sharp), restored.astype(np.float32))
     assert after > before + 3, (before, after)
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"network_g": {"img_channel": 1}}, "network_g"),
+        ({"train": {"optim_total": {"lr": 0}}}, r"train\.optim_total\.lr"),
+    ],
+)
+def test_what_cannot_be_trained_leaves_no_folder(data, tmp_path, monkeypatch, change, place):
+    """Channels that are not the data's, a learning rate of 0."""
+    monkeypatch.chdir(tmp_path)
+    options = quick_options(data)
+    for section, values in change.items():
+        for key, value in values.items():
+            if isinstance(value, dict):
+                options[section][key] |= value
+            else:
+                options[section][key] = value
+    with pytest.raises(UserError, match=place):
+        build(options)
+    assert not Path("experiments").exists()
