@@ -9,10 +9,10 @@ import subprocess
 import sys
 import time
 import uuid
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -78,8 +78,9 @@ class Processes:
         """
         if self.world_size == 1:
             return model
-        # It copies the gradients all the same; only along sides of length 1 strides differ.
-        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
+        for parameter in model.parameters():
+            if parameter.requires_grad and 1 in parameter.shape:
+                parameter.register_hook(partial(_with_strides, parameter.stride()))
         return DistributedDataParallel(
             model,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
@@ -180,6 +181,18 @@ class Processes:
         message = self.gather(message)[0]
         if message is not None:
             raise UserError(message)
+
+
+def _with_strides(strides: tuple[int, ...], grad: Tensor) -> Tensor:
+    """The same gradient with its parameter's strides, where both say the same order of bytes.
+
+    The stride along a side of length 1 may be any number: oneDNN gives depthwise weights
+    channels-last ones, and data-parallel training wants those of the parameter.
+    """
+    sides = zip(grad.shape, grad.stride(), strides, strict=True)
+    if all(size == 1 or ours == theirs for size, ours, theirs in sides):
+        return grad.as_strided(grad.shape, strides)
+    return grad
 
 
 def no_sync(wrapped: nn.Module, skip: bool) -> Any:
